@@ -1,0 +1,1 @@
+"""Shapes and energies → :class:`RankPlan`."""

@@ -1,0 +1,154 @@
+"""The loop: batches through the model, moments out, the model left as it was."""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from fasc.calibration.hooks import GroupCapture, capturing
+from fasc.calibration.objective import summed_nll
+from fasc.calibration.statistics import Need, Statistics
+from fasc.config import CalibrationConfig, LayersConfig
+from fasc.errors import CorpusError, NonFiniteError
+from fasc.model.groups import InputGroup, evaluating, find_groups
+from fasc.model.load import model_fingerprint
+from fasc.progress import progress
+from fasc.provenance import digest, provenance
+
+
+def collect(
+    model: PreTrainedModel,
+    tokens: Tensor,
+    needs: frozenset[Need],
+    *,
+    calibration: CalibrationConfig | None = None,
+    layers: LayersConfig | None = None,
+    mask: Tensor | None = None,
+) -> Statistics:
+    """Measure the moments that ``needs`` names, on every input group of the model.
+
+    Moments are streamed. The backward pass runs only if a gradient moment is asked for, and computes gradients of
+    activations only. The model comes out as it went in: hooks, ``requires_grad``, ``.grad``, training mode, random state.
+
+    Args:
+        model: a dense causal language model.
+        tokens: int64 [sequences, length].
+        needs: the moments, e.g. the union of ``METHODS[name].needs`` over the methods to be used.
+        calibration: labels, seed, batch size, checkpointing.
+        layers: which layers.
+        mask: 1 where there is text, [sequences, length]; padding is excluded from every moment.
+
+    Raises:
+        CorpusError: no tokens.
+        ModelError: no layer to compress.
+        NonFiniteError: a loss or a moment is NaN or infinite; names the batch or the layer.
+    """
+    calibration = calibration or CalibrationConfig()
+    if tokens.numel() == 0:
+        raise CorpusError("there are no calibration tokens", "give more text or raise --sequences")
+    groups = find_groups(model, layers or LayersConfig())
+    fingerprint = model_fingerprint(model)
+    captures = [GroupCapture(group, needs, model.device) for group in groups]
+    with capturing(model, captures), evaluating(model), _gradients_of_activations(model), ExitStack() as stack:
+        if calibration.gradient_checkpointing:
+            stack.enter_context(_checkpointed_blocks(model, groups))
+        _run(model, captures, tokens, mask, calibration)
+    published: dict[str, Any] = {}
+    while captures:  # free each group's sums as its moments are made
+        capture = captures.pop(0)
+        published[capture.group.name] = capture.publish()
+        del capture
+    meta = {
+        "model_fingerprint": fingerprint,
+        "token_digest": digest([tokens.cpu().numpy().tobytes()]),
+        "labels": calibration.labels,
+        "needs": sorted([need.moment, need.scope] for need in needs),
+        "calibration": calibration.model_dump(mode="json", exclude_none=True),
+        "provenance": provenance(),
+    }
+    return Statistics(published, meta)
+
+
+def _run(
+    model: PreTrainedModel,
+    captures: Sequence[GroupCapture],
+    tokens: Tensor,
+    mask: Tensor | None,
+    calibration: CalibrationConfig,
+) -> None:
+    rows = max(1, calibration.batch_tokens // tokens.shape[1])
+    generator = torch.Generator(model.device).manual_seed(calibration.seed)
+    backward = any(capture.wants_gradients for capture in captures)
+    with progress("measuring moments", tokens.numel(), "tokens") as advance, torch.set_grad_enabled(backward):
+        for start in range(0, tokens.shape[0], rows):
+            batch = tokens[start : start + rows].to(model.device)
+            part = None if mask is None else mask[start : start + rows].to(model.device)
+            with _listening(captures, part):
+                logits = model(input_ids=batch, attention_mask=part, use_cache=False).logits
+            if backward:
+                loss = summed_nll(logits, batch, part, calibration.labels, generator)
+                if not bool(torch.isfinite(loss)):
+                    raise NonFiniteError(
+                        f"the loss of calibration sequences {start}-{start + batch.shape[0] - 1}",
+                        "load the model as --dtype float32, or check the text for degenerate sequences",
+                    )
+                loss.backward()
+            del logits
+            advance(batch.numel())
+
+
+@contextmanager
+def _listening(captures: Sequence[GroupCapture], mask: Tensor | None) -> Iterator[None]:
+    for capture in captures:
+        capture.begin_batch(mask)
+        capture.listening = True
+    try:
+        yield
+    finally:
+        for capture in captures:
+            capture.listening = False
+
+
+@contextmanager
+def _gradients_of_activations(model: PreTrainedModel) -> Iterator[None]:
+    """Freeze the parameters and let gradients start at the embeddings, so that no weight gradient is computed."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+
+    def require(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor:
+        return output.requires_grad_() if torch.is_grad_enabled() else output
+
+    handle = model.get_input_embeddings().register_forward_hook(require)
+    try:
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)  # noqa: FBT003 - torch's own signature
+        yield
+    finally:
+        handle.remove()
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+@contextmanager
+def _checkpointed_blocks(model: nn.Module, groups: Sequence[InputGroup]) -> Iterator[None]:
+    """Recompute each block in the backward pass, whatever the architecture: a block is where the first index of a name is."""
+    names = {m.group(0) for g in groups if (m := re.match(r"(.*?\.)??\d+(?=\.)", g.layers[0].name))}
+    blocks = [model.get_submodule(name) for name in names]
+    for block in blocks:
+        block.forward = _recomputing(block.forward)  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
+
+
+def _recomputing(forward: Any) -> Any:
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    return wrapped

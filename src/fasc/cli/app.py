@@ -1,0 +1,102 @@
+"""The ``fasc`` command: verbs in, one line out when something is wrong."""
+
+import os
+import sys
+import traceback
+from typing import Annotated, NoReturn
+
+import click
+import typer
+from rich.console import Console
+
+from fasc.cli import calibration_verbs, checkpoint_verbs, model_verbs, run_verbs
+from fasc.errors import FascError
+from fasc.storage import _FULL
+
+app = typer.Typer(
+    name="fasc",
+    help="Knowledge-aware low-rank compression of language models by Fisher-aligned subspaces (arXiv:2601.07197).",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(*, value: bool) -> None:
+    if value:
+        from fasc import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _global_options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", callback=lambda v: _version(value=v), is_eager=True)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")] = False,
+) -> None:
+    pass
+
+
+for _verb in (
+    run_verbs.demo,
+    run_verbs.run,
+    model_verbs.pull,
+    calibration_verbs.collect,
+    calibration_verbs.diagnose,
+    checkpoint_verbs.plan,
+    checkpoint_verbs.compress,
+    checkpoint_verbs.evaluate,
+    run_verbs.report,
+):
+    app.command()(_verb)
+
+
+def _fail(message: str, hint: str, code: int) -> NoReturn:
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print("error:", style="bold red", end=" ")
+    console.print(message, markup=False)
+    console.print("hint:", style="bold cyan", end=" ")
+    console.print(hint, markup=False)
+    sys.exit(code)
+
+
+def main() -> NoReturn:
+    """Entry point: 0 done, 2 something the user can mend, 130 interrupted, 1 a bug of ours."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        code = app(arguments, prog_name="fasc", standalone_mode=False)
+    except (KeyboardInterrupt, click.Abort):
+        if debug:
+            traceback.print_exc()
+        _fail("interrupted", "nothing half-written was left behind; the same command starts or continues the work", 130)
+    except Exception as problem:  # noqa: BLE001 - the boundary to the person at the terminal
+        if debug:
+            traceback.print_exc()
+        _fail(*_explain(problem))
+    sys.exit(code or 0)
+
+
+def _explain(problem: Exception) -> tuple[str, str, int]:
+    """Message, hint and exit code of anything that was raised."""
+    if isinstance(problem, FascError):
+        return problem.message, problem.hint, 2
+    if isinstance(problem, click.UsageError):
+        verb = problem.ctx.command_path if problem.ctx else "fasc"
+        return " ".join(problem.format_message().split()), f"see `{verb} --help`", 2
+    if isinstance(problem, OSError):
+        full = problem.errno in _FULL
+        hint = "free some space or choose another --out" if full else "check the path and its permissions"
+        return ("no space left: " if full else "") + str(problem), hint, 2
+    if isinstance(problem, MemoryError) or "out of memory" in str(problem).lower():
+        return "out of memory", "lower --batch-tokens, or use --gradient-checkpointing", 2
+    text = " ".join(str(problem).split())[:300]
+    return f"internal error: {type(problem).__name__}: {text}", "run again with --debug and report the traceback", 1

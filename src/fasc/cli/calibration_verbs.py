@@ -1,0 +1,102 @@
+"""``fasc collect`` and ``fasc diagnose``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from fasc.cli import options as opt
+from fasc.config import BudgetConfig, CalibrationConfig, LayersConfig, MethodConfig, ModelConfig
+
+if TYPE_CHECKING:
+    from fasc.calibration.statistics import Statistics
+    from fasc.model.load import LoadedModel
+
+DEFAULT_METHODS = ("fasc", "svd")
+
+
+def collect(
+    model: opt.Model,
+    out: opt.Out,
+    methods: opt.Methods = None,
+    corpus: opt.Corpus = None,
+    sequences: opt.Sequences = None,
+    sequence_length: opt.SequenceLength = None,
+    seed: opt.Seed = None,
+    labels: opt.LabelsName = None,
+    data_dir: opt.DataDir = None,
+    batch_tokens: opt.BatchTokens = None,
+    gradient_checkpointing: opt.Checkpointing = None,
+    include: opt.Include = None,
+    exclude: opt.Exclude = None,
+    dtype: opt.DTypeName = None,
+    device: opt.Device = None,
+    overwrite: opt.Overwrite = False,
+) -> None:
+    """Measure the moments that the methods need and write them to --out (.safetensors)."""
+    calibration = opt.build(
+        CalibrationConfig, corpus=corpus, sequences=sequences, sequence_length=sequence_length, seed=seed, labels=labels,
+        data_dir=data_dir, batch_tokens=batch_tokens, gradient_checkpointing=gradient_checkpointing,
+    )
+    layers = opt.build(LayersConfig, include=include, exclude=exclude)
+    source = opt.build(ModelConfig, model=model, dtype=dtype, device=device)
+    from fasc import pipeline
+    from fasc.storage import refuse_existing
+
+    refuse_existing(out, overwrite=overwrite)
+    needs = pipeline.needs_of([MethodConfig(name=name) for name in opt.names(methods) or DEFAULT_METHODS])
+    loaded = pipeline.load(source)
+    statistics = pipeline.calibrate(loaded.model, loaded.tokenizer, needs, calibration, layers)
+    typer.echo(statistics.save(out))
+
+
+def diagnose(
+    model: opt.Model,
+    methods: opt.Methods = None,
+    rank_fraction: opt.RankFraction = None,
+    statistics: opt.StatisticsFile = None,
+    json: opt.Json = None,
+    corpus: opt.Corpus = None,
+    sequences: opt.Sequences = None,
+    sequence_length: opt.SequenceLength = None,
+    seed: opt.Seed = None,
+    labels: opt.LabelsName = None,
+    data_dir: opt.DataDir = None,
+    batch_tokens: opt.BatchTokens = None,
+    damping: opt.Damping = None,
+    dtype: opt.DTypeName = None,
+    device: opt.Device = None,
+) -> None:
+    """Print, per input group: spectra, the ranks that keep 90/95/99 % of the energy, and the forecast loss."""
+    calibration = opt.build(
+        CalibrationConfig, corpus=corpus, sequences=sequences, sequence_length=sequence_length, seed=seed, labels=labels,
+        data_dir=data_dir, batch_tokens=batch_tokens,
+    )
+    chosen = [opt.build(MethodConfig, name=name, damping=damping) for name in opt.names(methods) or DEFAULT_METHODS]
+    budget = opt.build(BudgetConfig, rank_fraction=rank_fraction)
+    source = opt.build(ModelConfig, model=model, dtype=dtype, device=device)
+    from fasc import pipeline
+    from fasc.diagnosis.diagnose import diagnose as diagnose_groups
+    from fasc.reporting.diagnosis_table import print_diagnosis
+    from fasc.storage import write_json
+
+    needs = pipeline.needs_of(chosen)
+    loaded = pipeline.load(source)
+    if statistics is None:
+        found = pipeline.calibrate(loaded.model, loaded.tokenizer, needs, calibration, LayersConfig())
+    else:
+        found = stored_statistics(statistics, loaded)
+    diagnosis = diagnose_groups(loaded.model, found, chosen, rank_fraction=budget.rank_fraction)
+    print_diagnosis(diagnosis)
+    if json is not None:
+        write_json(json, list(diagnosis.rows))
+
+
+def stored_statistics(file: Path, loaded: "LoadedModel") -> "Statistics":
+    """Statistics from a file, checked to be of this model."""
+    from fasc.calibration.statistics import Statistics
+    from fasc.model.load import model_fingerprint
+
+    found = Statistics.load(file)
+    found.require_model(model_fingerprint(loaded.model))
+    return found

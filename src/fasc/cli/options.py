@@ -1,0 +1,87 @@
+"""The options that several verbs share, with help and defaults taken from the recipe's own fields."""
+
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from pydantic import BaseModel, ValidationError
+
+from fasc.config import (
+    BudgetConfig,
+    CalibrationConfig,
+    EvaluationConfig,
+    LayersConfig,
+    MethodConfig,
+    ModelConfig,
+    explain,
+)
+from fasc.errors import UsageError
+
+Part = TypeVar("Part", bound=BaseModel)
+
+
+def option(part: type[BaseModel], field: str, *flags: str) -> Any:
+    """A typer option whose help and default are those of a recipe field. Unset means the recipe's default."""
+    info = part.model_fields[field]
+    default = info.default
+    shown = ",".join(default) if isinstance(default, tuple) else default
+    words = (info.description or "").replace("\n", " ")
+    return typer.Option(*flags, help=f"{words} [default: {shown}]" if shown not in (None, "") else words, show_default=False)
+
+
+def build(part: type[Part], **values: Any) -> Part:
+    """The recipe part from the options that were given.
+
+    Raises:
+        UsageError: a value is out of range; names the option.
+    """
+    try:
+        return part(**{key: value for key, value in values.items() if value is not None})
+    except ValidationError as problem:
+        field = str(problem.errors()[0]["loc"][0]).replace("_", "-") if problem.errors()[0]["loc"] else "rank-fraction"
+        error = explain(problem, f"--{field}")
+        raise UsageError(error.message.replace(f"`{field.replace('-', '_')}`: ", "").replace("`recipe`: ", ""), error.hint) \
+            from problem
+
+
+def names(text: str | None) -> tuple[str, ...] | None:
+    """``a,b`` → ``("a", "b")``."""
+    if text is None:
+        return None
+    found = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not found:
+        raise UsageError("an empty list of names was given", "separate names by commas: a,b")
+    return found
+
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, Hugging Face folder, .gguf file or `smollm2-135m`.")]
+Out = Annotated[Path, typer.Option("--out", help="Where the result goes.", show_default=False)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing result, after the new one is complete.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Also write the result as JSON to this file.", show_default=False)]
+Device = Annotated[str | None, option(ModelConfig, "device", "--device")]
+DTypeName = Annotated[str | None, option(ModelConfig, "dtype", "--dtype")]
+
+Corpus = Annotated[str | None, option(CalibrationConfig, "corpus", "--corpus")]
+Sequences = Annotated[int | None, option(CalibrationConfig, "sequences", "--sequences")]
+SequenceLength = Annotated[int | None, option(CalibrationConfig, "sequence_length", "--sequence-length")]
+Seed = Annotated[int | None, option(CalibrationConfig, "seed", "--seed")]
+LabelsName = Annotated[str | None, option(CalibrationConfig, "labels", "--labels")]
+DataDir = Annotated[Path | None, option(CalibrationConfig, "data_dir", "--data-dir")]
+BatchTokens = Annotated[int | None, option(CalibrationConfig, "batch_tokens", "--batch-tokens")]
+Checkpointing = Annotated[
+    bool | None, option(CalibrationConfig, "gradient_checkpointing", "--gradient-checkpointing/--no-gradient-checkpointing")
+]
+Include = Annotated[list[str] | None, option(LayersConfig, "include", "--include")]
+Exclude = Annotated[list[str] | None, option(LayersConfig, "exclude", "--exclude")]
+
+MethodName = Annotated[str | None, option(MethodConfig, "name", "--method")]
+Methods = Annotated[str | None, typer.Option("--methods", help="Methods, separated by commas. [default: fasc,svd]", show_default=False)]
+Damping = Annotated[float | None, option(MethodConfig, "damping", "--damping")]
+Reading = Annotated[str | None, option(MethodConfig, "reading", "--reading")]
+RankFraction = Annotated[float | None, option(BudgetConfig, "rank_fraction", "--rank-fraction")]
+
+Benchmarks = Annotated[str | None, option(EvaluationConfig, "benchmarks", "--benchmarks")]
+StatisticsFile = Annotated[
+    Path | None,
+    typer.Option("--statistics", help="Use these moments (from `fasc collect`) and do no calibration.", show_default=False),
+]

@@ -1,0 +1,58 @@
+"""``fasc run``, ``fasc demo`` and ``fasc report``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fasc.cli import options as opt
+from fasc.config import CalibrationConfig, EvaluationConfig, MethodConfig, Recipe, read_recipe
+
+DEMO = Recipe(
+    calibration=CalibrationConfig(corpus="self", sequences=64, sequence_length=96),
+    methods=(MethodConfig(name="svd"), MethodConfig(name="fasc")),
+    evaluation=EvaluationConfig(benchmarks=("facts", "kl", "perplexity"), corpus="self", limit=32, context=96),
+)
+"""No data is needed: the model's own text calibrates, and other text of its own, drawn by another seed, evaluates."""
+
+
+def run(
+    recipe: Annotated[Path, typer.Argument(help="A recipe (TOML); recipes/ holds examples.")],
+    out: opt.Out,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over even if the folder holds a run.")] = False,
+) -> None:
+    """Carry out a recipe: calibrate, diagnose, compress with each method, evaluate, report. Goes on where it stopped."""
+    _run(read_recipe(recipe), out, overwrite=overwrite)
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Where the result goes.")] = Path("fasc-demo"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over even if the folder holds a run.")] = False,
+) -> None:
+    """Compress a real 135M model with svd and fasc, and show what was kept and lost. Needs no data."""
+    _run(DEMO, out, overwrite=overwrite)
+
+
+def _run(recipe: Recipe, out: Path, *, overwrite: bool) -> None:
+    from fasc import pipeline
+
+    path = pipeline.run(recipe, out, overwrite=overwrite)
+    _show(path)
+
+
+def _show(path: Path) -> None:
+    from rich.console import Console
+
+    from fasc.reporting.entries import read_entries
+    from fasc.reporting.table import terminal_table
+
+    Console().print(terminal_table(read_entries(path.parent)))
+    typer.echo(f"report: {path}")
+    typer.echo(f"figure: {path.parent / 'figures' / 'summary.png'}")
+
+
+def report(folder: Annotated[Path, typer.Argument(help="A folder that `fasc run` left.")]) -> None:
+    """Draw the report of a run again, from the files in its folder."""
+    from fasc.reporting.report import report as write_report
+
+    _show(write_report(folder))

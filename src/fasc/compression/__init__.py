@@ -1,0 +1,1 @@
+"""Model, statistics and plan → the compressed model, in place."""

@@ -1,0 +1,117 @@
+"""Back to an ordinary dense checkpoint that loads without us."""
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from fasc.calibration.statistics import Statistics, as_float64
+from fasc.linalg.psd import cholesky, damped
+from fasc.model.lowrank import LowRankLinear
+from fasc.progress import say
+
+
+def merge(model: PreTrainedModel, statistics: Statistics, damping: float) -> list[str]:
+    """Turn a compressed model into an ordinary dense one, in place: every layer becomes ``up · down`` again.
+
+    The correction of the mean needs a bias. Where the architecture has a switch for one (``attention_bias``, ``mlp_bias``, …)
+    it is turned on, and other layers that gain a bias by it get zeros. Where it has none, the bias ``b`` is folded into the
+    weight as ``b uᵀ``, with ``uᵀx`` the best linear estimate of the constant 1: ``u = Σ⁻¹μ / (1 + μᵀΣ⁻¹μ)``.
+
+    Args:
+        model: as :func:`~fasc.compression.compress.compress` left it.
+        statistics: that it was compressed with.
+        damping: relative, of ``Σ_xx`` in the fold.
+
+    Returns:
+        Names of the layers whose bias was folded: there the merged model differs from the compressed one.
+    """
+    units = model.config.quantization_config.units if getattr(model.config, "quantization_config", None) else []
+    replaced = [name for unit in units for name in unit["layers"]]
+    config = _config_with_biases(model, replaced)
+    skeleton = _skeleton(model, config)
+    group_of = {layer.name: name for name, g in statistics.groups.items() for layer in g.group.layers}
+    folded = []
+    dense = {name: _dense(model.get_submodule(name)) for name in replaced}
+    with torch.no_grad():
+        for name, (weight, bias) in dense.items():
+            target = skeleton.get_submodule(name)
+            if getattr(target, "bias", None) is None:
+                weight = weight + torch.outer(bias, _constant_functional(statistics, group_of[name], damping).to(bias))
+                folded.append(name)
+            _put_dense(model, name, target, (weight, bias))
+        _add_zero_biases(model, skeleton)
+    _forget_quantizer(model, config)
+    if folded:
+        say(f"{type(model).__name__} has no bias for {len(folded)} layers: folded into their weights")
+    return folded
+
+
+def _dense(module: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight [d_out, d_in] and bias of a replaced layer."""
+    if isinstance(module, (LowRankLinear, nn.Linear)):
+        return module.weight.detach(), module.bias.detach()
+    return module.weight.detach().mT, module.bias.detach()  # type: ignore[union-attr,operator]
+
+
+def _skeleton(model: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
+    with torch.device("meta"):
+        return type(model)(config)  # type: ignore[return-value]
+
+
+def _config_with_biases(model: PreTrainedModel, replaced: list[str]) -> PretrainedConfig:
+    """The dense config with every bias switch on that gives a replaced layer its bias."""
+    config: Any = deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+
+    def lacking(candidate: PretrainedConfig) -> int:
+        skeleton = _skeleton(model, candidate)
+        return sum(getattr(skeleton.get_submodule(name), "bias", None) is None for name in replaced)
+
+    remaining = lacking(config)
+    for key, value in config.to_dict().items():
+        if value is False and "bias" in key and remaining:
+            trial = deepcopy(config)
+            setattr(trial, key, True)
+            if lacking(trial) < remaining:
+                config, remaining = trial, lacking(trial)
+    return config  # type: ignore[no-any-return]
+
+
+def _constant_functional(statistics: Statistics, group: str, damping: float) -> Tensor:
+    found = statistics.groups[group]
+    mean, covariance = as_float64(found.input)
+    chol = cholesky(damped(covariance, damping), where=f"`{group}`: the inputs'", tokens=found.tokens)
+    solved = torch.cholesky_solve(mean[:, None], chol)[:, 0]
+    return solved / (1 + mean @ solved)
+
+
+def _put_dense(model: PreTrainedModel, name: str, target: nn.Module, values: tuple[Tensor, Tensor]) -> None:
+    weight, bias = values
+    new = target.to_empty(device=weight.device).to(weight.dtype)
+    new.weight.copy_(weight if isinstance(new, nn.Linear) else weight.mT)  # type: ignore[operator]
+    if new.bias is not None:
+        new.bias.copy_(bias)  # type: ignore[operator]
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, new)
+
+
+def _add_zero_biases(model: PreTrainedModel, skeleton: PreTrainedModel) -> None:
+    """Layers that were not compressed and that the switches gave a bias."""
+    have = dict(model.named_parameters(remove_duplicate=False))
+    for name, parameter in skeleton.named_parameters(remove_duplicate=False):
+        if name not in have:
+            parent, _, leaf = name.rpartition(".")
+            owner = model.get_submodule(parent)
+            zeros = torch.zeros(parameter.shape, dtype=model.dtype, device=model.device)
+            setattr(owner, leaf, nn.Parameter(zeros))
+
+
+def _forget_quantizer(model: PreTrainedModel, config: PretrainedConfig) -> None:
+    for attribute in ("hf_quantizer", "is_quantized", "quantization_method"):
+        if hasattr(model, attribute):
+            delattr(model, attribute)
+    model.config = config

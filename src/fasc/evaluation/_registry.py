@@ -1,0 +1,72 @@
+"""The registry of benchmarks."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from fasc.config import EvaluationConfig
+from fasc.errors import UnknownNameError
+from fasc.evaluation.score import Score
+
+
+class Subject(NamedTuple):
+    """What a benchmark is given."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    dense: PreTrainedModel | None
+    """The model it was compressed from, for ``kl``."""
+
+    calibrated_on: str | None = None
+    """Digest of the text it was calibrated on, if it says so: the same text must not score it."""
+
+
+Measure = Callable[[Subject, EvaluationConfig], Sequence[Score]]
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """A registered benchmark."""
+
+    name: str
+    reference: str
+    needs_dense: bool
+    measure: Measure
+
+    @property
+    def summary(self) -> str:
+        """First line of the benchmark's docstring."""
+        return (self.measure.__doc__ or "").strip().splitlines()[0]
+
+
+BENCHMARKS: dict[str, Benchmark] = {}
+"""Every registered benchmark by name."""
+
+
+def benchmark(name: str, *, reference: str, needs_dense: bool = False) -> Callable[[Measure], Measure]:
+    """Register ``measure(subject, config) → scores`` as a benchmark.
+
+    Args:
+        name: as given to ``--benchmarks``.
+        reference: paper or data set.
+        needs_dense: whether the dense model is needed beside the one being scored.
+    """
+
+    def register(measure: Measure) -> Measure:
+        BENCHMARKS[name] = Benchmark(name, reference, needs_dense, measure)
+        return measure
+
+    return register
+
+
+def get_benchmark(name: str) -> Benchmark:
+    """The benchmark of that name.
+
+    Raises:
+        UnknownNameError: there is none; suggests the nearest.
+    """
+    if name not in BENCHMARKS:
+        raise UnknownNameError("benchmark", name, BENCHMARKS)
+    return BENCHMARKS[name]

@@ -1,0 +1,25 @@
+"""Perplexity on held-out text."""
+
+import math
+from collections.abc import Sequence
+
+from fasc.config import EvaluationConfig
+from fasc.evaluation._registry import Subject, benchmark
+from fasc.evaluation._windows import batches, evaluation_text, log_probabilities, protocol
+from fasc.evaluation.score import Score, mean_interval
+
+
+@benchmark("perplexity", reference="exp of the mean negative log-likelihood per token")
+def perplexity(subject: Subject, config: EvaluationConfig) -> Sequence[Score]:
+    """Perplexity per token in windows that do not overlap (stride = context); interval over windows."""
+    block = evaluation_text(subject, config)
+    losses: list[float] = []
+    for start, tokens in batches(block, config, "perplexity"):
+        scores = log_probabilities(subject.model, tokens, f"perplexity windows {start}-{start + len(tokens) - 1}")
+        targets = tokens[:, 1:].to(scores.device)
+        nll = -scores[:, :-1].gather(-1, targets[..., None]).squeeze(-1)
+        losses += nll.double().mean(-1).tolist()
+    low, high = mean_interval(losses)
+    n = block.tokens.shape[0] * (block.tokens.shape[1] - 1)
+    value = math.exp(sum(losses) / len(losses))
+    return [Score("perplexity", "perplexity", value, math.exp(low), math.exp(high), n, protocol(config, block))]

@@ -1,0 +1,1 @@
+"""Tensors in, tensors out: moments, roots, decompositions. Knows no models and no configuration."""

@@ -1,0 +1,105 @@
+"""The registry of methods: a name, what it must be given, where it comes from."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from jaxtyping import Float
+from torch import Tensor
+
+from fasc.calibration.statistics import Moment, Need, Scope, UnitStatistics
+from fasc.errors import UnknownNameError
+from fasc.linalg.decomposition import Decomposition
+
+EnergyUnit = Literal["nats²/token", "output²/token", "input²/token", "none"]
+
+
+class MethodOptions(Protocol):
+    """What a method may be told; a recipe's method entry has these fields."""
+
+    @property
+    def damping(self) -> float:
+        """Multiple of the mean eigenvalue added to a covariance that is inverted."""
+        ...
+
+    @property
+    def reading(self) -> str:
+        """Reading of ``fasc-eq6``."""
+        ...
+
+
+class _Decompose(Protocol):
+    def __call__(
+        self, weight: Float[Tensor, "o i"], statistics: UnitStatistics, options: MethodOptions
+    ) -> Decomposition: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A registered method."""
+
+    name: str
+    scope: Scope
+    """``group``: one decomposition (one projector) for all layers that read the same tensor, weights stacked by rows.
+    ``layer``: one for each layer."""
+
+    needs: frozenset[Need]
+    """The moments it must be given."""
+
+    energy_unit: EnergyUnit
+    """Energies in nats² per token are a loss and can be compared across layers; others cannot."""
+
+    surrogate: str
+    """What it minimises, as a formula."""
+
+    reference: str
+    decompose: _Decompose
+
+    @property
+    def summary(self) -> str:
+        """First line of the method's docstring."""
+        return (self.decompose.__doc__ or "").strip().splitlines()[0]
+
+
+METHODS: dict[str, Method] = {}
+"""Every registered method by name."""
+
+
+def method(
+    name: str,
+    *,
+    scope: Scope,
+    needs: Iterable[Moment],
+    energy_unit: EnergyUnit,
+    surrogate: str,
+    reference: str,
+) -> Callable[[_Decompose], _Decompose]:
+    """Register ``decompose(weight, statistics, options) → Decomposition`` as a method.
+
+    Args:
+        name: as given to ``--method``.
+        scope: one projector per input group, or one per layer.
+        needs: the moments it must be given, measured on that scope.
+        energy_unit: of ``Decomposition.energies``.
+        surrogate: the formula whose loss the energies are.
+        reference: paper and equation.
+    """
+
+    def register(decompose: _Decompose) -> _Decompose:
+        # The input moment is the group's own whichever way its layers are then decomposed.
+        wanted = frozenset(Need(moment, "group" if moment == "input" else scope) for moment in needs)
+        METHODS[name] = Method(name, scope, wanted, energy_unit, surrogate, reference, decompose)
+        return decompose
+
+    return register
+
+
+def get_method(name: str) -> Method:
+    """The method of that name.
+
+    Raises:
+        UnknownNameError: there is none; suggests the nearest.
+    """
+    if name not in METHODS:
+        raise UnknownNameError("method", name, METHODS)
+    return METHODS[name]

@@ -1,0 +1,131 @@
+"""Input groups: the layers that read the same tensor, found by running the model once."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from fasc.config import LayersConfig
+from fasc.errors import ModelError
+from fasc.model.layers import Layer, select_layers
+
+
+@dataclass(frozen=True, slots=True)
+class InputGroup:
+    """Layers that read the same tensor (q/k/v; gate/up). They have one ``x``, and their ``g`` is the sum over members."""
+
+    layers: tuple[Layer, ...]
+    """In the order in which the model calls them."""
+
+    @property
+    def name(self) -> str:
+        """The layer's own name, or ``parent.a+b+c`` for several."""
+        return group_name([layer.name for layer in self.layers])
+
+    @property
+    def d_in(self) -> int:
+        """Features of the shared input."""
+        return self.layers[0].d_in
+
+    @property
+    def d_out(self) -> int:
+        """Output features of all members together."""
+        return sum(layer.d_out for layer in self.layers)
+
+    @property
+    def block(self) -> int | None:
+        """Decoder block, see :attr:`Layer.block`."""
+        return self.layers[0].block
+
+    @property
+    def kind(self) -> str:
+        """The members' kinds, joined: ``q_proj+k_proj+v_proj``."""
+        return "+".join(layer.kind for layer in self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"layers": [layer.to_dict() for layer in self.layers]}
+
+    @staticmethod
+    def from_dict(raw: Mapping[str, Any]) -> "InputGroup":
+        """Inverse of :meth:`to_dict`."""
+        return InputGroup(tuple(Layer(**layer) for layer in raw["layers"]))
+
+
+def group_name(names: list[str]) -> str:
+    """``a.b.q`` for one layer; ``a.b.q+k+v`` for several, with the longest common parent written once."""
+    if len(names) == 1:
+        return names[0]
+    parts = [name.split(".") for name in names]
+    shared = 0
+    while all(len(p) > shared + 1 and p[shared] == parts[0][shared] for p in parts):
+        shared += 1
+    return ".".join([*parts[0][:shared], "+".join(".".join(p[shared:]) for p in parts)])
+
+
+class _Probe:
+    """Records which tensor each layer read; holds the tensors so that no address is used twice."""
+
+    def __init__(self) -> None:
+        self.read: dict[str, list[tuple[Any, ...]]] = {}
+        self._held: list[Tensor] = []
+
+    def __call__(self, name: str, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        x = args[0]
+        self._held.append(x)
+        storage = x.untyped_storage().data_ptr()
+        identity = (storage, x.storage_offset(), tuple(x.shape), x.stride(), x._version)
+        self.read.setdefault(name, []).append(identity)
+
+
+def find_groups(model: PreTrainedModel, choice: LayersConfig) -> list[InputGroup]:
+    """Run the model once on a few tokens and group the layers that read the same tensor.
+
+    Layers that are not called (an expert without tokens, a tower of another modality) belong to no group and stay dense.
+
+    Args:
+        model: any causal language model of transformers; comes out as it went in.
+        choice: patterns to include and exclude.
+
+    Returns:
+        The groups in the order in which the model calls them.
+
+    Raises:
+        ModelError: no layer matches, or none of those that do is called.
+    """
+    layers = select_layers(model, choice)
+    probe = _Probe()
+    vocabulary = model.get_input_embeddings().num_embeddings
+    tokens = torch.arange(8, device=model.device).remainder(vocabulary)[None]
+    with ExitStack() as stack, torch.no_grad():
+        for name in layers:
+            handle = model.get_submodule(name).register_forward_pre_hook(partial(probe, name))
+            stack.callback(handle.remove)
+        stack.enter_context(evaluating(model))
+        model(input_ids=tokens, use_cache=False)
+    members: dict[tuple[Any, ...], list[Layer]] = {}
+    for name, identities in probe.read.items():
+        members.setdefault(tuple(identities), []).append(layers[name])
+    if not members:
+        raise ModelError(f"{type(model).__name__} calls none of the {len(layers)} chosen layers", "check --include")
+    return [InputGroup(tuple(group)) for group in members.values()]
+
+
+class evaluating:  # noqa: N801 - reads as a verb in a `with`
+    """Evaluation mode for the length of a ``with``; every module's own mode is put back."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def __enter__(self) -> None:
+        self._modes = [(module, module.training) for module in self._model.modules()]
+        self._model.eval()
+
+    def __exit__(self, *_: object) -> None:
+        for module, mode in self._modes:
+            module.training = mode

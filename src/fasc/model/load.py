@@ -1,0 +1,168 @@
+"""A model and its tokenizer from a hub id, a folder, a GGUF file or an alias."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from fasc.config import DType
+from fasc.errors import ModelError, NonFiniteError
+from fasc.model import embedded, quantizer
+from fasc.model.checkpoint import verify_structure
+from fasc.progress import say
+from fasc.provenance import digest
+
+_LOADING_PROBLEMS = (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError)
+
+
+class LoadedModel(NamedTuple):
+    """A causal language model in evaluation mode and its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def load_model(spec: str | Path, *, dtype: DType = "auto", device: str = "auto") -> LoadedModel:
+    """Load a causal language model, dense or compressed.
+
+    Only safetensors and GGUF are read: nothing is unpickled, and no code from a checkpoint is run.
+
+    Args:
+        spec: a hub id, a local Hugging Face folder, a ``.gguf`` file, or the alias ``smollm2-135m``.
+        dtype: precision of the weights; ``auto`` takes the checkpoint's.
+        device: ``cpu``, ``cuda``, …; ``auto`` takes a GPU where there is one.
+
+    Raises:
+        ModelError: it does not exist, is damaged, or lacks weights.
+        NonFiniteError: a weight holds NaN or infinity.
+    """
+    quantizer.register()
+    spec = str(spec)
+    with _quiet_transformers():
+        loaded = _load_path(spec, dtype)
+    model = loaded.model.to(_device(device))  # type: ignore[arg-type]
+    _require_finite(model)
+    return LoadedModel(model.eval(), loaded.tokenizer)
+
+
+def _load_path(spec: str, dtype: DType) -> LoadedModel:
+    path = Path(spec)
+    if spec in embedded.EMBEDDED and not path.exists():
+        return _load_alias(spec, dtype)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"`{spec}` does not exist", "check the path of the .gguf file")
+        return load_gguf(path, dtype)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"`{spec}` holds no config.json", "name a folder written by save_pretrained or fasc compress")
+        verify_structure(path)
+    elif path.exists() or spec.startswith((".", "/", "~")) or spec.count("/") != 1:
+        aliases = ", ".join(embedded.EMBEDDED)
+        raise ModelError(f"unknown model `{spec}`: no such folder, .gguf file or alias",
+                         f"aliases: {aliases}; a hub id looks like `owner/name`")
+    return _from_pretrained(spec, dtype)
+
+
+def _load_alias(alias: str, dtype: DType) -> LoadedModel:
+    try:
+        folder = str(embedded.pull(alias))
+    except ModelError as problem:
+        hub_id = embedded.EMBEDDED[alias].hub_id
+        say(f"{problem.message}; trying the hub: {hub_id}")
+        try:
+            return _from_pretrained(hub_id, dtype)
+        except ModelError:
+            raise problem from None
+    return _from_pretrained(folder, dtype)
+
+
+def load_gguf(path: Path, dtype: DType = "auto") -> LoadedModel:
+    """Load a GGUF file, dequantised to float32 (or ``dtype``).
+
+    Raises:
+        ModelError: the file is damaged or of an architecture that transformers cannot dequantise.
+    """
+    options = {"quantization_config": GgufConfig(dequantize=True), "gguf_file": path.name}
+    return _from_pretrained(str(path.parent), "float32" if dtype == "auto" else dtype, **options)
+
+
+def _from_pretrained(spec: str, dtype: DType, **options: Any) -> LoadedModel:
+    gguf = {key: value for key, value in options.items() if key == "gguf_file"}
+    precision = dtype if dtype == "auto" else getattr(torch, dtype)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(spec, **gguf)
+        safe = {} if gguf else {"use_safetensors": True}
+        model, info = AutoModelForCausalLM.from_pretrained(
+            spec, dtype=precision, output_loading_info=True, **safe, **options
+        )
+    except _LOADING_PROBLEMS as problem:
+        raise _explain(spec, problem) from problem
+    absent = sorted(info.get("missing_keys", ()))
+    if absent:
+        raise ModelError(f"`{spec}`: {len(absent)} weights are missing, the first is `{absent[0]}`",
+                         "the checkpoint is incomplete or its config.json belongs to another model")
+    if gguf:
+        model.config.quantization_config = None
+        del model.config.quantization_config
+    return LoadedModel(model, tokenizer)
+
+
+def _explain(spec: str, problem: Exception) -> ModelError:
+    text = str(problem)
+    first = next((line.strip() for line in text.splitlines() if line.strip()), type(problem).__name__)
+    hint = "check the folder: a safetensors file may be missing, truncated or of another model"
+    if "couldn't connect" in text or "not a local folder" in text or "offline" in text.lower():
+        hint = "give a local folder, or connect to the hub; `smollm2-135m` needs only a package index"
+    elif "trust_remote_code" in text:
+        hint = "fasc runs no code from a checkpoint; use an architecture that transformers knows"
+    return ModelError(f"cannot load `{spec}`: {first[:300]}", hint)
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as problem:
+        raise ModelError(f"unknown device `{device}`", "cpu, cuda, cuda:1, …") from problem
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError(f"device `{device}` is not available on this machine", "use --device cpu")
+    return chosen
+
+
+def _require_finite(model: PreTrainedModel) -> None:
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise NonFiniteError(f"weight `{name}`", "the checkpoint is damaged; load another copy")
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No progress bars or advice of transformers between our own lines."""
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def model_fingerprint(model: PreTrainedModel) -> str:
+    """SHA-256 over the names, shapes and values of all weights."""
+
+    def parts() -> Iterator[bytes]:
+        for name, tensor in sorted(model.state_dict().items()):
+            yield f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode()
+            yield tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+
+    return digest(parts())

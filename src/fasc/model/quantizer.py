@@ -1,0 +1,109 @@
+"""Our entry in transformers' quantizer registry: rebuilds the compressed structure before the weights are loaded.
+
+Imports nothing of transformers but the registry, because it is imported while transformers is (see ``fasc/__init__.py``).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from fasc.errors import ModelError
+from fasc.model.lowrank import LowRankLinear, link_group
+
+FORMAT = 1
+"""Version of the checkpoint's structure; a newer one is refused."""
+
+
+class FascConfig(QuantizationConfigMixin):
+    """The structure of a compressed checkpoint, written to ``config.json``.
+
+    Args:
+        units: one entry per replaced unit: ``layers`` (qualified names that share a projection) and ``rank``; a rank of
+            ``None`` is a layer stored as one dense matrix that gained a bias.
+        format: version of this structure.
+    """
+
+    def __init__(self, units: Sequence[dict[str, Any]] = (), format: int = FORMAT, **_kwargs: Any) -> None:
+        self.quant_method = "fasc"
+        if format > FORMAT:
+            raise ModelError(f"checkpoint format {format} is newer than this fasc reads ({FORMAT})", "upgrade fasc")
+        self.format = format
+        self.units = [dict(unit) for unit in units]
+
+
+def build_structure(model: nn.Module, units: Sequence[dict[str, Any]]) -> None:
+    """Replace the layers of each unit by empty modules of the right shape, in place.
+
+    Args:
+        model: the dense skeleton (or model); new modules take the device and dtype of the layer they replace.
+        units: see :class:`FascConfig`.
+
+    Raises:
+        ModelError: a unit names a layer that the model does not have.
+    """
+    for unit in units:
+        replaced = [_replace(model, name, unit["rank"]) for name in unit["layers"]]
+        low_rank = [module for module in replaced if isinstance(module, LowRankLinear)]
+        if low_rank:
+            device = low_rank[0].up.weight.device
+            with torch.device(device):
+                link_group(low_rank)
+
+
+def _replace(model: nn.Module, name: str, rank: int | None) -> nn.Module:
+    parent_name, _, leaf = name.rpartition(".")
+    try:
+        parent = model.get_submodule(parent_name)
+        old = parent.get_submodule(leaf)
+    except AttributeError as problem:
+        raise ModelError(f"the checkpoint compresses `{name}`, which this architecture does not have",
+                         "the config.json belongs to another model") from problem
+    d_out, d_in = old.weight.shape if isinstance(old, nn.Linear) else reversed(old.weight.shape)  # Conv1D: [in, out]
+    new: nn.Module
+    with torch.device(old.weight.device):
+        if rank is not None:
+            new = LowRankLinear(d_in, d_out, rank, dtype=old.weight.dtype)
+        elif isinstance(old, nn.Linear):
+            new = nn.Linear(d_in, d_out, bias=True, dtype=old.weight.dtype)
+        else:
+            return old  # Conv1D always has a bias
+    new.requires_grad_(old.weight.requires_grad)
+    new.train(old.training)
+    setattr(parent, leaf, new)
+    return new
+
+
+class FascHfQuantizer(HfQuantizer):  # type: ignore[misc]
+    """Puts empty low-rank modules where the checkpoint has them; the weights are then loaded by name as usual."""
+
+    requires_calibration = True
+    quantization_config: FascConfig
+
+    def _process_model_before_weight_loading(self, model: nn.Module, **_kwargs: Any) -> None:
+        build_structure(model, self.quantization_config.units)
+
+    def is_serializable(self, *_args: Any, **_kwargs: Any) -> bool:
+        """``save_pretrained`` works."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """The factors are ordinary parameters."""
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        """``torch.compile`` works."""
+        return True
+
+
+def register() -> None:
+    """Make ``AutoModelForCausalLM.from_pretrained`` understand ``quant_method: fasc``; harmless when repeated."""
+    if "fasc" not in AUTO_QUANTIZER_MAPPING:
+        register_quantization_config("fasc")(FascConfig)
+        register_quantizer("fasc")(FascHfQuantizer)

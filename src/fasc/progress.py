@@ -1,0 +1,67 @@
+"""Progress of long work on stderr: what, how far, how fast, how long still."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+
+class Advance(Protocol):
+    """Callable that reports finished work."""
+
+    def __call__(self, amount: int = 1, /) -> None:
+        """Report ``amount`` more units as done."""
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.1f} {task.fields['unit']}/s" if speed else "", style="dim")
+
+
+class _Lines:
+    """Progress for logs: a line at most every ten seconds, and one at the end."""
+
+    def __init__(self, what: str, total: int, unit: str) -> None:
+        self.what, self.total, self.unit, self.done = what, total, unit, 0
+        self.start = self.printed = time.monotonic()
+
+    def __call__(self, amount: int = 1, /) -> None:
+        self.done += amount
+        now = time.monotonic()
+        if now - self.printed >= 10 or self.done >= self.total:
+            self.printed = now
+            rate = self.done / max(now - self.start, 1e-9)
+            left = (self.total - self.done) / max(rate, 1e-9)
+            line = f"{self.what}: {self.done:,}/{self.total:,} {self.unit}, {rate:,.1f} {self.unit}/s, {left:,.0f} s left"
+            sys.stderr.write(line + "\n")
+            sys.stderr.flush()
+
+
+@contextmanager
+def progress(what: str, total: int, unit: str) -> Iterator[Advance]:
+    """Show progress of ``total`` units on stderr: a bar on a terminal, sparse lines elsewhere.
+
+    Args:
+        what: what is being done, as a verb in -ing.
+        total: how many units there are.
+        unit: name of a unit, plural.
+    """
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _Lines(what, total, unit)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,}/{task.total:,}"))
+    with Progress(*columns, _Rate(), TimeRemainingColumn(), console=console, transient=False) as bar:
+        task = bar.add_task(what, total=total, unit=unit)
+        yield lambda amount=1: bar.advance(task, amount)
+
+
+def say(text: str) -> None:
+    """Print one line for the person watching, on stderr."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)

@@ -1,0 +1,1 @@
+"""Artifacts → terminal, Markdown, figures, model card. Never loads a model."""

@@ -1,0 +1,79 @@
+"""The model card that goes into a checkpoint."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fasc.budget.plan import RankPlan
+from fasc.config import Recipe
+
+_CARD = """---
+library_name: transformers
+base_model: {base}
+tags: [fasc, low-rank, compression]
+---
+
+# {base}, compressed with fasc ({method})
+
+{method_summary} Made by [fasc](https://arxiv.org/abs/2601.07197) {version}; `fasc_recipe.toml`, `fasc_plan.json` and
+`fasc_provenance.json` in this folder say exactly how.
+
+| | |
+|---|--:|
+| rank fraction | {rank_fraction:.3f} |
+| parameters of the compressed layers | {param_fraction:.1%} of dense |
+| parameters of the model | {parameters:,} ({model_fraction:.1%} of dense) |
+| weights | {megabytes:,.0f} MB (dense: {dense_megabytes:,.0f} MB) |
+| calibration | {sequences} × {sequence_length} tokens of `{corpus}`, {labels} labels |
+{forecast}
+## Load
+
+```python
+{load}
+```
+"""
+
+_LOAD_FACTORED = """import fasc  # registers the format; no remote code
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")"""
+
+_LOAD_MERGED = """from transformers import AutoModelForCausalLM, AutoTokenizer  # an ordinary dense checkpoint
+
+model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")"""
+
+
+def model_card(recipe: Recipe, plan: RankPlan, summary: str, provenance: Mapping[str, Any], *, merged: bool) -> str:
+    """Markdown with YAML front matter.
+
+    Args:
+        recipe: of the run.
+        plan: with its totals.
+        summary: one sentence on the method.
+        provenance: for the version.
+        merged: whether the checkpoint is an ordinary dense one.
+    """
+    totals = plan.totals
+    loss = totals["predicted_loss"]
+    forecast = "" if loss is None else f"| forecast of the KL divergence to the dense model, Σ ½J | {loss:.4f} nats/token |\n"
+    calibration = recipe.calibration
+    megabytes = (totals["dense_bytes"] if merged else totals["bytes"]) or 0
+    return _CARD.format(
+        base=recipe.source.model,
+        method=plan.method,
+        method_summary=summary,
+        version=provenance["versions"].get("fasc", ""),
+        rank_fraction=totals["rank_fraction"],
+        param_fraction=totals["param_fraction"],
+        model_fraction=totals["model_fraction"],
+        parameters=totals["parameters"],
+        megabytes=megabytes / 1e6,
+        dense_megabytes=(totals["dense_bytes"] or 0) / 1e6,
+        sequences=calibration.sequences,
+        sequence_length=calibration.sequence_length,
+        corpus=calibration.corpus,
+        labels=calibration.labels,
+        forecast=forecast,
+        load=_LOAD_MERGED if merged else _LOAD_FACTORED,
+    )

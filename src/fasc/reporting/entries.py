@@ -1,0 +1,54 @@
+"""What a run left in its folder, one entry per model."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fasc.errors import StorageError
+from fasc.storage import read_json
+
+DENSE = "dense"
+"""Folder name of the uncompressed model's scores."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One model of a run: its scores, and its plan if it is compressed."""
+
+    name: str
+    scores: Sequence[Mapping[str, Any]]
+    plan: Mapping[str, Any] | None
+
+    def score(self, benchmark: str) -> Mapping[str, Any] | None:
+        """The headline score of a benchmark: the first one, over all items."""
+        return next((score for score in self.scores if score["benchmark"] == benchmark), None)
+
+    def details(self, benchmark: str, prefix: str) -> dict[str, Mapping[str, Any]]:
+        """Scores of parts of a benchmark whose metric starts with ``prefix``, by the rest of the name."""
+        return {
+            score["metric"].removeprefix(prefix): score
+            for score in self.scores
+            if score["benchmark"] == benchmark and score["metric"].startswith(prefix)
+        }
+
+
+def read_entries(folder: Path) -> list[Entry]:
+    """The models of a run folder, the dense one first.
+
+    Raises:
+        StorageError: there is no scored model in it.
+    """
+    files = sorted(folder.glob("*/scores.json"), key=lambda file: (file.parent.name != DENSE, file.stat().st_mtime))
+    entries = []
+    for file in files:
+        plan = file.parent / "plan.json"
+        entries.append(Entry(file.parent.name, read_json(file)["scores"], read_json(plan) if plan.is_file() else None))
+    if not entries:
+        raise StorageError(f"`{folder}` holds no scores", "run `fasc run recipe.toml --out FOLDER` first")
+    return entries
+
+
+def benchmarks_of(entries: Sequence[Entry]) -> list[str]:
+    """Names of the benchmarks, in the order in which they were run."""
+    return list(dict.fromkeys(score["benchmark"] for entry in entries for score in entry.scores))
