@@ -92,6 +92,9 @@ class EvaluationConfig(_Part):
     limit: PositiveInt | None = None
     """At most so many items (or sequences of text) per benchmark."""
 
+    windows: PositiveInt | None = None
+    """At most so many windows of text, where that should differ from `limit`."""
+
     context: Annotated[int, Field(ge=2)] = 512
     """Tokens of context of `perplexity` and `kl`; windows do not overlap."""
 
@@ -131,10 +134,10 @@ class Recipe(_Part):
     """Which layers."""
 
     methods: Annotated[tuple[MethodConfig, ...], Field(min_length=1)] = (MethodConfig(),)
-    """One checkpoint is made for each method."""
+    """One checkpoint is made for each method and budget."""
 
-    budget: BudgetConfig = BudgetConfig()
-    """How much is kept."""
+    budgets: Annotated[tuple[BudgetConfig, ...], Field(min_length=1)] = (BudgetConfig(),)
+    """How much is kept; each method is run at each budget, from the same statistics."""
 
     evaluation: EvaluationConfig = EvaluationConfig()
     """How the checkpoints and the dense model are scored."""

@@ -109,14 +109,14 @@ def compress_and_save(
     merged: bool = False,
     overwrite: bool = False,
 ) -> RankPlan:
-    """Compress the loaded model in place with the recipe's first method and write the checkpoint.
+    """Compress the loaded model in place with the recipe's first method and budget, and write the checkpoint.
 
     Returns:
         The plan as carried out, with predicted losses where the method's energies are a loss.
     """
     options = recipe.methods[0]
     groups = [group.group for group in statistics.groups.values()]
-    rank_plan = rank_plan or plan(loaded.model, options.name, recipe.budget, groups=groups)
+    rank_plan = rank_plan or plan(loaded.model, options.name, recipe.budgets[0], groups=groups)
     done = compress(loaded.model, statistics, rank_plan, options)
     folded = merge(loaded.model, statistics, options.damping) if merged else []
     kept = {key: value for key, value in statistics.meta.items() if key != "provenance"}
@@ -127,9 +127,10 @@ def compress_and_save(
     return done
 
 
-def entry_name(options: MethodConfig) -> str:
-    """Folder and row name of a method in a run."""
-    return f"{options.name}-oblique" if options.reading == "oblique" else options.name
+def entry_name(options: MethodConfig, budget: BudgetConfig, *, only_budget: bool) -> str:
+    """Folder and row name of a method at a budget in a run."""
+    name = f"{options.name}-oblique" if options.reading == "oblique" else options.name
+    return name if only_budget else f"{name}@{budget.rank_fraction:g}"
 
 
 def run(recipe: Recipe, out: Path, *, overwrite: bool = False) -> Path:
@@ -154,16 +155,18 @@ def run(recipe: Recipe, out: Path, *, overwrite: bool = False) -> Path:
     loaded = load(recipe.source)
     statistics = _statistics(loaded, recipe, needs, out)
     if not (out / "diagnosis.json").is_file():
-        fraction = recipe.budget.rank_fraction
+        fraction = recipe.budgets[0].rank_fraction
         diagnose(loaded.model, statistics, recipe.methods, rank_fraction=fraction).save(out / "diagnosis.json")
     facts = {key: value for key, value in statistics.meta.items() if key != "provenance"}
     write_json(out / "provenance.json", provenance(model=recipe.source.model, statistics=facts))
     config = recipe.evaluation
     dense_config = config.model_copy(update={"benchmarks": tuple(name for name in config.benchmarks if name != "kl")})
     _score(out / DENSE, lambda: loaded, dense_config, None)
-    for options in recipe.methods:
-        one = recipe.model_copy(update={"methods": (options,)})
-        _run_method(one, statistics, out / entry_name(options), loaded)
+    for budget in recipe.budgets:
+        for options in recipe.methods:
+            one = recipe.model_copy(update={"methods": (options,), "budgets": (budget,)})
+            name = entry_name(options, budget, only_budget=len(recipe.budgets) == 1)
+            _run_method(one, statistics, out / name, loaded)
     return report(out)
 
 

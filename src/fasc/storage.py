@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -75,12 +76,20 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         raise storage_error(problem, path) from problem
     try:
         yield scratch
-        scratch.chmod(0o755)
+        _open_permissions(scratch)
         _swap(scratch, path)
     except OSError as problem:
         raise storage_error(problem, path) from problem
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _open_permissions(folder: Path) -> None:
+    """Scratch folders and some writers make private files; a checkpoint is as readable as any other file."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def _swap(scratch: Path, path: Path) -> None:

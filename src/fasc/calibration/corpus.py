@@ -113,8 +113,9 @@ def load_corpus(
     Args:
         model: samples the text of the corpus ``self``; otherwise unused.
         tokenizer: the model's own.
-        corpus: ``self``, a key of ``NAMED``, or a .txt/.jsonl file (or .gz) or a folder of them.
-        sequences: how many; ``None`` takes all, in order.
+        corpus: ``self``, a key of ``NAMED``, or a .txt/.jsonl file (or .gz) or a folder of them; a relative path may also
+            lie in the data folder.
+        sequences: how many (at most so many, for evaluation); ``None`` takes all, in order.
         sequence_length: tokens in each.
         seed: of the draw, and of the sampling of ``self``.
         role: which part of a named corpus.
@@ -134,6 +135,8 @@ def load_corpus(
     body = sequence_length - len(head)
     available = len(stream) // body if body > 0 else 0
     wanted = sequences or max(available, 1)
+    if role == "evaluation":  # a limit says how many at most; calibration gets what it asked for or an error
+        wanted = max(1, min(wanted, available))
     if available < wanted:
         raise CorpusError(
             f"corpus `{corpus}` is too short: {len(stream):,} tokens, {wanted} sequences of {sequence_length} need "
@@ -143,15 +146,18 @@ def load_corpus(
     windows = stream[: available * body].view(available, body)
     if sequences is not None:
         generator = torch.Generator().manual_seed(seed)
-        windows = windows[torch.randperm(available, generator=generator)[:sequences]]
+        windows = windows[torch.randperm(available, generator=generator)[:wanted]]
     prefix = torch.tensor(head, dtype=torch.long).expand(windows.shape[0], -1)
     return TokenBlock(torch.cat([prefix, windows], dim=1), corpus, text_digest)
 
 
 def _documents(corpus: str, role: Role, data_dir: Path | None) -> Iterator[str]:
     path = Path(corpus)
+    folder = data_folder(data_dir)
+    if not path.exists() and corpus not in NAMED and folder is not None and (folder / corpus).exists():
+        path = folder / corpus
     if corpus in NAMED and not path.exists():
-        yield from _named_documents(corpus, role, data_folder(data_dir))
+        yield from _named_documents(corpus, role, folder)
     elif path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES))
         if not files:

@@ -77,7 +77,7 @@ def compress(
         ),
         layers=opt.build(LayersConfig, include=include, exclude=exclude),
         methods=(opt.build(MethodConfig, name=method, damping=damping, reading=reading),),
-        budget=opt.build(BudgetConfig, rank_fraction=rank_fraction),
+        budgets=(opt.build(BudgetConfig, rank_fraction=rank_fraction),),
     )
     from fasc import pipeline
     from fasc.budget.plan import read_plan
@@ -108,6 +108,7 @@ def evaluate(
     ] = None,
     data_dir: opt.DataDir = None,
     context: Annotated[int | None, opt.option(EvaluationConfig, "context", "--context")] = None,
+    windows: Annotated[int | None, opt.option(EvaluationConfig, "windows", "--windows")] = None,
     seed: Annotated[int | None, opt.option(EvaluationConfig, "seed", "--seed")] = None,
     batch_tokens: Annotated[int | None, opt.option(EvaluationConfig, "batch_tokens", "--batch-tokens")] = None,
     json: opt.Json = None,
@@ -117,7 +118,7 @@ def evaluate(
     """Score a checkpoint, dense or compressed, with 95 % intervals."""
     config = opt.build(
         EvaluationConfig, benchmarks=opt.names(benchmarks), corpus=corpus, limit=limit, data_dir=data_dir, context=context,
-        seed=seed, batch_tokens=batch_tokens,
+        windows=windows, seed=seed, batch_tokens=batch_tokens,
     )
     source = opt.build(ModelConfig, model=checkpoint, dtype=dtype, device=device)
     from fasc import pipeline

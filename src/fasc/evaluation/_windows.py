@@ -21,7 +21,7 @@ def evaluation_text(subject: Subject, config: EvaluationConfig) -> TokenBlock:
         sampler,
         subject.tokenizer,
         config.corpus,
-        sequences=config.limit,
+        sequences=config.windows or config.limit,
         sequence_length=config.context,
         seed=config.seed,
         role="evaluation",

@@ -2,36 +2,20 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
-from jaxtyping import Float
 from torch import Tensor
 
 from fasc.calibration.statistics import Moment, Need, Scope, UnitStatistics
+from fasc.config import MethodConfig
 from fasc.errors import UnknownNameError
 from fasc.linalg.decomposition import Decomposition
 
 EnergyUnit = Literal["nats²/token", "output²/token", "input²/token", "none"]
 
 
-class MethodOptions(Protocol):
-    """What a method may be told; a recipe's method entry has these fields."""
-
-    @property
-    def damping(self) -> float:
-        """Multiple of the mean eigenvalue added to a covariance that is inverted."""
-        ...
-
-    @property
-    def reading(self) -> str:
-        """Reading of ``fasc-eq6``."""
-        ...
-
-
-class _Decompose(Protocol):
-    def __call__(
-        self, weight: Float[Tensor, "o i"], statistics: UnitStatistics, options: MethodOptions
-    ) -> Decomposition: ...
+Decompose = Callable[[Tensor, UnitStatistics, MethodConfig], Decomposition]
+"""``(weight [d_out, d_in] float64, statistics of the unit, options) → the full decomposition``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +37,7 @@ class Method:
     """What it minimises, as a formula."""
 
     reference: str
-    decompose: _Decompose
+    decompose: Decompose
 
     @property
     def summary(self) -> str:
@@ -73,7 +57,7 @@ def method(
     energy_unit: EnergyUnit,
     surrogate: str,
     reference: str,
-) -> Callable[[_Decompose], _Decompose]:
+) -> Callable[[Decompose], Decompose]:
     """Register ``decompose(weight, statistics, options) → Decomposition`` as a method.
 
     Args:
@@ -85,7 +69,7 @@ def method(
         reference: paper and equation.
     """
 
-    def register(decompose: _Decompose) -> _Decompose:
+    def register(decompose: Decompose) -> Decompose:
         # The input moment is the group's own whichever way its layers are then decomposed.
         wanted = frozenset(Need(moment, "group" if moment == "input" else scope) for moment in needs)
         METHODS[name] = Method(name, scope, wanted, energy_unit, surrogate, reference, decompose)

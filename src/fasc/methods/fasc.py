@@ -4,9 +4,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fasc.calibration.statistics import UnitStatistics
+from fasc.config import MethodConfig
 from fasc.linalg.decomposition import Decomposition
 from fasc.methods._fisher import minimise_fisher_loss
-from fasc.methods._registry import MethodOptions, method
+from fasc.methods._registry import method
 
 
 @method(
@@ -17,6 +18,6 @@ from fasc.methods._registry import MethodOptions, method
     surrogate="tr((I−P)ᵀ Σ_gg (I−P) Σ_xx)",
     reference="arXiv:2601.07197 Eq. 1, solved in docs/method.md",
 )
-def fasc(weight: Float[Tensor, "o i"], statistics: UnitStatistics, options: MethodOptions) -> Decomposition:
+def fasc(weight: Float[Tensor, "o i"], statistics: UnitStatistics, options: MethodConfig) -> Decomposition:
     """Fisher-aligned subspace: least expected squared change of the loss, one projector per input group."""
     return minimise_fisher_loss(weight, statistics, options.damping)

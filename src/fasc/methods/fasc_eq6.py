@@ -5,10 +5,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fasc.calibration.statistics import UnitStatistics, as_float64
+from fasc.config import MethodConfig
 from fasc.errors import NonFiniteError
 from fasc.linalg.decomposition import Decomposition
 from fasc.linalg.psd import descending_eigh
-from fasc.methods._registry import MethodOptions, method
+from fasc.methods._registry import method
 
 EPSILON = 1e-8
 """The paper's ε (B.1): an absolute shift of ``Σ_xx``."""
@@ -25,11 +26,11 @@ CUTOFF = 1e-6
     surrogate="Σ of the dropped eigenvalues of Σ_xg Σ_gg Σ_xgᵀ v = λ (Σ_xx + εI) v",
     reference="arXiv:2601.07197 Eq. 6, B.1, App. C",
 )
-def fasc_eq6(weight: Float[Tensor, "o i"], statistics: UnitStatistics, options: MethodOptions) -> Decomposition:
+def fasc_eq6(weight: Float[Tensor, "o i"], statistics: UnitStatistics, options: MethodConfig) -> Decomposition:
     """The paper's Eq. 6 as printed (readings: orthonormal, oblique); kept for comparison, it collapses models."""
     _, covariance_x = as_float64(statistics.input, weight.device)
     printed = _printed_matrix(weight, statistics)
-    covariance_x.diagonal().add_(EPSILON)
+    covariance_x = covariance_x + EPSILON * torch.eye(covariance_x.shape[0]).to(covariance_x)
     if not bool(torch.isfinite(printed).all() and torch.isfinite(covariance_x).all()):
         raise NonFiniteError(f"`{statistics.name}`: Σ_xg Σ_gg Σ_xgᵀ", "check the calibration text and the model's weights")
     values, vectors = descending_eigh(covariance_x)

@@ -4,9 +4,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fasc.calibration.statistics import UnitStatistics, as_float64
+from fasc.config import MethodConfig
 from fasc.linalg.decomposition import Decomposition
 from fasc.linalg.psd import descending_eigh
-from fasc.methods._registry import MethodOptions, method
+from fasc.methods._registry import method
 
 
 @method(
@@ -17,7 +18,7 @@ from fasc.methods._registry import MethodOptions, method
     surrogate="E‖x̃ − P x̃‖²",
     reference="arXiv:2601.07197 §2.1",
 )
-def svd(weight: Float[Tensor, "o i"], statistics: UnitStatistics, options: MethodOptions) -> Decomposition:
+def svd(weight: Float[Tensor, "o i"], statistics: UnitStatistics, options: MethodConfig) -> Decomposition:
     """Activation PCA: keep the input directions of largest variance; blind to the loss."""
     _, covariance = as_float64(statistics.input, weight.device)
     energies, basis = descending_eigh(covariance)

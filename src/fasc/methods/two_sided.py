@@ -4,9 +4,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fasc.calibration.statistics import UnitStatistics
+from fasc.config import MethodConfig
 from fasc.linalg.decomposition import Decomposition
 from fasc.methods._fisher import minimise_fisher_loss
-from fasc.methods._registry import MethodOptions, method
+from fasc.methods._registry import method
 
 
 @method(
@@ -17,6 +18,6 @@ from fasc.methods._registry import MethodOptions, method
     surrogate="‖Σ_hh^½ (W − W') Σ_xx^½‖²",
     reference="arXiv:1503.05671 (K-FAC); GFWSVD; OBD-LLM",
 )
-def two_sided(weight: Float[Tensor, "o i"], statistics: UnitStatistics, options: MethodOptions) -> Decomposition:
+def two_sided(weight: Float[Tensor, "o i"], statistics: UnitStatistics, options: MethodConfig) -> Decomposition:
     """K-FAC two-sided whitening: the same loss as `fasc`, with separate factors for every layer."""
     return minimise_fisher_loss(weight, statistics, options.damping)

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fasc.errors import ModelError
+from fasc.model.quiet import quiet_transformers
 from fasc.storage import new_folder, read_json, require_free_space, storage_error, write_json
 
 RECIPE_FILE = "fasc_recipe.toml"
@@ -47,8 +48,9 @@ def save_checkpoint(
     require_free_space(folder, int(size * 1.05))
     with new_folder(folder, overwrite=overwrite) as scratch:
         try:
-            model.save_pretrained(scratch)
-            tokenizer.save_pretrained(scratch)
+            with quiet_transformers():
+                model.save_pretrained(scratch)
+                tokenizer.save_pretrained(scratch)
         except SafetensorError as problem:
             raise storage_error(problem, folder) from problem
         (scratch / RECIPE_FILE).write_text(tomli_w.dumps(dict(notes.recipe)), encoding="utf-8")

@@ -11,6 +11,7 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 from fasc.errors import ModelError
+from fasc.model.quiet import quiet_transformers
 from fasc.progress import say
 from fasc.provenance import file_digest
 from fasc.storage import new_folder
@@ -110,5 +111,6 @@ def _dequantise(gguf: Path, folder: Path) -> None:
     from fasc.model.load import load_gguf  # noqa: PLC0415 - load.py resolves aliases through this file
 
     model, tokenizer = load_gguf(gguf)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with quiet_transformers():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)

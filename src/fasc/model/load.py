@@ -1,19 +1,18 @@
 """A model and its tokenizer from a hub id, a folder, a GGUF file or an alias."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from fasc.config import DType
 from fasc.errors import ModelError, NonFiniteError
 from fasc.model import embedded, quantizer
 from fasc.model.checkpoint import verify_structure
+from fasc.model.quiet import quiet_transformers
 from fasc.progress import say
 from fasc.provenance import digest
 
@@ -43,8 +42,7 @@ def load_model(spec: str | Path, *, dtype: DType = "auto", device: str = "auto")
     """
     quantizer.register()
     spec = str(spec)
-    with _quiet_transformers():
-        loaded = _load_path(spec, dtype)
+    loaded = _load_path(spec, dtype)
     model = loaded.model.to(_device(device))  # type: ignore[arg-type]
     _require_finite(model)
     return LoadedModel(model.eval(), loaded.tokenizer)
@@ -96,11 +94,12 @@ def _from_pretrained(spec: str, dtype: DType, **options: Any) -> LoadedModel:
     gguf = {key: value for key, value in options.items() if key == "gguf_file"}
     precision = dtype if dtype == "auto" else getattr(torch, dtype)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(spec, **gguf)
-        safe = {} if gguf else {"use_safetensors": True}
-        model, info = AutoModelForCausalLM.from_pretrained(
-            spec, dtype=precision, output_loading_info=True, **safe, **options
-        )
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(spec, **gguf)
+            safe = {} if gguf else {"use_safetensors": True}
+            model, info = AutoModelForCausalLM.from_pretrained(
+                spec, dtype=precision, output_loading_info=True, **safe, **options
+            )
     except _LOADING_PROBLEMS as problem:
         raise _explain(spec, problem) from problem
     absent = sorted(info.get("missing_keys", ()))
@@ -140,21 +139,6 @@ def _require_finite(model: PreTrainedModel) -> None:
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             raise NonFiniteError(f"weight `{name}`", "the checkpoint is damaged; load another copy")
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No progress bars or advice of transformers between our own lines."""
-    verbosity = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def model_fingerprint(model: PreTrainedModel) -> str:

@@ -1,0 +1,101 @@
+"""Tiny models of real architectures, built here from their configs; nothing is downloaded."""
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+VOCABULARY = 128
+_COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+}
+_GEMMA = {"query_pre_attn_scalar": 8, "sliding_window": 16}
+CONFIGS = {
+    "llama": LlamaConfig(**_COMMON, tie_word_embeddings=True),
+    "mistral": MistralConfig(**_COMMON),
+    "qwen2": Qwen2Config(**_COMMON),
+    "qwen3": Qwen3Config(**_COMMON),
+    "gemma2": Gemma2Config(**_COMMON, **_GEMMA),
+    "gemma3": Gemma3TextConfig(**_COMMON, **_GEMMA),
+    "gpt2": GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128, bos_token_id=0, eos_token_id=1),
+    "phi3": Phi3Config(**_COMMON),
+}
+
+
+def tiny_model(architecture="llama", seed=0, dtype=torch.float32):
+    """A random model whose weights are large enough for its layers to matter, biases and norms included."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(CONFIGS[architecture])
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+            elif "embed" not in name and "wte" not in name:
+                parameter.normal_(std=0.25)
+            else:
+                parameter.normal_(std=0.7)
+    return model.to(dtype).eval()
+
+
+@pytest.fixture(params=sorted(CONFIGS))
+def architecture(request):
+    return request.param
+
+
+@pytest.fixture
+def model():
+    return tiny_model()
+
+
+@pytest.fixture(scope="session")
+def tokens():
+    return torch.randint(3, VOCABULARY, (24, 20), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """Bytes as tokens: any text can be encoded, as with a real byte-level tokenizer."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())[: VOCABULARY - 3]
+    vocabulary = {"<bos>": 0, "<eos>": 1, "<pad>": 2} | {character: 3 + i for i, character in enumerate(alphabet)}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<pad>"))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
+
+
+@pytest.fixture
+def text_file(tmp_path):
+    file = tmp_path / "text.txt"
+    words = "the quick brown fox jumps over a lazy dog while five wizards mix jugs of black quartz ".split()
+    generator = torch.Generator().manual_seed(3)
+    picks = torch.randint(len(words), (900,), generator=generator)
+    file.write_text(" ".join(words[i] for i in picks), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory, tokenizer):
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    tiny_model().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

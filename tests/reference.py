@@ -1,0 +1,72 @@
+"""Slow, obvious versions of the fast code."""
+
+import torch
+
+
+def moments_by_hand(model, tokens, names):
+    """Inputs x and output gradients h of the layers for every token, kept whole: [tokens, d]."""
+    xs, hs = {name: [] for name in names}, {name: [] for name in names}
+    handles = []
+    for name in names:
+        module = model.get_submodule(name)
+        handles.append(module.register_forward_hook(
+            lambda _m, args, output, name=name: (xs[name].append(args[0].detach()), output.retain_grad(), hs[name].append(output))[0] and None
+        ))
+    logits = model(input_ids=tokens, use_cache=False).logits
+    loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
+    loss.backward()
+    for handle in handles:
+        handle.remove()
+    x = {name: torch.cat([part.flatten(0, -2) for part in parts]).double() for name, parts in xs.items()}
+    h = {name: torch.cat([part.grad.flatten(0, -2) for part in parts]).double() for name, parts in hs.items()}
+    model.zero_grad(set_to_none=True)
+    return x, h
+
+
+def covariance(a, b=None):
+    b = a if b is None else b
+    return (a - a.mean(0)).mT @ (b - b.mean(0)) / a.shape[0]
+
+
+def input_error(factors, statistics, weight, gradient):
+    """E‖x̃ − P x̃‖² with P = downᵀ down (orthonormal rows)."""
+    del weight, gradient
+    rest = torch.eye(factors.down.shape[1], dtype=torch.float64) - factors.down.mT @ factors.down
+    return torch.trace(rest.mT @ rest @ statistics.input.matrix.double())
+
+
+def output_error(factors, statistics, weight, gradient):
+    """E‖(W − W') x̃‖²."""
+    del gradient
+    error = weight - factors.dense()
+    return torch.trace(error @ statistics.input.matrix.double() @ error.mT)
+
+
+def fisher_loss(factors, statistics, weight, gradient):
+    """tr((W−W')ᵀ Σ_hh (W−W') Σ_xx)."""
+    error = weight - factors.dense()
+    return torch.trace(error.mT @ gradient @ error @ statistics.input.matrix.double())
+
+
+def dropped_quotients(factors, statistics, weight, gradient):
+    """Σ v_jᵀ A v_j over the dropped generalised eigenvectors of Eq. 6, from scipy's own solver."""
+    import scipy.linalg
+
+    cross = statistics.gradient.cross.double()
+    metric = statistics.gradient.covariance.matrix.double()
+    if statistics.gradient.side == "output":
+        cross, metric = cross @ weight, weight.mT @ metric @ weight
+    printed = cross @ metric @ cross.mT
+    shifted = statistics.input.matrix.double() + 1e-8 * torch.eye(cross.shape[0], dtype=torch.float64)
+    values = scipy.linalg.eigh(((printed + printed.mT) / 2).numpy(), shifted.numpy(), eigvals_only=True)
+    return torch.from_numpy(values[::-1].copy()).clamp_min(0)[factors.down.shape[0] :].sum()
+
+
+SURROGATE = {
+    "svd": input_error,
+    "whitened": output_error,
+    "two-sided": fisher_loss,
+    "fasc": fisher_loss,
+    "fasc-eq6": dropped_quotients,
+}
+"""Method ↦ slow(factors, unit statistics, weight, Σ_hh): what its dropped energies must sum to."""
