@@ -95,7 +95,17 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             text = Path(folder) / "text.txt"
             text.write_text("The quick brown fox jumps over the lazy dog. " * 4000, encoding="utf-8")
-            command = [sys.executable, "-m", "fasc", "compress", options.model, "--method", "fasc", "--rank-fraction", "0.5"]
+            command = [
+                sys.executable,
+                "-m",
+                "fasc",
+                "compress",
+                options.model,
+                "--method",
+                "fasc",
+                "--rank-fraction",
+                "0.5",
+            ]
             command += ["--corpus", str(text), "--sequences", str(options.sequences), "--sequence-length"]
             command += [str(options.sequence_length), "--damping", "1e-3", "--out", f"{folder}/out"]
             result["peak_bytes"] = peak_memory(command)

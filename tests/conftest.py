@@ -1,8 +1,10 @@
 """Tiny models of real architectures, built here from their configs; nothing is downloaded."""
 
+import copy
+
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -46,7 +48,7 @@ CONFIGS = {
 def tiny_model(architecture="llama", seed=0, dtype=torch.float32):
     """A random model whose weights are large enough for its layers to matter, biases and norms included."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(CONFIGS[architecture])
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[architecture]))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() == 1:
@@ -76,17 +78,38 @@ def tokens():
 @pytest.fixture(scope="session")
 def tokenizer():
     """Bytes as tokens: any text can be encoded, as with a real byte-level tokenizer."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())[: VOCABULARY - 3]
+    known = pre_tokenizers.ByteLevel.alphabet()
+    ascii_first = sorted(known, key=lambda character: (character not in "ĠĊ", not character.isascii(), character))
+    alphabet = ascii_first[: VOCABULARY - 3]
     vocabulary = {"<bos>": 0, "<eos>": 1, "<pad>": 2} | {character: 3 + i for i, character in enumerate(alphabet)}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<pad>"))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
 
 
 @pytest.fixture
 def text_file(tmp_path):
     file = tmp_path / "text.txt"
-    words = "the quick brown fox jumps over a lazy dog while five wizards mix jugs of black quartz ".split()
+    words = [
+        "the",
+        "quick",
+        "brown",
+        "fox",
+        "jumps",
+        "over",
+        "a",
+        "lazy",
+        "dog",
+        "while",
+        "five",
+        "wizards",
+        "mix",
+        "jugs",
+        "of",
+        "black",
+        "quartz",
+    ]
     generator = torch.Generator().manual_seed(3)
     picks = torch.randint(len(words), (900,), generator=generator)
     file.write_text(" ".join(words[i] for i in picks), encoding="utf-8")

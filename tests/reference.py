@@ -9,9 +9,13 @@ def moments_by_hand(model, tokens, names):
     handles = []
     for name in names:
         module = model.get_submodule(name)
-        handles.append(module.register_forward_hook(
-            lambda _m, args, output, name=name: (xs[name].append(args[0].detach()), output.retain_grad(), hs[name].append(output))[0] and None
-        ))
+        handles.append(
+            module.register_forward_hook(
+                lambda _m, args, output, name=name: (
+                    (xs[name].append(args[0].detach()), output.retain_grad(), hs[name].append(output))[0] and None
+                )
+            )
+        )
     logits = model(input_ids=tokens, use_cache=False).logits
     loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
     loss.backward()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from fasc.calibration.collect import collect
 from fasc.calibration.objective import summed_nll
 from fasc.calibration.statistics import Need, Statistics
@@ -9,7 +10,6 @@ from fasc.config import CalibrationConfig, LayersConfig
 from fasc.errors import CorpusError, ModelError, NonFiniteError, StatisticsError
 from fasc.methods import METHODS
 from fasc.model.groups import find_groups
-
 from tests.conftest import CONFIGS, tiny_model
 from tests.reference import covariance, moments_by_hand
 
@@ -78,7 +78,12 @@ def close(found, expected):
 def test_a_moment_lies_on_the_smaller_side(model, tokens):
     statistics = collect(model, tokens, EVERYTHING, calibration=calibration())
     sides = {name.split(".")[-1]: group.gradients[name].side for name, group in statistics.groups.items()}
-    assert sides == {"q_proj+k_proj+v_proj": "input", "o_proj": "input", "gate_proj+up_proj": "input", "down_proj": "output"}
+    assert sides == {
+        "q_proj+k_proj+v_proj": "input",
+        "o_proj": "input",
+        "gate_proj+up_proj": "input",
+        "down_proj": "output",
+    }
 
 
 def test_the_cross_moment_is_the_transposed_weight_gradient(tokens):
@@ -87,7 +92,9 @@ def test_the_cross_moment_is_the_transposed_weight_gradient(tokens):
     name = "model.layers.1.mlp.down_proj"
     statistics = collect(model, tokens, EVERYTHING, calibration=calibration())
     group = statistics.groups[name]
-    raw = group.gradients[name].cross.double() + torch.outer(group.input.mean.double(), group.gradients[name].covariance.mean.double())
+    raw = group.gradients[name].cross.double() + torch.outer(
+        group.input.mean.double(), group.gradients[name].covariance.mean.double()
+    )
     model(input_ids=tokens, labels=tokens, num_items_in_batch=1).loss.backward()
     close(raw.mT * group.tokens, model.get_submodule(name).weight.grad.double())
 
@@ -95,7 +102,9 @@ def test_the_cross_moment_is_the_transposed_weight_gradient(tokens):
 @pytest.mark.parametrize("options", [{"batch_tokens": 20}, {"batch_tokens": 100_000}, {"gradient_checkpointing": True}])
 def test_batches_and_checkpointing_do_not_change_the_moments(tokens, options, architecture):
     plain = collect(tiny_model(architecture), tokens, EVERYTHING, calibration=calibration())
-    other = collect(tiny_model(architecture), tokens, EVERYTHING, calibration=CalibrationConfig(**({"batch_tokens": 160} | options)))
+    other = collect(
+        tiny_model(architecture), tokens, EVERYTHING, calibration=CalibrationConfig(**({"batch_tokens": 160} | options))
+    )
     assert_same(plain, other)
 
 

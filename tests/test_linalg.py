@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+
 from fasc.diagnosis.spectra import effective_rank, principal_angles, rank_keeping, stable_rank
 from fasc.errors import NonFiniteError, NotPositiveDefiniteError
 from fasc.linalg import moments
 from fasc.linalg.psd import cholesky, damped, descending_eigh
-
 from tests.reference import covariance
 
 

@@ -10,11 +10,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fasc.budget.plan import RankPlan
 from fasc.budget.uniform import allocate_uniformly
 from fasc.calibration.collect import collect
-from fasc.calibration.corpus import load_corpus
+from fasc.calibration.corpus import TextRequest, load_corpus
 from fasc.calibration.statistics import Need, Statistics
 from fasc.compression.compress import compress
 from fasc.compression.merge import merge
-from fasc.config import BudgetConfig, CalibrationConfig, EvaluationConfig, LayersConfig, MethodConfig, ModelConfig, Recipe
+from fasc.config import (
+    BudgetConfig,
+    CalibrationConfig,
+    EvaluationConfig,
+    LayersConfig,
+    MethodConfig,
+    ModelConfig,
+    Recipe,
+)
 from fasc.diagnosis.diagnose import diagnose
 from fasc.errors import StorageError
 from fasc.evaluation.evaluate import evaluate
@@ -56,12 +64,14 @@ def calibrate(
     block = load_corpus(
         model,
         tokenizer,
-        calibration.corpus,
-        sequences=calibration.sequences,
-        sequence_length=calibration.sequence_length,
-        seed=calibration.seed,
-        role="calibration",
-        data_dir=calibration.data_dir,
+        TextRequest(
+            corpus=calibration.corpus,
+            sequences=calibration.sequences,
+            sequence_length=calibration.sequence_length,
+            seed=calibration.seed,
+            role="calibration",
+            data_dir=calibration.data_dir,
+        ),
     )
     statistics = collect(model, block.tokens, needs, calibration=calibration, layers=layers)
     return Statistics(statistics.groups, {**statistics.meta, "text_digest": block.text_digest})

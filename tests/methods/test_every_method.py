@@ -2,16 +2,21 @@
 
 import pytest
 import torch
+
 from fasc.calibration.statistics import GradientMoment, UnitStatistics, smaller_side
 from fasc.config import MethodConfig
 from fasc.errors import NumericalError
 from fasc.linalg.moments import Covariance
 from fasc.methods import METHODS
-
 from tests import reference
 
 SHAPES = {"wide": (10, 16), "square": (12, 12), "tall": (20, 9)}
-CASES = [(name, reading) for name in sorted(METHODS) for reading in ("orthonormal", "oblique") if reading == "orthonormal" or name == "fasc-eq6"]
+CASES = [
+    (name, reading)
+    for name in sorted(METHODS)
+    for reading in ("orthonormal", "oblique")
+    if reading == "orthonormal" or name == "fasc-eq6"
+]
 
 
 def unit(d_out, d_in, seed=0, dtype=torch.float64, damping_free=True):
@@ -21,7 +26,9 @@ def unit(d_out, d_in, seed=0, dtype=torch.float64, damping_free=True):
     x = torch.randn(n, d_in, generator=g, dtype=torch.float64) @ torch.randn(d_in, d_in, generator=g, dtype=torch.float64)
     x = x * torch.logspace(0.5, -0.5, d_in, dtype=torch.float64) + torch.randn(d_in, generator=g, dtype=torch.float64)
     h = torch.randn(n, d_out, generator=g, dtype=torch.float64) @ torch.randn(d_out, d_out, generator=g, dtype=torch.float64)
-    h = 0.05 * h * torch.logspace(0.7, -0.7, d_out, dtype=torch.float64) + 0.01 * x @ torch.randn(d_in, d_out, generator=g, dtype=torch.float64)
+    h = 0.05 * h * torch.logspace(0.7, -0.7, d_out, dtype=torch.float64) + 0.01 * x @ torch.randn(
+        d_in, d_out, generator=g, dtype=torch.float64
+    )
     weight = torch.randn(d_out, d_in, generator=g, dtype=torch.float64)
     return weight.to(dtype), statistics_of(weight, x, h), x, h
 
@@ -80,12 +87,17 @@ class TestEveryMethod:
         weight, statistics, _, h = case
         full = decompose(name, reading, weight, statistics)
         metric = reference.covariance(h)
-        losses = [float(reference.SURROGATE[name](full.truncate(r, statistics.input.mean), statistics, weight, metric)) for r in range(1, full.full_rank + 1)]
+        losses = [
+            float(reference.SURROGATE[name](full.truncate(r, statistics.input.mean), statistics, weight, metric))
+            for r in range(1, full.full_rank + 1)
+        ]
         assert all(after <= before + 1e-9 * losses[0] for before, after in zip(losses, losses[1:], strict=False))
 
     def test_a_rotation_of_the_inputs_changes_nothing(self, name, reading, case):
         weight, _, x, h = case
-        q, _ = torch.linalg.qr(torch.randn(x.shape[1], x.shape[1], generator=torch.Generator().manual_seed(5), dtype=torch.float64))
+        q, _ = torch.linalg.qr(
+            torch.randn(x.shape[1], x.shape[1], generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+        )
         plain = decompose(name, reading, weight, statistics_of(weight, x, h)).truncate(5, x.mean(0))
         turned = decompose(name, reading, weight @ q, statistics_of(weight @ q, x @ q, h)).truncate(5, x.mean(0) @ q)
         torch.testing.assert_close(turned.dense() @ q.mT, plain.dense(), rtol=0, atol=1e-6)
@@ -114,7 +126,12 @@ class TestEveryMethod:
             return Covariance(covariance.mean.float(), covariance.matrix.float())
 
         gradient = statistics.gradient
-        rounded = UnitStatistics("unit", statistics.tokens, single(statistics.input), GradientMoment(gradient.side, single(gradient.covariance), gradient.cross.float()))
+        rounded = UnitStatistics(
+            "unit",
+            statistics.tokens,
+            single(statistics.input),
+            GradientMoment(gradient.side, single(gradient.covariance), gradient.cross.float()),
+        )
         exact = decompose(name, reading, weight, statistics).truncate(4, statistics.input.mean)
         close = decompose(name, reading, weight, rounded).truncate(4, statistics.input.mean)
         torch.testing.assert_close(close.dense(), exact.dense(), rtol=0, atol=1e-3 * float(exact.dense().abs().max()))
@@ -189,7 +206,9 @@ def test_the_two_sides_have_the_same_optimum(shape):
     on_inputs = decompose_on_inputs(weight, torch.linalg.cholesky(covariance_x), weight.mT @ covariance_h @ weight)
     on_outputs = decompose_on_outputs(weight, covariance_x, torch.linalg.cholesky(covariance_h))
     for rank in (1, 4, 8):
-        torch.testing.assert_close(on_inputs.truncate(rank, x.mean(0)).dense(), on_outputs.truncate(rank, x.mean(0)).dense(), rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            on_inputs.truncate(rank, x.mean(0)).dense(), on_outputs.truncate(rank, x.mean(0)).dense(), rtol=0, atol=1e-6
+        )
 
 
 def test_whitened_is_the_svd_of_the_whitened_weight():
@@ -205,7 +224,16 @@ def test_whitened_is_the_svd_of_the_whitened_weight():
 def test_oblique_eq6_is_no_projector_unless_lambda_is_right():
     """METHOD: the printed P = Σ v vᵀ is no projector; our oblique reading P = Σ_xx V Vᵀ is one."""
     weight, statistics, x, _ = unit(12, 12)
-    full = decompose("fasc-eq6", "oblique", torch.eye(12, dtype=torch.float64), statistics_of(torch.eye(12, dtype=torch.float64), x, torch.randn(x.shape[0], 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))))
+    full = decompose(
+        "fasc-eq6",
+        "oblique",
+        torch.eye(12, dtype=torch.float64),
+        statistics_of(
+            torch.eye(12, dtype=torch.float64),
+            x,
+            torch.randn(x.shape[0], 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0)),
+        ),
+    )
     v = full.down[:5].mT
     printed = v @ v.mT
     assert (printed @ printed - printed).abs().max() > 1e-2

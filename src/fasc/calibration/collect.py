@@ -139,7 +139,7 @@ def _checkpointed_blocks(model: nn.Module, groups: Sequence[InputGroup]) -> Iter
     names = {m.group(0) for g in groups if (m := re.match(r"(.*?\.)??\d+(?=\.)", g.layers[0].name))}
     blocks = [model.get_submodule(name) for name in names]
     for block in blocks:
-        block.forward = _recomputing(block.forward)  # type: ignore[method-assign,assignment]
+        block.forward = _recomputing(block.forward)
     try:
         yield
     finally:

@@ -93,17 +93,31 @@ def data_folder(given: Path | None) -> Path | None:
     return folder
 
 
-def load_corpus(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    corpus: str,
-    *,
-    sequences: int | None,
-    sequence_length: int,
-    seed: int,
-    role: Role,
-    data_dir: Path | None = None,
-) -> TokenBlock:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextRequest:
+    """Which text, and how it is cut."""
+
+    corpus: str
+    """``self``, a key of ``NAMED``, or a .txt/.jsonl file (or .gz) or a folder of them; a relative path may also lie in the
+    data folder."""
+
+    sequences: int | None
+    """How many (at most so many, for evaluation); ``None`` takes all, in order."""
+
+    sequence_length: int
+    """Tokens in each."""
+
+    seed: int
+    """Of the draw, and of the sampling of ``self``."""
+
+    role: Role
+    """Which part of a named corpus."""
+
+    data_dir: Path | None = None
+    """Folder of the named corpora; the hub is asked if neither this nor FASC_DATA is set."""
+
+
+def load_corpus(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, request: TextRequest) -> TokenBlock:
     """Text of a corpus packed into sequences of one length.
 
     Documents are joined (with the end-of-text token where the corpus has documents), cut into windows that do not overlap,
@@ -113,39 +127,33 @@ def load_corpus(
     Args:
         model: samples the text of the corpus ``self``; otherwise unused.
         tokenizer: the model's own.
-        corpus: ``self``, a key of ``NAMED``, or a .txt/.jsonl file (or .gz) or a folder of them; a relative path may also
-            lie in the data folder.
-        sequences: how many (at most so many, for evaluation); ``None`` takes all, in order.
-        sequence_length: tokens in each.
-        seed: of the draw, and of the sampling of ``self``.
-        role: which part of a named corpus.
-        data_dir: folder of the named corpora; the hub is asked if neither this nor FASC_DATA is set.
+        request: which text, and how it is cut.
 
     Raises:
         UnknownNameError: not a corpus we know and not a path that exists.
         CorpusError: empty, too short, or not UTF-8; names the file and the line.
     """
+    corpus, length = request.corpus, request.sequence_length
     if corpus == "self":
-        tokens = sample_text(model, tokenizer, sequences or 64, sequence_length, seed)
+        tokens = sample_text(model, tokenizer, request.sequences or 64, length, request.seed)
         return TokenBlock(tokens, corpus, digest([tokens.numpy().tobytes()]))
-    documents = list(_documents(corpus, role, data_dir))
+    documents = list(_documents(corpus, request.role, request.data_dir))
     text_digest = digest(document.encode() for document in documents)
     stream = _tokenize(tokenizer, documents)
     head = _prefix(tokenizer)
-    body = sequence_length - len(head)
+    body = length - len(head)
     available = len(stream) // body if body > 0 else 0
-    wanted = sequences or max(available, 1)
-    if role == "evaluation":  # a limit says how many at most; calibration gets what it asked for or an error
+    wanted = request.sequences or max(available, 1)
+    if request.role == "evaluation":  # a limit says how many at most; calibration gets what it asked for or an error
         wanted = max(1, min(wanted, available))
     if available < wanted:
         raise CorpusError(
-            f"corpus `{corpus}` is too short: {len(stream):,} tokens, {wanted} sequences of {sequence_length} need "
-            f"{wanted * body:,}",
+            f"corpus `{corpus}` is too short: {len(stream):,} tokens, {wanted} sequences of {length} need {wanted * body:,}",
             "give more text, or lower --sequences or --sequence-length",
         )
     windows = stream[: available * body].view(available, body)
-    if sequences is not None:
-        generator = torch.Generator().manual_seed(seed)
+    if request.sequences is not None:
+        generator = torch.Generator().manual_seed(request.seed)
         windows = windows[torch.randperm(available, generator=generator)[:wanted]]
     prefix = torch.tensor(head, dtype=torch.long).expand(windows.shape[0], -1)
     return TokenBlock(torch.cat([prefix, windows], dim=1), corpus, text_digest)
@@ -178,8 +186,10 @@ def _named_documents(name: str, role: Role, folder: Path | None) -> Iterator[str
     else:
         file = folder / source.files[role]
         if not file.is_file():
-            raise CorpusError(f"data folder `{folder}` has no {source.files[role]}",
-                              f"without --data-dir and FASC_DATA, `{name}` is taken from the hub")
+            raise CorpusError(
+                f"data folder `{folder}` has no {source.files[role]}",
+                f"without --data-dir and FASC_DATA, `{name}` is taken from the hub",
+            )
         documents = read_documents(file)
         shared = len(set(source.files.values())) == 1
     for index, document in enumerate(documents):
@@ -199,8 +209,10 @@ def _hub_documents(source: NamedCorpus, split: str) -> Iterator[str]:
             yield _row_text(row, source.hub[0], index + 1)
     except (OSError, DatasetsError, ValueError) as problem:
         first = (str(problem).splitlines() or [type(problem).__name__])[0]
-        raise CorpusError(f"cannot load `{source.hub[0]}` from the hub: {first[:200]}",
-                          "give --data-dir (or FASC_DATA), a text file, or --corpus self") from problem
+        raise CorpusError(
+            f"cannot load `{source.hub[0]}` from the hub: {first[:200]}",
+            "give --data-dir (or FASC_DATA), a text file, or --corpus self",
+        ) from problem
 
 
 def read_documents(file: Path) -> Iterator[str]:
@@ -218,8 +230,10 @@ def read_documents(file: Path) -> Iterator[str]:
                 yield stream.read().decode("utf-8")
     except UnicodeDecodeError as problem:
         line = bytes(problem.object)[: problem.start].count(b"\n") + 1
-        raise CorpusError(f"`{file}` line {line}: not UTF-8 (byte 0x{problem.object[problem.start]:02x})",
-                          "convert the file, e.g. `iconv -t UTF-8`") from problem
+        raise CorpusError(
+            f"`{file}` line {line}: not UTF-8 (byte 0x{problem.object[problem.start]:02x})",
+            "convert the file, e.g. `iconv -t UTF-8`",
+        ) from problem
 
 
 def read_rows(file: Path) -> Iterator[tuple[int, dict[str, object]]]:
@@ -235,8 +249,10 @@ def read_rows(file: Path) -> Iterator[tuple[int, dict[str, object]]]:
                 if line.strip():
                     yield number, json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as problem:
-        raise CorpusError(f"`{file}` line {number}: not UTF-8 (byte 0x{problem.object[problem.start]:02x})",
-                          "convert the file, e.g. `iconv -t UTF-8`") from problem
+        raise CorpusError(
+            f"`{file}` line {number}: not UTF-8 (byte 0x{problem.object[problem.start]:02x})",
+            "convert the file, e.g. `iconv -t UTF-8`",
+        ) from problem
     except json.JSONDecodeError as problem:
         raise CorpusError(f"`{file}` line {number}: not JSON ({problem.msg})", "one JSON object per line") from problem
     except (OSError, EOFError) as problem:
@@ -254,8 +270,10 @@ def _row_text(row: object, where: str, number: int) -> str:
                 return str(row[field])
         if isinstance(row.get("output"), str):
             return "\n".join(str(row[field]) for field in _INSTRUCTION if row.get(field))
-    raise CorpusError(f"`{where}` line {number}: no text in it", f"each line needs a field {' or '.join(_FIELDS)}, "
-                      "or instruction/input/output")
+    raise CorpusError(
+        f"`{where}` line {number}: no text in it",
+        f"each line needs a field {' or '.join(_FIELDS)}, or instruction/input/output",
+    )
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, documents: list[str]) -> Tensor:

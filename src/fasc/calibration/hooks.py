@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from fasc.calibration.statistics import GradientMoment, GroupStatistics, Need, smaller_side
+from fasc.calibration.statistics import GradientMoment, GroupStatistics, Need, Scope, smaller_side
 from fasc.errors import NonFiniteError
 from fasc.linalg.moments import Covariance, CrossSum, SymmetricSum, VectorSum
 from fasc.model.groups import InputGroup
@@ -61,9 +61,7 @@ class GroupCapture:
         self.tokens = 0
         self._input_vector = VectorSum(group.d_in, device)
         self._input_square = SymmetricSum(group.d_in, device)
-        self._units = [
-            self._unit(layers, Need("cross", scope) in needs, device) for scope, layers in units_of(group, needs)
-        ]
+        self._units = [self._unit(layers, Need("cross", scope) in needs, device) for scope, layers in units_of(group, needs)]
         self._keeps_inputs = any(unit.cross is not None for unit in self._units)
         self._inputs: list[Tensor] = []
         self._arrived = 0
@@ -138,7 +136,7 @@ class GroupCapture:
         return GroupStatistics(self.group, self.tokens, inputs, gradients)
 
 
-def units_of(group: InputGroup, needs: frozenset[Need]) -> Iterator[tuple[str, tuple[str, ...]]]:
+def units_of(group: InputGroup, needs: frozenset[Need]) -> Iterator[tuple[Scope, tuple[str, ...]]]:
     """The units whose gradients are wanted: the whole group, or each layer; the same thing in a group of one."""
     names = tuple(layer.name for layer in group.layers)
     wanted = {need.scope for need in needs if need.moment in ("gradient", "cross")}

@@ -7,9 +7,7 @@ from torch.nn import functional as F
 from fasc.config import Labels
 
 
-def summed_nll(
-    logits: Tensor, tokens: Tensor, mask: Tensor | None, labels: Labels, generator: torch.Generator | None
-) -> Tensor:
+def summed_nll(logits: Tensor, tokens: Tensor, mask: Tensor | None, labels: Labels, generator: torch.Generator | None) -> Tensor:
     """``L``: the sum (never the mean) of token losses, so that the scale of a gradient does not depend on the batch.
 
     Args:

@@ -12,7 +12,7 @@ _BATCH = 64
 """Sequences sampled side by side."""
 
 
-class _Step(LogitsProcessor):  # type: ignore[misc]
+class _Step(LogitsProcessor):
     """Reports progress, refuses non-finite logits, and lets nothing else happen."""
 
     def __init__(self, advance, rows: int) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001

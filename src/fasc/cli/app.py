@@ -5,13 +5,14 @@ import sys
 import traceback
 from typing import Annotated, NoReturn
 
-import click
 import typer
 from rich.console import Console
 
 from fasc.cli import calibration_verbs, checkpoint_verbs, model_verbs, run_verbs
 from fasc.errors import FascError
 from fasc.storage import _FULL
+
+_INTERRUPTED = 130
 
 app = typer.Typer(
     name="fasc",
@@ -35,7 +36,8 @@ def _version(*, value: bool) -> None:
 @app.callback()
 def _global_options(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version and stop.", callback=lambda v: _version(value=v), is_eager=True)
+        bool,
+        typer.Option("--version", help="Print the version and stop.", callback=lambda v: _version(value=v), is_eager=True),
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")] = False,
 ) -> None:
@@ -72,16 +74,18 @@ def main() -> NoReturn:
     arguments = [argument for argument in arguments if argument != "--debug"]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    code: int | None = _INTERRUPTED
     try:
-        code = app(arguments, prog_name="fasc", standalone_mode=False)
-    except (KeyboardInterrupt, click.Abort):
+        code = app(arguments, prog_name="fasc", standalone_mode=False)  # typer turns Ctrl-C into the code 130
+    except (KeyboardInterrupt, typer.Abort):
         if debug:
             traceback.print_exc()
-        _fail("interrupted", "nothing half-written was left behind; the same command starts or continues the work", 130)
     except Exception as problem:  # noqa: BLE001 - the boundary to the person at the terminal
         if debug:
             traceback.print_exc()
         _fail(*_explain(problem))
+    if code == _INTERRUPTED:
+        _fail("interrupted", "nothing half-written was left behind; the same command starts or continues the work", code)
     sys.exit(code or 0)
 
 
@@ -89,8 +93,9 @@ def _explain(problem: Exception) -> tuple[str, str, int]:
     """Message, hint and exit code of anything that was raised."""
     if isinstance(problem, FascError):
         return problem.message, problem.hint, 2
-    if isinstance(problem, click.UsageError):
-        verb = problem.ctx.command_path if problem.ctx else "fasc"
+    if hasattr(problem, "format_message"):  # a usage error of click, or of the copy that newer typers carry
+        context = getattr(problem, "ctx", None)
+        verb = context.command_path if context else "fasc"
         return " ".join(problem.format_message().split()), f"see `{verb} --help`", 2
     if isinstance(problem, OSError):
         full = problem.errno in _FULL

@@ -35,8 +35,15 @@ def collect(
 ) -> None:
     """Measure the moments that the methods need and write them to --out (.safetensors)."""
     calibration = opt.build(
-        CalibrationConfig, corpus=corpus, sequences=sequences, sequence_length=sequence_length, seed=seed, labels=labels,
-        data_dir=data_dir, batch_tokens=batch_tokens, gradient_checkpointing=gradient_checkpointing,
+        CalibrationConfig,
+        corpus=corpus,
+        sequences=sequences,
+        sequence_length=sequence_length,
+        seed=seed,
+        labels=labels,
+        data_dir=data_dir,
+        batch_tokens=batch_tokens,
+        gradient_checkpointing=gradient_checkpointing,
     )
     layers = opt.build(LayersConfig, include=include, exclude=exclude)
     source = opt.build(ModelConfig, model=model, dtype=dtype, device=device)
@@ -69,8 +76,14 @@ def diagnose(
 ) -> None:
     """Print, per input group: spectra, the ranks that keep 90/95/99 % of the energy, and the forecast loss."""
     calibration = opt.build(
-        CalibrationConfig, corpus=corpus, sequences=sequences, sequence_length=sequence_length, seed=seed, labels=labels,
-        data_dir=data_dir, batch_tokens=batch_tokens,
+        CalibrationConfig,
+        corpus=corpus,
+        sequences=sequences,
+        sequence_length=sequence_length,
+        seed=seed,
+        labels=labels,
+        data_dir=data_dir,
+        batch_tokens=batch_tokens,
     )
     chosen = [opt.build(MethodConfig, name=name, damping=damping) for name in opt.names(methods) or DEFAULT_METHODS]
     budget = opt.build(BudgetConfig, rank_fraction=rank_fraction)

@@ -56,7 +56,9 @@ def compress(
     labels: opt.LabelsName = None,
     data_dir: opt.DataDir = None,
     statistics: opt.StatisticsFile = None,
-    plan: Annotated[Path | None, typer.Option("--plan", help="Carry out this plan (from `fasc plan --json`).", show_default=False)] = None,
+    plan: Annotated[
+        Path | None, typer.Option("--plan", help="Carry out this plan (from `fasc plan --json`).", show_default=False)
+    ] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Write an ordinary dense checkpoint, which loads without fasc.")] = False,
     damping: opt.Damping = None,
     reading: opt.Reading = None,
@@ -72,8 +74,15 @@ def compress(
     recipe = Recipe(
         source=opt.build(ModelConfig, model=model, dtype=dtype, device=device),
         calibration=opt.build(
-            CalibrationConfig, corpus=corpus, sequences=sequences, sequence_length=sequence_length, seed=seed,
-            labels=labels, data_dir=data_dir, batch_tokens=batch_tokens, gradient_checkpointing=gradient_checkpointing,
+            CalibrationConfig,
+            corpus=corpus,
+            sequences=sequences,
+            sequence_length=sequence_length,
+            seed=seed,
+            labels=labels,
+            data_dir=data_dir,
+            batch_tokens=batch_tokens,
+            gradient_checkpointing=gradient_checkpointing,
         ),
         layers=opt.build(LayersConfig, include=include, exclude=exclude),
         methods=(opt.build(MethodConfig, name=method, damping=damping, reading=reading),),
@@ -117,8 +126,15 @@ def evaluate(
 ) -> None:
     """Score a checkpoint, dense or compressed, with 95 % intervals."""
     config = opt.build(
-        EvaluationConfig, benchmarks=opt.names(benchmarks), corpus=corpus, limit=limit, data_dir=data_dir, context=context,
-        windows=windows, seed=seed, batch_tokens=batch_tokens,
+        EvaluationConfig,
+        benchmarks=opt.names(benchmarks),
+        corpus=corpus,
+        limit=limit,
+        data_dir=data_dir,
+        context=context,
+        windows=windows,
+        seed=seed,
+        batch_tokens=batch_tokens,
     )
     source = opt.build(ModelConfig, model=checkpoint, dtype=dtype, device=device)
     from fasc import pipeline

@@ -40,8 +40,9 @@ def build(part: type[Part], **values: Any) -> Part:
     except ValidationError as problem:
         field = str(problem.errors()[0]["loc"][0]).replace("_", "-") if problem.errors()[0]["loc"] else "rank-fraction"
         error = explain(problem, f"--{field}")
-        raise UsageError(error.message.replace(f"`{field.replace('-', '_')}`: ", "").replace("`recipe`: ", ""), error.hint) \
-            from problem
+        raise UsageError(
+            error.message.replace(f"`{field.replace('-', '_')}`: ", "").replace("`recipe`: ", ""), error.hint
+        ) from problem
 
 
 def names(text: str | None) -> tuple[str, ...] | None:
@@ -69,13 +70,16 @@ LabelsName = Annotated[str | None, option(CalibrationConfig, "labels", "--labels
 DataDir = Annotated[Path | None, option(CalibrationConfig, "data_dir", "--data-dir")]
 BatchTokens = Annotated[int | None, option(CalibrationConfig, "batch_tokens", "--batch-tokens")]
 Checkpointing = Annotated[
-    bool | None, option(CalibrationConfig, "gradient_checkpointing", "--gradient-checkpointing/--no-gradient-checkpointing")
+    bool | None,
+    option(CalibrationConfig, "gradient_checkpointing", "--gradient-checkpointing/--no-gradient-checkpointing"),
 ]
 Include = Annotated[list[str] | None, option(LayersConfig, "include", "--include")]
 Exclude = Annotated[list[str] | None, option(LayersConfig, "exclude", "--exclude")]
 
 MethodName = Annotated[str | None, option(MethodConfig, "name", "--method")]
-Methods = Annotated[str | None, typer.Option("--methods", help="Methods, separated by commas. [default: fasc,svd]", show_default=False)]
+Methods = Annotated[
+    str | None, typer.Option("--methods", help="Methods, separated by commas. [default: fasc,svd]", show_default=False)
+]
 Damping = Annotated[float | None, option(MethodConfig, "damping", "--damping")]
 Reading = Annotated[str | None, option(MethodConfig, "reading", "--reading")]
 RankFraction = Annotated[float | None, option(BudgetConfig, "rank_fraction", "--rank-fraction")]

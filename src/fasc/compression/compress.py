@@ -16,9 +16,7 @@ from fasc.model.quantizer import FascConfig, FascHfQuantizer, build_structure
 from fasc.progress import progress
 
 
-def compress(
-    model: PreTrainedModel, statistics: Statistics, plan: RankPlan, options: MethodConfig | None = None
-) -> RankPlan:
+def compress(model: PreTrainedModel, statistics: Statistics, plan: RankPlan, options: MethodConfig | None = None) -> RankPlan:
     """Compress a model in place, unit by unit: decompose, truncate at the planned rank, replace.
 
     Args:
@@ -75,9 +73,7 @@ def _stacked_weight(model: PreTrainedModel, statistics: Statistics, unit: UnitPl
     return torch.cat([row.to(device, torch.float64) for row in rows])
 
 
-def _install(
-    model: PreTrainedModel, statistics: Statistics, unit: UnitPlan, decomposition: Decomposition
-) -> dict[str, object]:
+def _install(model: PreTrainedModel, statistics: Statistics, unit: UnitPlan, decomposition: Decomposition) -> dict[str, object]:
     """Replace the unit's layers; return its entry for the checkpoint's structure."""
     mean = statistics.groups[unit.group].input.mean.to(decomposition.down)
     factors = decomposition.truncate(unit.rank, mean)
@@ -108,5 +104,5 @@ def _fill(model: PreTrainedModel, name: str, factors: Factorization, part: tuple
             module.down.weight.copy_(factors.down)
         return
     dense = factors.up[rows] @ factors.down
-    module.weight.copy_(dense if isinstance(module, torch.nn.Linear) else dense.mT)  # type: ignore[operator]
-    module.bias.copy_(bias)  # type: ignore[operator]
+    module.weight.copy_(dense if isinstance(module, torch.nn.Linear) else dense.mT)
+    module.bias.copy_(bias)

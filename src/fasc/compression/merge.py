@@ -53,12 +53,12 @@ def _dense(module: nn.Module) -> tuple[Tensor, Tensor]:
     """Weight [d_out, d_in] and bias of a replaced layer."""
     if isinstance(module, (LowRankLinear, nn.Linear)):
         return module.weight.detach(), module.bias.detach()
-    return module.weight.detach().mT, module.bias.detach()  # type: ignore[union-attr,operator]
+    return module.weight.detach().mT, module.bias.detach()  # type: ignore[operator]
 
 
 def _skeleton(model: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
     with torch.device("meta"):
-        return type(model)(config)  # type: ignore[return-value]
+        return type(model)(config)
 
 
 def _config_with_biases(model: PreTrainedModel, replaced: list[str]) -> PretrainedConfig:
@@ -78,7 +78,7 @@ def _config_with_biases(model: PreTrainedModel, replaced: list[str]) -> Pretrain
             setattr(trial, key, True)
             if lacking(trial) < remaining:
                 config, remaining = trial, lacking(trial)
-    return config  # type: ignore[no-any-return]
+    return config
 
 
 def _constant_functional(statistics: Statistics, group: str, damping: float) -> Tensor:

@@ -95,9 +95,7 @@ def _spectrum(covariance: Covariance) -> dict[str, Any]:
     }
 
 
-def _energies(
-    model: PreTrainedModel, group: GroupStatistics, options: MethodConfig, rank_fraction: float
-) -> dict[str, Any]:
+def _energies(model: PreTrainedModel, group: GroupStatistics, options: MethodConfig, rank_fraction: float) -> dict[str, Any]:
     """One method on one group; the per-layer methods' energies are pooled over the layers."""
     method = get_method(options.name)
     layers = group.group.layers

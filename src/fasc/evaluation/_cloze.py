@@ -153,9 +153,7 @@ def _last_log_probabilities(model: PreTrainedModel, tokens: Tensor, where: str) 
     return F.log_softmax(logits.float(), dim=-1).cpu()
 
 
-def score_items(
-    name: str, subject: Subject, items: Sequence[ClozeItem], config: EvaluationConfig
-) -> list[Score]:
+def score_items(name: str, subject: Subject, items: Sequence[ClozeItem], config: EvaluationConfig) -> list[Score]:
     """Accuracy over all items first, then by type and by relation, each with Wilson's interval."""
     if config.limit is not None and config.limit < len(items):
         items = random.Random(config.seed).sample(list(items), config.limit)

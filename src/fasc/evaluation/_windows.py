@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from fasc.calibration.corpus import TokenBlock, load_corpus
+from fasc.calibration.corpus import TextRequest, TokenBlock, load_corpus
 from fasc.config import EvaluationConfig
 from fasc.errors import NonFiniteError
 from fasc.evaluation._registry import Subject
@@ -20,12 +20,14 @@ def evaluation_text(subject: Subject, config: EvaluationConfig) -> TokenBlock:
     block = load_corpus(
         sampler,
         subject.tokenizer,
-        config.corpus,
-        sequences=config.windows or config.limit,
-        sequence_length=config.context,
-        seed=config.seed,
-        role="evaluation",
-        data_dir=config.data_dir,
+        TextRequest(
+            corpus=config.corpus,
+            sequences=config.windows or config.limit,
+            sequence_length=config.context,
+            seed=config.seed,
+            role="evaluation",
+            data_dir=config.data_dir,
+        ),
     )
     if block.text_digest == subject.calibrated_on:
         say(f"warning: `{config.corpus}` is the text this model was calibrated on; its scores will flatter it")
@@ -43,7 +45,7 @@ def batches(block: TokenBlock, config: EvaluationConfig, what: str) -> Iterator[
 
 
 def log_probabilities(model: PreTrainedModel, tokens: Tensor, where: str) -> Tensor:
-    """log p(next token | window so far), float32 [batch, length, vocabulary].
+    """Log p(next token | window so far), float32 [batch, length, vocabulary].
 
     Raises:
         NonFiniteError: the model produced NaN or infinity; names the batch. It is never dropped.

@@ -24,7 +24,8 @@ def read_trex(file: Path) -> list[ClozeItem]:
         CorpusError: unreadable, or a line without one of the fields; names the line.
     """
     rows: list[dict[str, Any]] = []
-    for number, row in read_rows(file):
+    for number, found in read_rows(file):
+        row: dict[str, Any] = dict(found)
         absent = [key for key in _FIELDS if not isinstance(row.get(key), str)]
         if absent:
             raise CorpusError(f"`{file}` line {number}: no {absent[0]}", f"each line needs {', '.join(_FIELDS)}")

@@ -4,6 +4,7 @@ Axes: ``t`` tokens, ``i`` and ``o`` features.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -71,7 +72,7 @@ class SymmetricSum:
         self._total = _Total((size, size), device)
         panels = max(1, round(size / _PANEL))
         edges = [round(size * p / panels) for p in range(panels + 1)]
-        self._panels = list(zip(edges[:-1], edges[1:], strict=True))
+        self._panels = list(pairwise(edges))
 
     def add(self, x_ti: Float[Tensor, "t i"]) -> None:
         """Add ``Σ_t x_t x_tᵀ``."""
@@ -98,8 +99,6 @@ class CrossSum:
         self._total.recent.addmm_(x_ti.mT, h_to)
         self._total.count(x_ti.shape[0])
 
-    def covariance(
-        self, means: tuple[Float[Tensor, " i"], Float[Tensor, " o"]], tokens: int
-    ) -> Float[Tensor, "i o"]:
+    def covariance(self, means: tuple[Float[Tensor, " i"], Float[Tensor, " o"]], tokens: int) -> Float[Tensor, "i o"]:
         """``Σ x hᵀ / tokens − μ_x μ_hᵀ`` in float64."""
         return (self._total.value() / tokens).addr_(*means, alpha=-1)

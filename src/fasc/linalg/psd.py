@@ -35,6 +35,7 @@ def cholesky(matrix: Float[Tensor, "d d"], *, where: str, tokens: int) -> Float[
     """
     if not torch.isfinite(matrix).all():
         raise NonFiniteError(where, "check the calibration text and the model's weights, or load it as --dtype float32")
+    factor: Tensor
     factor, info = torch.linalg.cholesky_ex(matrix)
     if int(info) != 0:
         raise NotPositiveDefiniteError(where, float(torch.linalg.eigvalsh(matrix)[0]), tokens)

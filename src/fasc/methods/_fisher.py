@@ -8,9 +8,7 @@ from fasc.linalg.decomposition import Decomposition, decompose_on_inputs, decomp
 from fasc.linalg.psd import cholesky, damped
 
 
-def minimise_fisher_loss(
-    weight: Float[Tensor, "o i"], statistics: UnitStatistics, damping: float
-) -> Decomposition:
+def minimise_fisher_loss(weight: Float[Tensor, "o i"], statistics: UnitStatistics, damping: float) -> Decomposition:
     """Minimise ``tr((W−W')ᵀ Σ_hh (W−W') Σ_xx) = tr(Aᵀ Σ_gg A Σ_xx)`` for the unit's stacked weight.
 
     Args:

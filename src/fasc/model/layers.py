@@ -41,7 +41,7 @@ class Layer:
 
     @property
     def kind(self) -> str:
-        """Last part of the name: ``q_proj``, ``c_attn``, …"""
+        """Last part of the name, such as ``q_proj`` or ``c_attn``."""
         return self.name.rpartition(".")[2]
 
     def to_dict(self) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def _linear_weight(module: nn.Module) -> Tensor:
 
 
 def _conv1d_weight(module: nn.Module) -> Tensor:
-    return module.weight.mT  # type: ignore[union-attr,return-value]
+    return module.weight.mT  # type: ignore[return-value]
 
 
 ORIENTED_WEIGHT: Mapping[type[nn.Module], Callable[[nn.Module], Tensor]] = {

@@ -43,7 +43,7 @@ def load_model(spec: str | Path, *, dtype: DType = "auto", device: str = "auto")
     quantizer.register()
     spec = str(spec)
     loaded = _load_path(spec, dtype)
-    model = loaded.model.to(_device(device))  # type: ignore[arg-type]
+    model = loaded.model.to(_device(device))
     _require_finite(model)
     return LoadedModel(model.eval(), loaded.tokenizer)
 
@@ -62,8 +62,10 @@ def _load_path(spec: str, dtype: DType) -> LoadedModel:
         verify_structure(path)
     elif path.exists() or spec.startswith((".", "/", "~")) or spec.count("/") != 1:
         aliases = ", ".join(embedded.EMBEDDED)
-        raise ModelError(f"unknown model `{spec}`: no such folder, .gguf file or alias",
-                         f"aliases: {aliases}; a hub id looks like `owner/name`")
+        raise ModelError(
+            f"unknown model `{spec}`: no such folder, .gguf file or alias",
+            f"aliases: {aliases}; a hub id looks like `owner/name`",
+        )
     return _from_pretrained(spec, dtype)
 
 
@@ -97,15 +99,15 @@ def _from_pretrained(spec: str, dtype: DType, **options: Any) -> LoadedModel:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(spec, **gguf)
             safe = {} if gguf else {"use_safetensors": True}
-            model, info = AutoModelForCausalLM.from_pretrained(
-                spec, dtype=precision, output_loading_info=True, **safe, **options
-            )
+            model, info = AutoModelForCausalLM.from_pretrained(spec, dtype=precision, output_loading_info=True, **safe, **options)
     except _LOADING_PROBLEMS as problem:
         raise _explain(spec, problem) from problem
     absent = sorted(info.get("missing_keys", ()))
     if absent:
-        raise ModelError(f"`{spec}`: {len(absent)} weights are missing, the first is `{absent[0]}`",
-                         "the checkpoint is incomplete or its config.json belongs to another model")
+        raise ModelError(
+            f"`{spec}`: {len(absent)} weights are missing, the first is `{absent[0]}`",
+            "the checkpoint is incomplete or its config.json belongs to another model",
+        )
     if gguf:
         model.config.quantization_config = None
         del model.config.quantization_config

@@ -59,10 +59,12 @@ def _replace(model: nn.Module, name: str, rank: int | None) -> nn.Module:
     parent_name, _, leaf = name.rpartition(".")
     try:
         parent = model.get_submodule(parent_name)
-        old = parent.get_submodule(leaf)
+        old: Any = parent.get_submodule(leaf)
     except AttributeError as problem:
-        raise ModelError(f"the checkpoint compresses `{name}`, which this architecture does not have",
-                         "the config.json belongs to another model") from problem
+        raise ModelError(
+            f"the checkpoint compresses `{name}`, which this architecture does not have",
+            "the config.json belongs to another model",
+        ) from problem
     d_out, d_in = old.weight.shape if isinstance(old, nn.Linear) else reversed(old.weight.shape)  # Conv1D: [in, out]
     new: nn.Module
     with torch.device(old.weight.device):
@@ -71,14 +73,14 @@ def _replace(model: nn.Module, name: str, rank: int | None) -> nn.Module:
         elif isinstance(old, nn.Linear):
             new = nn.Linear(d_in, d_out, bias=True, dtype=old.weight.dtype)
         else:
-            return old  # Conv1D always has a bias
+            new = old  # Conv1D always has a bias
     new.requires_grad_(old.weight.requires_grad)
     new.train(old.training)
     setattr(parent, leaf, new)
     return new
 
 
-class FascHfQuantizer(HfQuantizer):  # type: ignore[misc]
+class FascHfQuantizer(HfQuantizer):
     """Puts empty low-rank modules where the checkpoint has them; the weights are then loaded by name as usual."""
 
     requires_calibration = True

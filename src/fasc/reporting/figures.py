@@ -58,8 +58,14 @@ def _bars(axis: Axes, entries: Sequence[Entry], benchmark: str) -> None:
         errors = [[value - scale * score["low"]], [scale * score["high"] - value]]
         axis.bar(position, value, color=colour, width=0.68)
         axis.errorbar(position, value, yerr=errors, color="#222222", capsize=3, linewidth=1)
-        axis.annotate(f"{value:,.3g}", (position, scale * score["high"]), xytext=(0, 3), textcoords="offset points",
-                      ha="center", fontsize=8)
+        axis.annotate(
+            f"{value:,.3g}",
+            (position, scale * score["high"]),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+        )
     axis.set_xticks(range(len(shown)), [name for name, _ in shown], rotation=0 if len(shown) < 4 else 30)
     axis.set_title(f"{benchmark}: correct, % (higher is better)" if accuracy else _AXIS.get(benchmark, benchmark), fontsize=9)
     axis.margins(y=0.15)
@@ -72,7 +78,15 @@ def _losses(axis: Axes, rows: Sequence[Mapping[str, Any]], method: str, rank_fra
         known = [(block, loss) for block, loss in points if loss is not None and loss > 0]
         if known:
             blocks, losses = zip(*known, strict=True)
-            axis.plot(blocks, losses, marker="o", markersize=3, linewidth=1.3, label=kind, color=_COLOURS[index % len(_COLOURS)])
+            axis.plot(
+                blocks,
+                losses,
+                marker="o",
+                markersize=3,
+                linewidth=1.3,
+                label=kind,
+                color=_COLOURS[index % len(_COLOURS)],
+            )
     axis.set_yscale("log")
     axis.set_xlabel("block")
     axis.set_title(f"forecast loss of each group, ½J in nats/token\n({method} at rank fraction {rank_fraction:g})", fontsize=9)

@@ -46,7 +46,12 @@ def _weight_cells(totals: Mapping[str, Any]) -> list[str]:
 def _dense_cells(plan: Mapping[str, Any] | None) -> list[str]:
     if plan is None:
         return ["1.00", "100.0%", "–", "–"]
-    return ["1.00", "100.0%", f"{plan['model_parameters'] / 1e6:,.1f} M", f"{plan['totals']['dense_bytes'] / 1e6:,.0f} MB"]
+    return [
+        "1.00",
+        "100.0%",
+        f"{plan['model_parameters'] / 1e6:,.1f} M",
+        f"{plan['totals']['dense_bytes'] / 1e6:,.0f} MB",
+    ]
 
 
 def terminal_table(entries: Sequence[Entry]) -> Table:
