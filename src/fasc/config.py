@@ -37,7 +37,7 @@ class CalibrationConfig(_Part):
     data_dir: Path | None = None
     """Folder that holds the named corpora; the hub is asked otherwise. Also read from FASC_DATA."""
 
-    batch_tokens: PositiveInt = 512
+    batch_tokens: PositiveInt = 256
     """Tokens per forward and backward pass: memory against speed, no effect on the result."""
 
     gradient_checkpointing: bool = False
@@ -50,7 +50,7 @@ class MethodConfig(_Part):
     name: str = "fasc"
     """A registered method."""
 
-    damping: Annotated[float, Field(ge=0)] = 1e-6
+    damping: Annotated[float, Field(ge=0)] = 1e-4
     """Added to a covariance before it is inverted, as a multiple of its mean eigenvalue."""
 
     reading: Literal["orthonormal", "oblique"] = "orthonormal"

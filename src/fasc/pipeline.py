@@ -1,8 +1,7 @@
 """The stages in order; what is already on disk is not done again."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import tomli_w
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -10,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fasc.budget.plan import RankPlan
 from fasc.budget.uniform import allocate_uniformly
 from fasc.calibration.collect import collect
-from fasc.calibration.corpus import TextRequest, load_corpus
+from fasc.calibration.corpus import TextRequest, TokenBlock, load_corpus
 from fasc.calibration.statistics import Need, Statistics
 from fasc.compression.compress import compress
 from fasc.compression.merge import merge
@@ -25,8 +24,10 @@ from fasc.config import (
 )
 from fasc.diagnosis.diagnose import diagnose
 from fasc.errors import StorageError
+from fasc.evaluation import get_benchmark
 from fasc.evaluation.evaluate import evaluate
 from fasc.evaluation.score import Score
+from fasc.evaluation.text import evaluation_text
 from fasc.methods import get_method
 from fasc.model.checkpoint import CheckpointNotes, read_provenance, save_checkpoint
 from fasc.model.groups import InputGroup, find_groups
@@ -166,17 +167,20 @@ def run(recipe: Recipe, out: Path, *, overwrite: bool = False) -> Path:
     statistics = _statistics(loaded, recipe, needs, out)
     if not (out / "diagnosis.json").is_file():
         fraction = recipe.budgets[0].rank_fraction
-        diagnose(loaded.model, statistics, recipe.methods, rank_fraction=fraction).save(out / "diagnosis.json")
+        losses = [options for options in recipe.methods if get_method(options.name).energy_unit == "nats²/token"]
+        shown = losses[:1] or recipe.methods[:1]  # the report draws one forecast; `fasc diagnose` shows any
+        diagnose(loaded.model, statistics, shown, rank_fraction=fraction).save(out / "diagnosis.json")
     facts = {key: value for key, value in statistics.meta.items() if key != "provenance"}
     write_json(out / "provenance.json", provenance(model=recipe.source.model, statistics=facts))
     config = recipe.evaluation
     dense_config = config.model_copy(update={"benchmarks": tuple(name for name in config.benchmarks if name != "kl")})
-    _score(out / DENSE, lambda: loaded, dense_config, None)
+    texts = _Texts(loaded, config)
+    _score(out / DENSE, lambda: loaded, dense_config, None, texts)
     for budget in recipe.budgets:
         for options in recipe.methods:
             one = recipe.model_copy(update={"methods": (options,), "budgets": (budget,)})
             name = entry_name(options, budget, only_budget=len(recipe.budgets) == 1)
-            _run_method(one, statistics, out / name, loaded)
+            _run_method(one, statistics, out / name, loaded, texts)
     return report(out)
 
 
@@ -209,22 +213,42 @@ def _statistics(loaded: LoadedModel, recipe: Recipe, needs: frozenset[Need], out
     return statistics
 
 
-def _run_method(recipe: Recipe, statistics: Statistics, folder: Path, dense: LoadedModel) -> None:
+class _Texts:
+    """The held-out text of a run: loaded (or sampled) once, when it is first needed."""
+
+    def __init__(self, dense: LoadedModel, config: EvaluationConfig) -> None:
+        self._dense, self._config = dense, config
+        self._block: TokenBlock | None = None
+
+    def get(self) -> TokenBlock | None:
+        """The windows, or ``None`` if no benchmark needs text."""
+        if self._block is None and any(get_benchmark(name).needs_text for name in self._config.benchmarks):
+            self._block = evaluation_text(*self._dense, self._config)
+        return self._block
+
+
+def _run_method(recipe: Recipe, statistics: Statistics, folder: Path, dense: LoadedModel, texts: _Texts) -> None:
     checkpoint = folder / "model"
     if not (folder / "plan.json").is_file():
         done = compress_and_save(load(recipe.source), statistics, recipe, checkpoint, overwrite=True)
         write_json(folder / "plan.json", done.to_dict())
     source = recipe.source.model_copy(update={"model": str(checkpoint)})
-    _score(folder, lambda: load(source), recipe.evaluation, dense.model)
+    _score(folder, lambda: load(source), recipe.evaluation, dense.model, texts)
 
 
-def _score(folder: Path, get_model: Any, config: EvaluationConfig, dense: PreTrainedModel | None) -> None:
+def _score(
+    folder: Path,
+    get_model: Callable[[], LoadedModel],
+    config: EvaluationConfig,
+    dense: PreTrainedModel | None,
+    texts: _Texts,
+) -> None:
     if (folder / "scores.json").is_file():
         return
-    loaded: LoadedModel = get_model()
+    loaded = get_model()
     say(f"evaluating {folder.name}")
     digest = calibration_digest(folder / "model")
-    scores = evaluate(loaded.model, loaded.tokenizer, config, dense=dense, calibrated_on=digest)
+    scores = evaluate(loaded.model, loaded.tokenizer, config, dense=dense, text=texts.get(), calibrated_on=digest)
     write_scores(folder / "scores.json", scores, config)
 
 

@@ -92,13 +92,13 @@ def _run(
                 logits = model(input_ids=batch, attention_mask=part, use_cache=False).logits
             if backward:
                 loss = summed_nll(logits, batch, part, calibration.labels, generator)
+                del logits  # the largest tensor of the pass, and the backward pass does not need it
                 if not bool(torch.isfinite(loss)):
                     raise NonFiniteError(
                         f"the loss of calibration sequences {start}-{start + batch.shape[0] - 1}",
                         "load the model as --dtype float32, or check the text for degenerate sequences",
                     )
                 loss.backward()
-            del logits
             advance(batch.numel())
 
 

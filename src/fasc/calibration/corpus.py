@@ -39,12 +39,16 @@ class NamedCorpus:
     splits: dict[Role, str]
     """Split on the hub; the same for both roles means alternate documents."""
 
+    rows_are_lines: bool = False
+    """Whether the hub's rows are the lines of one text, to be joined again, and not documents."""
+
 
 NAMED = {
     "wikitext2": NamedCorpus(
         files={"calibration": "wikitext2/wiki.valid.raw.txt", "evaluation": "wikitext2/wiki.test.raw.txt"},
         hub=("Salesforce/wikitext", "wikitext-2-raw-v1"),
         splits={"calibration": "train", "evaluation": "test"},
+        rows_are_lines=True,
     ),
     "c4": NamedCorpus(
         files=dict.fromkeys(("calibration", "evaluation"), "c4/c4_docs.jsonl.gz"),
@@ -181,7 +185,8 @@ def _documents(corpus: str, role: Role, data_dir: Path | None) -> Iterator[str]:
 def _named_documents(name: str, role: Role, folder: Path | None) -> Iterator[str]:
     source = NAMED[name]
     if folder is None:
-        documents: Iterable[str] = _hub_documents(source, source.splits[role])
+        rows = _hub_documents(source, source.splits[role])
+        documents: Iterable[str] = ["".join(rows)] if source.rows_are_lines else rows
         shared = len(set(source.splits.values())) == 1
     else:
         file = folder / source.files[role]

@@ -9,20 +9,22 @@ from fasc.cli import options as opt
 from fasc.config import CalibrationConfig, EvaluationConfig, MethodConfig, Recipe, read_recipe
 
 DEMO = Recipe(
-    calibration=CalibrationConfig(corpus="self", sequences=64, sequence_length=96),
+    calibration=CalibrationConfig(corpus="self", sequences=64, sequence_length=64),
     methods=(MethodConfig(name="svd"), MethodConfig(name="fasc")),
-    evaluation=EvaluationConfig(benchmarks=("facts", "kl", "perplexity"), corpus="self", limit=32, context=96),
+    evaluation=EvaluationConfig(benchmarks=("facts", "kl", "perplexity"), corpus="self", windows=32, context=64),
 )
 """No data is needed: the model's own text calibrates, and other text of its own, drawn by another seed, evaluates."""
 
 
 def run(
     recipe: Annotated[Path, typer.Argument(help="A recipe (TOML); recipes/ holds examples.")],
-    out: opt.Out,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Its folder. [default: runs/ and the recipe's name]", show_default=False)
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over even if the folder holds a run.")] = False,
 ) -> None:
     """Carry out a recipe: calibrate, diagnose, compress with each method, evaluate, report. Goes on where it stopped."""
-    _run(read_recipe(recipe), out, overwrite=overwrite)
+    _run(read_recipe(recipe), out or Path("runs") / recipe.stem, overwrite=overwrite)
 
 
 def demo(

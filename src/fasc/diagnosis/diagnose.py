@@ -86,7 +86,7 @@ def _row(group: GroupStatistics) -> dict[str, Any]:
 
 
 def _spectrum(covariance: Covariance) -> dict[str, Any]:
-    values = torch.linalg.eigvalsh(covariance.matrix.double()).flip(-1).clamp_min(0)
+    values = torch.linalg.eigvalsh(covariance.matrix).flip(-1).clamp_min(0).double()
     return {
         "trace": float(values.sum()),
         "effective_rank": effective_rank(values),

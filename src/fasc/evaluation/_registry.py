@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from fasc.calibration.corpus import TokenBlock
 from fasc.config import EvaluationConfig
 from fasc.errors import UnknownNameError
 from fasc.evaluation.score import Score
@@ -19,8 +20,8 @@ class Subject(NamedTuple):
     dense: PreTrainedModel | None
     """The model it was compressed from, for ``kl``."""
 
-    calibrated_on: str | None = None
-    """Digest of the text it was calibrated on, if it says so: the same text must not score it."""
+    text: TokenBlock | None = None
+    """The windows of held-out text, for the benchmarks that need text."""
 
 
 Measure = Callable[[Subject, EvaluationConfig], Sequence[Score]]
@@ -33,6 +34,7 @@ class Benchmark:
     name: str
     reference: str
     needs_dense: bool
+    needs_text: bool
     measure: Measure
 
     @property
@@ -45,17 +47,18 @@ BENCHMARKS: dict[str, Benchmark] = {}
 """Every registered benchmark by name."""
 
 
-def benchmark(name: str, *, reference: str, needs_dense: bool = False) -> Callable[[Measure], Measure]:
+def benchmark(name: str, *, reference: str, needs_dense: bool = False, needs_text: bool = False) -> Callable[[Measure], Measure]:
     """Register ``measure(subject, config) → scores`` as a benchmark.
 
     Args:
         name: as given to ``--benchmarks``.
         reference: paper or data set.
         needs_dense: whether the dense model is needed beside the one being scored.
+        needs_text: whether it is measured on the evaluation corpus.
     """
 
     def register(measure: Measure) -> Measure:
-        BENCHMARKS[name] = Benchmark(name, reference, needs_dense, measure)
+        BENCHMARKS[name] = Benchmark(name, reference, needs_dense, needs_text, measure)
         return measure
 
     return register

@@ -5,16 +5,16 @@ from collections.abc import Sequence
 from fasc.config import EvaluationConfig
 from fasc.errors import UsageError
 from fasc.evaluation._registry import Subject, benchmark
-from fasc.evaluation._windows import batches, evaluation_text, log_probabilities, protocol
 from fasc.evaluation.score import Score, mean_interval
+from fasc.evaluation.text import batches, log_probabilities, protocol, text_of
 
 
-@benchmark("kl", reference="KL(dense ‖ compressed) per token", needs_dense=True)
+@benchmark("kl", reference="KL(dense ‖ compressed) per token", needs_dense=True, needs_text=True)
 def kl(subject: Subject, config: EvaluationConfig) -> Sequence[Score]:
     """KL divergence from the dense model, nats per token, on held-out text; interval over windows."""
     if subject.dense is None:
         raise UsageError("`kl` compares with the dense model and none is known", "pass --dense MODEL")
-    block = evaluation_text(subject, config)
+    block = text_of(subject)
     divergences: list[float] = []
     for start, tokens in batches(block, config, "kl"):
         where = f"kl windows {start}-{start + len(tokens) - 1}"

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 
 from fasc.config import EvaluationConfig
 from fasc.evaluation._registry import Subject, benchmark
-from fasc.evaluation._windows import batches, evaluation_text, log_probabilities, protocol
 from fasc.evaluation.score import Score, mean_interval
+from fasc.evaluation.text import batches, log_probabilities, protocol, text_of
 
 
-@benchmark("perplexity", reference="exp of the mean negative log-likelihood per token")
+@benchmark("perplexity", reference="exp of the mean negative log-likelihood per token", needs_text=True)
 def perplexity(subject: Subject, config: EvaluationConfig) -> Sequence[Score]:
     """Perplexity per token in windows that do not overlap (stride = context); interval over windows."""
-    block = evaluation_text(subject, config)
+    block = text_of(subject)
     losses: list[float] = []
     for start, tokens in batches(block, config, "perplexity"):
         scores = log_probabilities(subject.model, tokens, f"perplexity windows {start}-{start + len(tokens) - 1}")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -28,7 +29,8 @@ def summary_figure(entries: Sequence[Entry], diagnosis: Mapping[str, Any] | None
     fisher = _forecast_method(diagnosis)
     panels = len(benchmarks) + (fisher is not None)
     with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(3.1 * panels + 0.8, 3.6), layout="constrained", dpi=160)
+        wide = max(3.1, 0.34 * len(entries))
+        figure = Figure(figsize=(wide * panels + 0.8, 3.6), layout="constrained", dpi=160)
         widths = [1.0] * len(benchmarks) + ([1.6] if fisher else [])
         axes = figure.subplots(1, panels, squeeze=False, width_ratios=widths)[0]
         for axis, benchmark in zip(axes, benchmarks, strict=False):
@@ -57,7 +59,7 @@ def _bars(axis: Axes, entries: Sequence[Entry], benchmark: str) -> None:
         value = scale * score["value"]
         errors = [[value - scale * score["low"]], [scale * score["high"] - value]]
         axis.bar(position, value, color=colour, width=0.68)
-        axis.errorbar(position, value, yerr=errors, color="#222222", capsize=3, linewidth=1)
+        axis.errorbar(position, value, yerr=np.abs(errors), color="#222222", capsize=3, linewidth=1)
         axis.annotate(
             f"{value:,.3g}",
             (position, scale * score["high"]),
@@ -66,7 +68,9 @@ def _bars(axis: Axes, entries: Sequence[Entry], benchmark: str) -> None:
             ha="center",
             fontsize=8,
         )
-    axis.set_xticks(range(len(shown)), [name for name, _ in shown], rotation=0 if len(shown) < 4 else 30)
+    axis.set_xticks(range(len(shown)), [name for name, _ in shown], rotation=0 if len(shown) < 4 else 60)
+    if not accuracy and max(score["value"] for _, score in shown) > 20 * min(score["value"] for _, score in shown) > 0:
+        axis.set_yscale("log")
     axis.set_title(f"{benchmark}: correct, % (higher is better)" if accuracy else _AXIS.get(benchmark, benchmark), fontsize=9)
     axis.margins(y=0.15)
 

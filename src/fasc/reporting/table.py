@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from fasc.reporting.entries import DENSE, Entry, benchmarks_of
 
-_TITLES = {"perplexity": "perplexity ↓", "kl": "KL to dense ↓"}
+_TITLES = {"perplexity": "perplexity ↓", "kl": "KL ↓"}
 
 
 def format_score(score: Mapping[str, Any] | None) -> str:
@@ -54,14 +55,31 @@ def _dense_cells(plan: Mapping[str, Any] | None) -> list[str]:
     ]
 
 
+def compact_score(score: Mapping[str, Any] | None) -> str:
+    """Value and the wider half of the interval, short enough for a terminal of 80 columns."""
+    if score is None:
+        return "–"
+    scale, unit = (100, " %") if score["metric"].startswith("accuracy") else (1, "")
+    value = scale * score["value"]
+    half = max(scale * score["high"] - value, value - scale * score["low"])
+    if value >= 1e5:
+        return f"{value:.1e} ±{half:.0e}"
+    digits = 3 if score["benchmark"] == "kl" else (1 if unit or value < 100 else 0)
+    return f"{value:,.{digits}f} ±{half:,.{digits}f}{unit}"
+
+
 def terminal_table(entries: Sequence[Entry]) -> Table:
-    """The comparison for rich."""
-    header, rows = comparison(entries)
-    table = Table(title="what was kept and what was lost (95 % intervals)", title_justify="left")
-    for title in header:
-        table.add_column(title, justify="left" if title == "model" else "right")
-    for row in rows:
-        table.add_row(*row, style="dim" if row[0] == DENSE else None)
+    """The comparison for rich: a line per model, also on 80 columns."""
+    benchmarks = benchmarks_of(entries)
+    whole = next((entry.plan for entry in entries if entry.plan), None)
+    table = Table(title="what was kept and what was lost (± 95 % interval)", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("model", no_wrap=True)
+    for title in [*(_TITLES.get(name, f"{name} ↑") for name in benchmarks), "parameters", "weights"]:
+        table.add_column(title, justify="right", no_wrap=True)
+    for entry in entries:
+        *_, parameters, weights = _weight_cells(entry.plan["totals"]) if entry.plan else _dense_cells(whole)
+        scores = [compact_score(entry.score(name)) for name in benchmarks]
+        table.add_row(entry.name, *scores, parameters.partition(" (")[0], weights, style="dim" if entry.name == DENSE else None)
     return table
 
 

@@ -5,33 +5,39 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fasc.calibration.corpus import TextRequest, TokenBlock, load_corpus
 from fasc.config import EvaluationConfig
-from fasc.errors import NonFiniteError
+from fasc.errors import NonFiniteError, UsageError
 from fasc.evaluation._registry import Subject
-from fasc.progress import progress, say
+from fasc.progress import progress
 
 
-def evaluation_text(subject: Subject, config: EvaluationConfig) -> TokenBlock:
-    """The windows of the evaluation corpus: all of them in order, or ``limit`` drawn by the seed."""
-    sampler = subject.dense if subject.dense is not None else subject.model
-    block = load_corpus(
-        sampler,
-        subject.tokenizer,
-        TextRequest(
-            corpus=config.corpus,
-            sequences=config.windows or config.limit,
-            sequence_length=config.context,
-            seed=config.seed,
-            role="evaluation",
-            data_dir=config.data_dir,
-        ),
+def evaluation_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: EvaluationConfig) -> TokenBlock:
+    """The windows of the evaluation corpus: all of them in order, or a limited number drawn by the seed.
+
+    Args:
+        model: samples the corpus ``self``: the dense model, where there is one, so that all models see the same text.
+        tokenizer: the model's own.
+        config: corpus, limit, context, seed.
+    """
+    request = TextRequest(
+        corpus=config.corpus,
+        sequences=config.windows or config.limit,
+        sequence_length=config.context,
+        seed=config.seed,
+        role="evaluation",
+        data_dir=config.data_dir,
     )
-    if block.text_digest == subject.calibrated_on:
-        say(f"warning: `{config.corpus}` is the text this model was calibrated on; its scores will flatter it")
-    return block
+    return load_corpus(model, tokenizer, request)
+
+
+def text_of(subject: Subject) -> TokenBlock:
+    """The held-out text a benchmark was promised."""
+    if subject.text is None:
+        raise UsageError("this benchmark needs held-out text and was given none", "register it with needs_text=True")
+    return subject.text
 
 
 def batches(block: TokenBlock, config: EvaluationConfig, what: str) -> Iterator[tuple[int, Tensor]]:
