@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from fasc.cli import options as opt
 from fasc.config import CalibrationConfig, EvaluationConfig, MethodConfig, Recipe, read_recipe
 
 DEMO = Recipe(
