@@ -175,6 +175,8 @@ def test_diagnose_writes_a_row_per_group(fasc, model_folder, text_file, tmp_path
     rows = json.loads((tmp_path / "d.json").read_text())
     assert len(rows) == 8
     assert {"group", "block", "kind", "input", "gradient", "methods"} <= set(rows[0])
+    assert all(0 < row["rho"] <= 1 and row["rho_floor"] > 0 for row in rows)
+    assert rows[0]["predicted_loss"]["fasc"] > 0
     curve = rows[0]["methods"]["fasc"]["curve"]
     assert curve[0] == pytest.approx(1)
     assert curve[-1] == pytest.approx(0, abs=1e-9)

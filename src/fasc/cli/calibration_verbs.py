@@ -74,7 +74,7 @@ def diagnose(
     dtype: opt.DTypeName = None,
     device: opt.Device = None,
 ) -> None:
-    """Print, per input group: spectra, the ranks that keep 90/95/99 % of the energy, and the forecast loss."""
+    """Print, per input group: ρ and its noise floor, spectra, the ranks that keep most of the energy, the forecast loss."""
     calibration = opt.build(
         CalibrationConfig,
         corpus=corpus,
@@ -89,11 +89,12 @@ def diagnose(
     budget = opt.build(BudgetConfig, rank_fraction=rank_fraction)
     source = opt.build(ModelConfig, model=model, dtype=dtype, device=device)
     from fasc import pipeline
+    from fasc.diagnosis.diagnose import DEPENDENCE_NEEDS
     from fasc.diagnosis.diagnose import diagnose as diagnose_groups
     from fasc.reporting.diagnosis_table import print_diagnosis
     from fasc.storage import write_json
 
-    needs = pipeline.needs_of(chosen)
+    needs = pipeline.needs_of(chosen) | DEPENDENCE_NEEDS
     loaded = pipeline.load(source)
     if statistics is None:
         found = pipeline.calibrate(loaded.model, loaded.tokenizer, needs, calibration, LayersConfig())

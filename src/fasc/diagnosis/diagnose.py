@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from fasc.calibration.statistics import GroupStatistics, Statistics
+from fasc.calibration.statistics import GroupStatistics, Need, Statistics
 from fasc.config import MethodConfig
+from fasc.diagnosis.dependence import dependence_violation
 from fasc.diagnosis.spectra import effective_rank, rank_keeping, stable_rank
 from fasc.linalg.decomposition import Decomposition
 from fasc.linalg.moments import Covariance
@@ -17,6 +18,9 @@ from fasc.methods import get_method
 from fasc.model.layers import weight_of
 from fasc.progress import progress
 from fasc.storage import read_json, write_json
+
+DEPENDENCE_NEEDS = frozenset({Need("input", "group"), Need("gradient", "group"), Need("cross", "group")})
+"""What ρ is computed from."""
 
 SHARES = (0.90, 0.95, 0.99)
 """Shares of the energy for which the table gives the rank."""
@@ -63,7 +67,8 @@ def diagnose(
     with progress("diagnosing", len(statistics.groups), "groups") as advance, torch.no_grad():
         for group in statistics.groups.values():
             energies = {options.name: _energies(model, group, options, rank_fraction) for options in methods}
-            rows.append(_row(group) | {"methods": energies})
+            losses = {name: e["predicted_loss"] for name, e in energies.items() if "predicted_loss" in e}
+            rows.append(_row(group) | _dependence(model, group) | {"methods": energies, "predicted_loss": losses})
             advance()
     return Diagnosis(tuple(rows), {"rank_fraction": rank_fraction, **statistics.meta})
 
@@ -83,6 +88,14 @@ def _row(group: GroupStatistics) -> dict[str, Any]:
     if gradient is not None:
         row["gradient"] = _spectrum(gradient.covariance) | {"side": gradient.side}
     return row
+
+
+def _dependence(model: PreTrainedModel, group: GroupStatistics) -> dict[str, Any]:
+    weight = torch.cat([weight_of(model, layer).detach().cpu() for layer in group.group.layers])
+    found = dependence_violation(group, weight)
+    if found is None:
+        return {"rho": None, "rho_floor": None, "rho_debiased": None}
+    return {"rho": found.rho, "rho_floor": found.floor, "rho_debiased": found.debiased}
 
 
 def _spectrum(covariance: Covariance) -> dict[str, Any]:

@@ -1,0 +1,50 @@
+"""ρ, the dependence violation score: how far a group's inputs and their gradients are from uncorrelated (paper Eq. 2)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fasc.calibration.statistics import GroupStatistics, as_float64
+
+
+@dataclass(frozen=True, slots=True)
+class Dependence:
+    """ρ as the paper prints it, and beside it what the paper leaves out."""
+
+    rho: float
+    """``‖Σ_xg‖_F / (‖Σ_xx‖_F^½ ‖Σ_gg‖_F^½)``."""
+
+    floor: float
+    """ρ₀, what ρ would be on so many independent tokens if x and g were independent: sampling noise."""
+
+    debiased: float
+    """``(max(0, ρ² − ρ₀²))^½``."""
+
+
+def dependence_violation(statistics: GroupStatistics, weight: Tensor) -> Dependence | None:
+    """ρ, its noise floor and the debiased score of one group (arXiv:2601.07197 Eq. 2).
+
+    If x and g were independent, ``E‖Σ̂_xg‖² = tr Σ_xx · tr Σ_gg / n`` over n independent tokens. Tokens of one sequence are not
+    independent, so the true floor is somewhat higher.
+
+    Args:
+        statistics: of the group; the gradient moments may lie on either side.
+        weight: the group's stacked weight [d_out, d_in], to bring moments of the output side to the input.
+
+    Returns:
+        The scores, or ``None`` if the statistics hold no cross covariance of the group.
+    """
+    gradient = statistics.gradients.get(statistics.group.name)
+    if gradient is None or gradient.cross is None:
+        return None
+    _, xx = as_float64(statistics.input)
+    _, gg = as_float64(gradient.covariance)
+    cross = gradient.cross.double()
+    if gradient.side == "output":
+        weight = weight.double()
+        cross, gg = cross @ weight, weight.mT @ gg @ weight
+    scale = float((torch.linalg.matrix_norm(xx) * torch.linalg.matrix_norm(gg)).clamp_min(torch.finfo(torch.float64).tiny).sqrt())
+    rho = float(torch.linalg.matrix_norm(cross)) / scale
+    noise = float((xx.trace() * gg.trace() / statistics.tokens).clamp_min(0).sqrt()) / scale
+    return Dependence(rho, noise, max(0.0, rho**2 - noise**2) ** 0.5)
