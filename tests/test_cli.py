@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from functools import partial
 
 import pytest
 import torch
@@ -23,6 +24,8 @@ CALIBRATION = ["--sequences", "20", "--sequence-length", "16", "--damping", "1e-
 @pytest.fixture
 def fasc(monkeypatch, capsys):
     """Run the command in this process; give back (exit code, stdout, stderr)."""
+
+    monkeypatch.setattr("fasc.cli.app.INTERRUPT.install", lambda: None)  # pytest keeps its own Ctrl-C
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["fasc", *map(str, arguments)])
@@ -448,17 +451,33 @@ def test_interrupting_leaves_nothing_and_exits_with_130(model_folder, text_file,
         "--out",
         str(tmp_path / "o"),
     ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A shell's background job (a CI runner, say) hands on an ignored SIGINT: give the process the default, as a terminal does.
+    default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=default)
     deadline = time.monotonic() + 60
     line = ""
     while "sampling" not in line and time.monotonic() < deadline:
         line = process.stderr.readline()
     os.kill(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    try:
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "Traceback" not in err
     assert err.strip().splitlines()[-2] == "error: interrupted"
     assert {file.name for file in tmp_path.iterdir()} == {"text.txt"}
+
+
+def test_an_interrupt_that_was_swallowed_is_raised_at_the_next_step(monkeypatch):
+    from fasc import progress
+
+    interrupt = progress.Interrupt()
+    monkeypatch.setattr(progress, "INTERRUPT", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        interrupt._on_signal(2, None)
+    with progress.progress("work", 3, "steps") as advance, pytest.raises(KeyboardInterrupt):
+        advance()
 
 
 def test_debug_shows_the_traceback(fasc, model_folder):

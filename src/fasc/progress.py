@@ -1,14 +1,46 @@
 """Progress of long work on stderr: what, how far, how fast, how long still."""
 
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
+
+
+class Interrupt:
+    """Ctrl-C that cannot get lost.
+
+    Python drops an exception that is raised inside a finaliser or a weak-reference callback, and a KeyboardInterrupt lands
+    wherever the program happens to be. So the signal is remembered, and the next reported step of any long work raises it again.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def install(self) -> None:
+        """Take over SIGINT, from the main thread, unless whoever started us wants it ignored (a shell's background job)."""
+        ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        if threading.current_thread() is threading.main_thread() and not ignored:
+            signal.signal(signal.SIGINT, self._on_signal)
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self.asked = True
+        raise KeyboardInterrupt
+
+    def check(self) -> None:
+        """Raise ``KeyboardInterrupt`` if the person asked for it."""
+        if self.asked:
+            raise KeyboardInterrupt
+
+
+INTERRUPT = Interrupt()
 
 
 class Advance(Protocol):
@@ -32,6 +64,7 @@ class _Lines:
         self.start = self.printed = time.monotonic()
 
     def __call__(self, amount: int = 1, /) -> None:
+        INTERRUPT.check()
         self.done += amount
         now = time.monotonic()
         if now - self.printed >= 10 or self.done >= self.total:
@@ -59,7 +92,12 @@ def progress(what: str, total: int, unit: str) -> Iterator[Advance]:
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,}/{task.total:,}"))
     with Progress(*columns, _Rate(), TimeRemainingColumn(), console=console, transient=False) as bar:
         task = bar.add_task(what, total=total, unit=unit)
-        yield lambda amount=1: bar.advance(task, amount)
+
+        def advance(amount: int = 1, /) -> None:
+            INTERRUPT.check()
+            bar.advance(task, amount)
+
+        yield advance
 
 
 def say(text: str) -> None:

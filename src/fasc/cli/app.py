@@ -10,6 +10,7 @@ from rich.console import Console
 
 from fasc.cli import calibration_verbs, checkpoint_verbs, model_verbs, run_verbs
 from fasc.errors import FascError
+from fasc.progress import INTERRUPT
 from fasc.storage import _FULL
 
 _INTERRUPTED = 130
@@ -74,6 +75,7 @@ def main() -> NoReturn:
     arguments = [argument for argument in arguments if argument != "--debug"]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    INTERRUPT.install()
     code: int | None = _INTERRUPTED
     try:
         code = app(arguments, prog_name="fasc", standalone_mode=False)  # typer turns Ctrl-C into the code 130
