@@ -236,6 +236,10 @@ def test_a_run_reports_and_goes_on_where_it_stopped(fasc, model_folder, text_fil
     recipe.write_text(recipe.read_text().replace("sequences = 20", "sequences = 21"))
     refused(fasc("run", recipe, "--out", out), "another recipe")
     assert (out / "report.md").is_file()
+    recipe.write_text(recipe.read_text() + "[[budgets]]\nrank_fraction = 0.25\n")
+    code, _, err = fasc("run", recipe, "--out", out, "--overwrite")
+    assert code == 0, err
+    assert json.loads((out / "fasc" / "plan.json").read_text())["totals"]["rank_fraction"] == pytest.approx(0.25)
 
 
 # ---- bad input -----------------------------------------------------------------------------------------------------

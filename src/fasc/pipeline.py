@@ -173,7 +173,9 @@ def run(recipe: Recipe, out: Path, *, overwrite: bool = False) -> Path:
     facts = {key: value for key, value in statistics.meta.items() if key != "provenance"}
     write_json(out / "provenance.json", provenance(model=recipe.source.model, statistics=facts))
     config = recipe.evaluation
-    dense_config = config.model_copy(update={"benchmarks": tuple(name for name in config.benchmarks if name != "kl")})
+    dense_config = config.model_copy(
+        update={"benchmarks": tuple(name for name in config.benchmarks if not get_benchmark(name).needs_dense)}
+    )
     texts = _Texts(loaded, config)
     _score(out / DENSE, lambda: loaded, dense_config, None, texts)
     for budget in recipe.budgets:
@@ -195,7 +197,7 @@ def _open_folder(recipe: Recipe, out: Path, *, overwrite: bool) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not (overwrite and file.is_file()):
             raise StorageError(f"`{out}` already exists and holds no run", "choose another --out")
-        for stale in [*out.glob("*/scores.json"), *out.glob("*.json"), out / "statistics.safetensors"]:
+        for stale in [*out.glob("*/scores.json"), *out.glob("*/plan.json"), *out.glob("*.json"), out / "statistics.safetensors"]:
             stale.unlink(missing_ok=True)
     with new_file(file) as scratch:
         scratch.write_text(text, encoding="utf-8")
