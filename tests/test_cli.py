@@ -255,8 +255,8 @@ def test_a_run_reports_and_goes_on_where_it_stopped(fasc, model_folder, text_fil
             ["unknown corpus", "did you mean `wikitext2`?"],
         ),
         (["evaluate", "MODEL", "--benchmarks", "fact"], ["unknown benchmark `fact`", "did you mean `facts`?"]),
-        (["compress", "MODEL", "--rank-fraction", "0", "--out", "OUT"], ["rank_fraction is 0, outside (0, 1]"]),
-        (["compress", "MODEL", "--rank-fraction", "1.5", "--out", "OUT"], ["rank_fraction is 1.5, outside (0, 1]"]),
+        (["compress", "MODEL", "--rank-fraction", "0", "--out", "OUT"], ["--rank-fraction is 0, outside (0, 1]"]),
+        (["compress", "MODEL", "--rank-fraction", "1.5", "--out", "OUT"], ["--rank-fraction is 1.5, outside (0, 1]"]),
         (
             ["compress", "MODEL", "--rank-fraction", "0.001", "--corpus", "TEXT", *CALIBRATION, "--out", "OUT"],
             ["0.001 leaves no direction"],

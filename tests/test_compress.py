@@ -20,7 +20,7 @@ from fasc.errors import ModelError, StatisticsError, StorageError
 from fasc.methods import METHODS
 from fasc.model.checkpoint import CheckpointNotes, save_checkpoint
 from fasc.model.load import LoadedModel, load_model, model_fingerprint
-from fasc.model.lowrank import LowRankLinear, SharedProjection, link_group
+from fasc.model.lowrank import LowRankLinear, PivotedLinear, PivotRows, SharedProjection, link_group
 from tests.conftest import tiny_model
 
 EVERYTHING = frozenset().union(*(method.needs for method in METHODS.values()))
@@ -47,15 +47,16 @@ def full_rank_plan(model, method):
     units = []
     for unit in plan.units:
         full = unit.d_in if method in ("svd", "fasc-eq6") or unit.d_in <= unit.d_out else unit.d_out
-        units.append(replace(unit, rank=full, layout="factors"))
+        units.append(replace(unit, rank=full, layout="factors" if len(unit.layers) == 1 else "shared"))
     assert scope.name == method
     return replace(plan, units=tuple(units))
 
 
 def compressed(statistics, architecture="llama", method="fasc", fraction=0.5, **options):
     model = tiny_model(architecture)
-    plan = pipeline.plan(model, method, BudgetConfig(rank_fraction=fraction))
-    done = compress(model, statistics(architecture), plan, MethodConfig(name=method, **options))
+    chosen = MethodConfig(name=method, **options)
+    plan = pipeline.plan(model, chosen, BudgetConfig(rank_fraction=fraction))
+    done = compress(model, statistics(architecture), plan, chosen)
     return model, done
 
 
@@ -103,17 +104,18 @@ def test_the_forecast_is_half_the_dropped_energy_and_grows_as_ranks_fall(statist
     assert compressed(statistics, method="svd")[1].predicted_loss is None
 
 
-def test_a_group_projects_once_per_forward(statistics, tokens, monkeypatch):
-    model, _ = compressed(statistics)
+@pytest.mark.parametrize("layouts", [("shared", "factors"), ("shared", "pivoted")])
+def test_a_group_projects_once_per_forward(statistics, tokens, monkeypatch, layouts):
+    model, _ = compressed(statistics, layouts=layouts)
     calls = []
-    plain = torch.nn.functional.linear
-    spy = lambda x, w, *rest: (calls.append(w.data_ptr()), plain(x, w, *rest))[1]  # noqa: E731
-    monkeypatch.setattr("fasc.model.lowrank.F.linear", spy)
+    for kind in (SharedProjection, PivotRows):
+        plain = kind.project
+        monkeypatch.setattr(kind, "project", lambda self, x, plain=plain: (calls.append(self), plain(self, x))[1])
     projections = [m for m in model.modules() if isinstance(m, SharedProjection)]
+    assert {type(m) for m in projections} == {PivotRows if "pivoted" in layouts else SharedProjection}
     assert {m.readers for m in projections} == {1, 2, 3}
     logits(model, tokens)
-    for projection in projections:
-        assert calls.count(projection.weight.data_ptr()) == 1
+    assert len(calls) == len(projections) == len({id(one) for one in calls})
     assert all(m._input is None and m._output is None for m in projections), "nothing is kept between forwards"
 
 
@@ -193,11 +195,20 @@ def test_bfloat16_models_are_compressed_in_their_own_precision(statistics, token
 def test_no_unit_is_stored_above_its_dense_size(statistics):
     for fraction in (0.3, 0.5, 0.75, 0.99):
         model, plan = compressed(statistics, fraction=fraction)
-        actual = sum(p.numel() for p in model.parameters())
-        assert actual == plan.totals["parameters"]
-        for unit in plan.units:
-            assert unit.parameters <= unit.dense_parameters - unit.dense_biases + unit.d_out
-            assert unit.layout == ("factors" if unit.rank < unit.d_in * unit.d_out / (unit.d_in + unit.d_out) else "merged")
+        orders = sum(m.order.numel() for m in model.modules() if isinstance(m, PivotedLinear))
+        assert sum(p.numel() for p in model.parameters()) + orders == plan.totals["parameters"]
+        assert all(unit.parameters <= unit.dense_parameters for unit in plan.units)
+        assert {unit.layout for unit in plan.units} <= {"pivoted", "dense", "factors", "shared"}
+
+
+def test_a_rank_that_saves_nothing_can_be_had_as_a_dense_product(statistics, tokens):
+    """For tables by rank: `merged` stores it as one dense matrix, and the model computes the same."""
+    options = {"layouts": ("factors", "shared", "merged")}
+    model, plan = compressed(statistics, fraction=0.5, **options)
+    assert {unit.layout for unit in plan.units} >= {"merged"}
+    assert all(unit.parameters <= unit.dense_parameters + unit.d_out for unit in plan.units)
+    pivoted, _ = compressed(statistics, fraction=0.5)
+    torch.testing.assert_close(logits(model, tokens), logits(pivoted, tokens), rtol=0, atol=1e-4)
 
 
 def test_rank_fractions_are_what_they_say(model):

@@ -1,6 +1,7 @@
 """What a run was told: the recipe. The only place where a default is written."""
 
 import tomllib
+from math import log1p
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -9,6 +10,9 @@ from pydantic import BaseModel, Field, PositiveInt, ValidationError, model_valid
 from fasc.errors import UsageError
 
 Labels = Literal["corpus", "sampled"]
+LayoutName = Literal["dense", "factors", "shared", "pivoted", "merged"]
+AllocationName = Literal["uniform", "fisher"]
+GateName = Literal["none", "rho", "predicted", "kl"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -56,18 +60,124 @@ class MethodConfig(_Part):
     reading: Literal["orthonormal", "oblique"] = "orthonormal"
     """How `fasc-eq6` makes a projector of the paper's eigenvectors."""
 
+    allocation: AllocationName | None = None
+    """`uniform`: the same share of every layer. `fisher`: the least forecast loss over all layers and layouts. Left out: `fisher`
+    where the method's energies are a loss in nats and the budget is no rank fraction, `uniform` elsewhere."""
+
+    layouts: Annotated[tuple[LayoutName, ...], Field(min_length=1)] = ("dense", "factors", "shared", "pivoted")
+    """How layers may be stored; the cheapest allowed one is taken at each rank. `factors` allows separate layers and `shared` one
+    projector per group, where the method leaves that open; `merged` stores a rank that saves nothing as one dense matrix."""
+
+    propagate: bool = False
+    """Compress block by block, each from the inputs it will really get, against the dense model's outputs."""
+
+    gate: GateName = "none"
+    """Which method each unit gets: `none`: this one everywhere. `rho`: this one where ρ is above the threshold, else the other
+    (the paper's). `predicted`: the one with the lower forecast loss. `kl`: the one with the lower measured KL divergence on
+    held-out text, compressing one unit at a time."""
+
+    gate_threshold: Annotated[float, Field(ge=0)] = 0.3
+    """Of ρ, for the gate `rho`."""
+
+    gate_else: str = "svd"
+    """The other method of a gate."""
+
+    label: str | None = None
+    """Name of the row in a run's tables, where the method's own would not tell two rows apart."""
+
 
 class BudgetConfig(_Part):
-    """How much is kept."""
+    """How much is kept: exactly one of the fields down to `max_kl`."""
 
-    rank_fraction: float = 0.5
-    """Rank ÷ min(d_in, d_out) of each layer; for a group of several layers with one projector, rank ÷ d_in."""
+    rank_fraction: float | None = None
+    """Rank ÷ min(d_in, d_out) of each layer; for a group of several layers with one projector, rank ÷ d_in. 0.5 if no budget is
+    given."""
+
+    param_fraction: float | None = None
+    """Parameters of the compressed layers ÷ their dense parameters."""
+
+    model_fraction: float | None = None
+    """Parameters of the whole model ÷ those of the dense model."""
+
+    max_bytes: Annotated[int | str, Field(union_mode="left_to_right")] | None = None
+    """Bytes of the weights file, at most: a number, or one with kB, MB, GB, KiB, MiB, GiB."""
+
+    max_perplexity_increase: Annotated[float | str, Field(union_mode="left_to_right")] | None = None
+    """The smallest model whose forecast perplexity is at most so much above the dense one's: `5%` or 0.05."""
+
+    max_kl: Annotated[float, Field(gt=0)] | None = None
+    """The smallest model whose forecast KL divergence to the dense one is at most so many nats per token."""
+
+    rank_multiple: PositiveInt = 8
+    """Ranks are multiples of this, in layers at least sixteen times as wide."""
+
+    floor: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of its dense parameters that each layer keeps at least."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_budget(cls, given: Any) -> Any:
+        if isinstance(given, dict):
+            asked = [name for name in _BUDGETS if given.get(name) is not None]
+            if len(asked) > 1:
+                raise ValueError(f"{' and '.join(asked)} are both budgets: give one")
+            if not asked:
+                return {**given, "rank_fraction": 0.5}
+        return given
 
     @model_validator(mode="after")
     def _in_range(self) -> Self:
-        if not 0 < self.rank_fraction <= 1:
-            raise ValueError(f"rank_fraction is {self.rank_fraction:g}, outside (0, 1]")
+        for name in ("rank_fraction", "param_fraction", "model_fraction"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise ValueError(f"{name} is {value:g}, outside (0, 1]")
+        if self.max_bytes is not None and self.bytes_limit <= 0:
+            raise ValueError(f"max_bytes is {self.max_bytes}, not above 0")
+        if self.max_perplexity_increase is not None and not self.loss_limit > 0:
+            raise ValueError(f"max_perplexity_increase is {self.max_perplexity_increase}, not above 0")
         return self
+
+    @property
+    def kind(self) -> str:
+        """Name of the field that was given."""
+        return next(name for name in _BUDGETS if getattr(self, name) is not None)
+
+    @property
+    def label(self) -> str:
+        """Short name, for folders and rows: `0.5`, `params0.8`, `model0.8`, `400MB`, `ppl+5%`, `kl0.05`."""
+        short = {"rank_fraction": "", "param_fraction": "params", "model_fraction": "model", "max_bytes": ""}
+        value = getattr(self, self.kind)
+        number = f"{value:g}" if isinstance(value, float) else str(value).replace(" ", "")
+        return {**short, "max_perplexity_increase": "ppl+", "max_kl": "kl"}[self.kind] + number
+
+    @property
+    def bytes_limit(self) -> int:
+        """``max_bytes`` as a number."""
+        text = str(self.max_bytes).strip()
+        for unit, factor in _UNITS.items():
+            if text.lower().endswith(unit.lower()):
+                return int(_number(text[: -len(unit)], "max_bytes") * factor)
+        return int(_number(text, "max_bytes"))
+
+    @property
+    def loss_limit(self) -> float:
+        """The forecast loss that is allowed, in nats per token."""
+        if self.max_kl is not None:
+            return self.max_kl
+        text = str(self.max_perplexity_increase).strip()
+        percent = text.endswith("%")
+        return log1p(_number(text.rstrip("%"), "max_perplexity_increase") / (100 if percent else 1))
+
+
+_BUDGETS = ("rank_fraction", "param_fraction", "model_fraction", "max_bytes", "max_perplexity_increase", "max_kl")
+_UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "kB": 1e3, "MB": 1e6, "GB": 1e9}
+
+
+def _number(text: str, field: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{field}: `{text.strip()}` is no number") from None
 
 
 class LayersConfig(_Part):
@@ -154,7 +264,9 @@ def explain(problem: ValidationError, where: str) -> UsageError:
     reason = first["msg"].removeprefix("Value error, ")
     hint = "see `fasc --help` or docs/quickstart.md for the fields and their ranges"
     if "outside (0, 1]" in reason:
-        hint = "0.5 keeps half the rank of every layer; 1 keeps all of it"
+        hint = "0.5 keeps half; 1 keeps all of it"
+    if "is no number" in reason:
+        hint = "sizes look like 400MB or 380MiB, increases like 5% or 0.05"
     if first["type"] == "extra_forbidden":
         reason = "no such field"
     return UsageError(f"{where}: `{field}`: {reason}", hint)

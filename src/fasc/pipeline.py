@@ -1,18 +1,23 @@
 """The stages in order; what is already on disk is not done again."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from shutil import rmtree
 
 import tomli_w
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fasc.budget.plan import RankPlan
-from fasc.budget.uniform import allocate_uniformly
+from fasc.budget.plan import RankPlan, read_plan
 from fasc.calibration.collect import collect
 from fasc.calibration.corpus import TextRequest, TokenBlock, load_corpus
 from fasc.calibration.statistics import Need, Statistics
+from fasc.compression.alone import UnitTester
 from fasc.compression.compress import compress
+from fasc.compression.gates import gate_plan
 from fasc.compression.merge import merge
+from fasc.compression.planning import needs_for, plan_model
 from fasc.config import (
     BudgetConfig,
     CalibrationConfig,
@@ -30,14 +35,14 @@ from fasc.evaluation.score import Score
 from fasc.evaluation.text import evaluation_text
 from fasc.methods import get_method
 from fasc.model.checkpoint import CheckpointNotes, read_provenance, save_checkpoint
-from fasc.model.groups import InputGroup, find_groups
+from fasc.model.groups import find_groups
 from fasc.model.load import LoadedModel, load_model, model_fingerprint
 from fasc.progress import say
-from fasc.provenance import provenance
+from fasc.provenance import file_digest, provenance
 from fasc.reporting.card import model_card
 from fasc.reporting.entries import DENSE
 from fasc.reporting.report import report
-from fasc.storage import new_file, write_json
+from fasc.storage import new_file, work_folder, write_json
 
 
 def load(source: ModelConfig) -> LoadedModel:
@@ -45,13 +50,21 @@ def load(source: ModelConfig) -> LoadedModel:
     return load_model(source.model, dtype=source.dtype, device=source.device)
 
 
-def needs_of(methods: Sequence[MethodConfig]) -> frozenset[Need]:
+def needs_of(methods: Sequence[MethodConfig], budgets: Sequence[BudgetConfig] | None = None) -> frozenset[Need]:
     """Union of what the methods must be given.
+
+    Args:
+        methods: the methods.
+        budgets: what they will be asked for; without them, whatever any budget may need.
 
     Raises:
         UnknownNameError: a method does not exist.
+        BudgetError: a method cannot serve a budget.
     """
-    return frozenset().union(*(get_method(options.name).needs for options in methods))
+    if budgets is None:
+        every = [get_method(options.name) for options in methods]
+        return frozenset().union(*(one.needs_in(one.scopes) for one in every))
+    return frozenset().union(*(needs_for(options, budget) for options in methods for budget in budgets))
 
 
 def calibrate(
@@ -75,42 +88,62 @@ def calibrate(
         ),
     )
     statistics = collect(model, block.tokens, needs, calibration=calibration, layers=layers)
-    return Statistics(statistics.groups, {**statistics.meta, "text_digest": block.text_digest})
+    return replace(statistics, meta={**statistics.meta, "text_digest": block.text_digest})
+
+
+def held_out(loaded: LoadedModel, calibration: CalibrationConfig, sequences: int) -> Tensor:
+    """More sequences of the calibration corpus, disjoint from those that calibrate.
+
+    Args:
+        loaded: model and tokenizer.
+        calibration: of the run.
+        sequences: how many.
+
+    Returns:
+        Tokens, [sequences, length].
+    """
+    extra = 0 if calibration.corpus == "self" else calibration.sequences  # drawn after those, in the same order
+    request = TextRequest(
+        corpus=calibration.corpus,
+        sequences=extra + sequences,
+        sequence_length=calibration.sequence_length,
+        seed=calibration.seed + (calibration.corpus == "self"),
+        role="calibration",
+        data_dir=calibration.data_dir,
+    )
+    return load_corpus(loaded.model, loaded.tokenizer, request).tokens[extra:]
 
 
 def plan(
     model: PreTrainedModel,
-    method: str,
+    method: str | MethodConfig,
     budget: BudgetConfig,
     *,
     layers: LayersConfig | None = None,
-    groups: Sequence[InputGroup] | None = None,
+    statistics: Statistics | None = None,
 ) -> RankPlan:
-    """A rank for every unit of the model, before any calibration.
+    """A rank and a layout for every unit of the model.
 
     Args:
         model: the dense model.
-        method: a registered method; it says which layers share a projector.
-        budget: how much is kept.
-        layers: which layers; ignored if ``groups`` are given.
-        groups: the input groups, if they are known already.
+        method: a registered method, by name or with its options.
+        budget: how much is kept, or how much may be lost.
+        layers: which layers; those of the statistics if there are any.
+        statistics: without them only a uniform plan of a fraction can be had, and no forecast.
 
     Raises:
         UnknownNameError: no such method.
         BudgetError: the budget cannot be kept.
     """
-    groups = find_groups(model, layers or LayersConfig()) if groups is None else groups
-    return allocate_uniformly(
-        groups,
-        budget.rank_fraction,
-        method=method,
-        scope=get_method(method).scope,
-        model_parameters=model.num_parameters(),
-        bytes_per_parameter=model.dtype.itemsize,
-    )
+    options = MethodConfig(name=method) if isinstance(method, str) else method
+    if statistics is not None and layers is None:
+        groups = [group.group for group in statistics.groups.values()]
+    else:
+        groups = find_groups(model, layers or LayersConfig())
+    return plan_model(model, groups, options, budget, statistics)
 
 
-def compress_and_save(
+def compress_and_save(  # noqa: PLR0913 - each is a switch of one of its stages
     loaded: LoadedModel,
     statistics: Statistics,
     recipe: Recipe,
@@ -119,16 +152,26 @@ def compress_and_save(
     rank_plan: RankPlan | None = None,
     merged: bool = False,
     overwrite: bool = False,
+    work: Path | None = None,
 ) -> RankPlan:
     """Compress the loaded model in place with the recipe's first method and budget, and write the checkpoint.
+
+    Args:
+        loaded: the dense model.
+        statistics: measured on it.
+        recipe: of the run.
+        out: the checkpoint's folder.
+        rank_plan: carried out instead of one made here.
+        merged: write an ordinary dense checkpoint.
+        overwrite: replace what is there.
+        work: folder in which an interrupted compression with propagation goes on.
 
     Returns:
         The plan as carried out, with predicted losses where the method's energies are a loss.
     """
     options = recipe.methods[0]
-    groups = [group.group for group in statistics.groups.values()]
-    rank_plan = rank_plan or plan(loaded.model, options.name, recipe.budgets[0], groups=groups)
-    done = compress(loaded.model, statistics, rank_plan, options)
+    rank_plan = rank_plan or gated_plan(loaded, statistics, recipe)
+    done = compress(loaded.model, statistics, rank_plan, options, work=work)
     folded = merge(loaded.model, statistics, options.damping) if merged else []
     kept = {key: value for key, value in statistics.meta.items() if key != "provenance"}
     made = provenance(model=recipe.source.model, statistics=kept, merged=merged, folded_biases=folded)
@@ -138,10 +181,79 @@ def compress_and_save(
     return done
 
 
+def gated_plan(loaded: LoadedModel, statistics: Statistics, recipe: Recipe) -> RankPlan:
+    """The plan of the recipe's first method and budget, with its gate."""
+    options = recipe.methods[0]
+    made = plan(loaded.model, options, recipe.budgets[0], statistics=statistics)
+
+    def tester() -> UnitTester:
+        return UnitTester(loaded.model, statistics, held_out(loaded, recipe.calibration, _GATE_SEQUENCES))
+
+    return gate_plan(loaded.model, statistics, made, options, tester)
+
+
+def compress_model(
+    recipe: Recipe,
+    out: Path,
+    *,
+    statistics: Path | None = None,
+    rank_plan: RankPlan | None = None,
+    merged: bool = False,
+    overwrite: bool = False,
+) -> RankPlan:
+    """Load, calibrate, plan, compress and save; what an interrupted call has finished is not done again.
+
+    Finished stages lie in a hidden folder beside ``out`` until the checkpoint stands. They are used only by a call with the
+    same recipe and statistics.
+
+    Args:
+        recipe: its first method and budget are used.
+        out: the checkpoint's folder.
+        statistics: a file of moments to use instead of measuring.
+        rank_plan: carried out instead of one made here.
+        merged: write an ordinary dense checkpoint.
+        overwrite: replace what is there.
+
+    Returns:
+        The plan as carried out.
+    """
+    work = out.with_name(f".{out.name}.work")
+    key = {"recipe": recipe.to_dict(), "statistics": None if statistics is None else file_digest(statistics)}
+    key["plan"] = None if rank_plan is None else rank_plan.to_dict()
+    with work_folder(work, key):
+        loaded = load(recipe.source)
+        found = _measured(loaded, recipe, work) if statistics is None else Statistics.load(statistics)
+        found.require_model(model_fingerprint(loaded.model))
+        if rank_plan is None and (work / "plan.json").is_file():
+            rank_plan = read_plan(work / "plan.json", recipe.methods[0].name)
+        elif rank_plan is None:
+            rank_plan = gated_plan(loaded, found, recipe)
+            if recipe.methods[0].propagate or recipe.methods[0].gate != "none":  # otherwise it takes seconds
+                write_json(work / "plan.json", rank_plan.to_dict())
+        return compress_and_save(loaded, found, recipe, out, rank_plan=rank_plan, merged=merged, overwrite=overwrite, work=work)
+
+
+def _measured(loaded: LoadedModel, recipe: Recipe, folder: Path) -> Statistics:
+    """The statistics that the recipe needs, measured once and kept in a folder."""
+    file, needs = folder / "statistics.safetensors", needs_of(recipe.methods, recipe.budgets)
+    if file.is_file():
+        statistics = Statistics.load(file)
+        statistics.require(needs)
+        statistics.require_model(model_fingerprint(loaded.model))
+        return statistics
+    statistics = calibrate(loaded.model, loaded.tokenizer, needs, recipe.calibration, recipe.layers)
+    statistics.save(file)
+    return statistics
+
+
+_GATE_SEQUENCES = 8
+"""Held-out sequences on which the gate ``kl`` measures each unit."""
+
+
 def entry_name(options: MethodConfig, budget: BudgetConfig, *, only_budget: bool) -> str:
     """Folder and row name of a method at a budget in a run."""
-    name = f"{options.name}-oblique" if options.reading == "oblique" else options.name
-    return name if only_budget else f"{name}@{budget.rank_fraction:g}"
+    name = options.label or (f"{options.name}-oblique" if options.reading == "oblique" else options.name)
+    return name if only_budget else f"{name}@{budget.label}"
 
 
 def run(recipe: Recipe, out: Path, *, overwrite: bool = False) -> Path:
@@ -161,13 +273,13 @@ def run(recipe: Recipe, out: Path, *, overwrite: bool = False) -> Path:
         StorageError: the folder holds something else.
         FascError: any stage's own.
     """
-    needs = needs_of(recipe.methods)
+    needs_of(recipe.methods, recipe.budgets)
     _open_folder(recipe, out, overwrite=overwrite)
     loaded = load(recipe.source)
-    statistics = _statistics(loaded, recipe, needs, out)
+    statistics = _measured(loaded, recipe, out)
     if not (out / "diagnosis.json").is_file():
-        fraction = recipe.budgets[0].rank_fraction
-        losses = [options for options in recipe.methods if get_method(options.name).energy_unit == "nats²/token"]
+        fraction = recipe.budgets[0].rank_fraction or 0.5
+        losses = [options for options in recipe.methods if get_method(options.name).is_loss]
         shown = losses[:1] or recipe.methods[:1]  # the report draws one forecast; `fasc diagnose` shows any
         diagnose(loaded.model, statistics, shown, rank_fraction=fraction).save(out / "diagnosis.json")
     facts = {key: value for key, value in statistics.meta.items() if key != "provenance"}
@@ -199,20 +311,10 @@ def _open_folder(recipe: Recipe, out: Path, *, overwrite: bool) -> None:
             raise StorageError(f"`{out}` already exists and holds no run", "choose another --out")
         for stale in [*out.glob("*/scores.json"), *out.glob("*/plan.json"), *out.glob("*.json"), out / "statistics.safetensors"]:
             stale.unlink(missing_ok=True)
+        for stale in out.glob("*/work"):
+            rmtree(stale, ignore_errors=True)
     with new_file(file) as scratch:
         scratch.write_text(text, encoding="utf-8")
-
-
-def _statistics(loaded: LoadedModel, recipe: Recipe, needs: frozenset[Need], out: Path) -> Statistics:
-    file = out / "statistics.safetensors"
-    if file.is_file():
-        statistics = Statistics.load(file)
-        statistics.require(needs)
-        statistics.require_model(model_fingerprint(loaded.model))
-        return statistics
-    statistics = calibrate(loaded.model, loaded.tokenizer, needs, recipe.calibration, recipe.layers)
-    statistics.save(file)
-    return statistics
 
 
 class _Texts:
@@ -232,8 +334,10 @@ class _Texts:
 def _run_method(recipe: Recipe, statistics: Statistics, folder: Path, dense: LoadedModel, texts: _Texts) -> None:
     checkpoint = folder / "model"
     if not (folder / "plan.json").is_file():
-        done = compress_and_save(load(recipe.source), statistics, recipe, checkpoint, overwrite=True)
+        work = folder / "work"
+        done = compress_and_save(load(recipe.source), statistics, recipe, checkpoint, overwrite=True, work=work)
         write_json(folder / "plan.json", done.to_dict())
+        rmtree(work, ignore_errors=True)
     source = recipe.source.model_copy(update={"model": str(checkpoint)})
     _score(folder, lambda: load(source), recipe.evaluation, dense.model, texts)
 

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -126,6 +126,41 @@ def new_file(path: Path) -> Iterator[Path]:
         raise storage_error(problem, path) from problem
     finally:
         scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def work_folder(folder: Path, key: Mapping[str, Any]) -> Iterator[Path]:
+    """A folder for unfinished work: it outlives an interrupted or killed process, and goes when the body succeeds or fails.
+
+    What an interrupted try has left is there again, if it belongs to the same key; otherwise it is removed.
+
+    Args:
+        folder: the folder.
+        key: plain JSON values that say what the work is.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    file = folder / "key.json"
+    wanted = json.loads(json.dumps(key))
+    try:
+        kept = file.is_file() and json.loads(file.read_text(encoding="utf-8")) == wanted
+    except (OSError, ValueError):
+        kept = False
+    if not kept:
+        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        if not kept:
+            write_json(file, wanted)
+        yield folder
+    except KeyboardInterrupt:
+        if {entry.name for entry in folder.iterdir()} <= {file.name}:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    except Exception:  # the same command would fail again, and another one has another key
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> Path:

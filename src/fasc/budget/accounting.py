@@ -2,15 +2,26 @@
 
 from typing import Literal
 
-from fasc.errors import BudgetError
+Layout = Literal["dense", "factors", "shared", "pivoted", "merged"]
+"""How a unit is stored.
 
-StoredLayout = Literal["factors", "merged"]
-"""``factors``: ``down`` and ``up``. ``merged``: their product, as one dense matrix, because that is not larger."""
+``dense``: as it was. ``factors``: ``down`` and ``up`` of one layer. ``shared``: one ``down`` for the layers that read the same
+tensor, an ``up`` for each. ``pivoted``: k output rows as they are and the others as combinations of them (PIFA). ``merged``: the
+product as one dense matrix, for a rank at which no other allowed layout is smaller.
+"""
+
+ORDER_BYTES = 4
+"""Of an entry of a pivoted layer's ``order`` (int32)."""
 
 
 def factor_parameters(rank: int, d_in: int, d_out: int) -> int:
     """Weights of two factors with one shared projector: ``k (d_in + Σ d_out)``."""
     return rank * (d_in + d_out)
+
+
+def pivoted_parameters(rank: int, d_in: int, d_out: int) -> int:
+    """Weights of the pivoted form: ``k (d_in + Σ d_out) − k²`` (arXiv:2501.19090)."""
+    return rank * (d_in + d_out) - rank * rank
 
 
 def dense_parameters(d_in: int, d_out: int) -> int:
@@ -23,32 +34,25 @@ def break_even_rank(d_in: int, d_out: int) -> float:
     return d_in * d_out / (d_in + d_out)
 
 
-def stored_layout(rank: int, d_in: int, d_out: int) -> StoredLayout:
-    """Factors below break-even, their dense product from there on: no unit is ever stored above its dense size."""
-    return "factors" if rank < break_even_rank(d_in, d_out) else "merged"
-
-
-def rank_for_fraction(rank_fraction: float, d_in: int, d_out: int, *, members: int) -> int | None:
-    """The rank of a unit at a rank fraction; ``None`` at fraction 1, which keeps every direction.
+def stored_parameters(layout: Layout, rank: int, d_in: int, d_out: int, *, dense_biases: int) -> int:
+    """Everything that is stored: weights, the bias that holds the correction of the mean, a pivoted layer's order.
 
     Args:
-        rank_fraction: ``k / min(d_in, d_out)``; for a projector shared by several layers ``k / d_in``.
+        layout: how the unit is stored.
+        rank: directions kept.
         d_in: features of the input.
         d_out: output features of all layers of the unit.
-        members: how many layers share the projector.
-
-    Raises:
-        BudgetError: outside (0, 1], or less than one direction is left.
+        dense_biases: bias entries the dense layers have.
     """
-    if not 0 < rank_fraction <= 1:
-        raise BudgetError(f"rank fraction is {rank_fraction:g}, outside (0, 1]", "0.5 keeps half the rank of every layer")
-    if rank_fraction == 1:
-        return None
-    whole = d_in if members > 1 else min(d_in, d_out)
-    rank = int(rank_fraction * whole + 1e-9)
-    if rank == 0:
-        raise BudgetError(
-            f"rank fraction {rank_fraction:g} leaves no direction of a {d_out}×{d_in} layer",
-            f"use at least {1 / whole:.4f}",
-        )
-    return rank
+    if layout == "dense":
+        return dense_parameters(d_in, d_out) + dense_biases
+    if layout == "merged":
+        return dense_parameters(d_in, d_out) + d_out
+    if layout == "pivoted":
+        return pivoted_parameters(rank, d_in, d_out) + 2 * d_out
+    return factor_parameters(rank, d_in, d_out) + d_out
+
+
+def order_entries(layout: Layout, d_out: int) -> int:
+    """Entries of ``stored_parameters`` that are int32 whatever the precision of the weights."""
+    return d_out if layout == "pivoted" else 0

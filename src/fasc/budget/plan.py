@@ -1,16 +1,15 @@
-"""The rank plan: which layers share a projector, at which rank, and what that weighs."""
+"""The rank plan: which layers share a projector, at which rank, how they are stored, and what that weighs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from fasc.budget.accounting import dense_parameters, factor_parameters
+from fasc.budget.accounting import ORDER_BYTES, Layout, dense_parameters, order_entries, stored_parameters
 from fasc.errors import BudgetError
 from fasc.storage import read_json
 
-Layout = Literal["factors", "merged", "lossless"]
-"""``lossless``: every direction is kept, so the layer keeps its weight."""
+_DERIVED = ("parameters", "dense_parameters")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +29,23 @@ class UnitPlan:
     """Bias entries the dense layers already had."""
 
     predicted_loss: float | None = None
-    """½J in nats per token, where the method's energies are a loss and are known."""
+    """½J in nats per token, where it is known."""
+
+    method: str | None = None
+    """The method of this unit where a gate chose it; ``None`` is the plan's."""
+
+    gate: Mapping[str, Any] | None = None
+    """The gate that chose, and its score: ρ, or the difference of the two methods' losses."""
 
     @property
     def d_out(self) -> int:
         """Output features of all layers."""
         return sum(self.d_outs)
+
+    @property
+    def full_rank(self) -> int:
+        """``d_in`` of a shared projector, ``min(d_in, d_out)`` of a layer: the whole of the rank fraction."""
+        return self.d_in if len(self.layers) > 1 else min(self.d_in, self.d_out)
 
     @property
     def dense_parameters(self) -> int:
@@ -44,11 +54,13 @@ class UnitPlan:
 
     @property
     def parameters(self) -> int:
-        """Parameters after compression, biases included (each compressed layer has one: the correction of the mean)."""
-        if self.layout == "lossless":
-            return self.dense_parameters
-        weights = factor_parameters(self.rank, self.d_in, self.d_out)
-        return (weights if self.layout == "factors" else dense_parameters(self.d_in, self.d_out)) + self.d_out
+        """Parameters after compression: weights, biases, and a pivoted layer's order."""
+        return stored_parameters(self.layout, self.rank, self.d_in, self.d_out, dense_biases=self.dense_biases)
+
+    def bytes(self, bytes_per_parameter: int) -> int:
+        """Bytes after compression, with weights of that precision."""
+        entries = order_entries(self.layout, self.d_out)
+        return (self.parameters - entries) * bytes_per_parameter + entries * ORDER_BYTES
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, with the derived parameter counts."""
@@ -57,15 +69,33 @@ class UnitPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelSize:
+    """What a dense model weighs."""
+
+    parameters: int
+    """Tied ones counted once."""
+
+    bytes_per_parameter: int
+    header_bytes: int = 0
+    """Upper bound of what a checkpoint's file headers add to the tensors, once the model is compressed."""
+
+
+@dataclass(frozen=True, slots=True)
 class RankPlan:
     """A rank for every unit of a model, and the totals."""
 
     method: str
     units: tuple[UnitPlan, ...]
-    model_parameters: int
-    """Of the dense model, tied ones counted once."""
+    model: ModelSize
+    allocation: str = "uniform"
+    budget: Mapping[str, Any] | None = None
+    """What was asked for."""
 
-    bytes_per_parameter: int
+    forecast_memory: Mapping[str, int] | None = None
+    """Bytes that measuring and compressing will need, by part."""
+
+    dense_nll: float | None = None
+    """Mean loss of the dense model on the calibration text, nats per token."""
 
     @property
     def parameters(self) -> int:
@@ -85,40 +115,52 @@ class RankPlan:
 
     @property
     def totals(self) -> dict[str, float | int | None]:
-        """The three fractions and the bytes of the weights."""
-        kept = self.model_parameters - self.dense_parameters + self.parameters
-        possible = sum(unit.d_in if len(unit.layers) > 1 else min(unit.d_in, unit.d_out) for unit in self.units)
+        """The three fractions, the bytes of the weights, and the forecast."""
+        kept = self.model.parameters - self.dense_parameters + self.parameters
+        size = self.model.bytes_per_parameter
+        possible = sum(unit.full_rank for unit in self.units)
+        untouched = (self.model.parameters - self.dense_parameters) * size
         return {
-            "rank_fraction": min(1.0, sum(unit.rank for unit in self.units) / possible),
+            "rank_fraction": min(1.0, sum(min(unit.rank, unit.full_rank) for unit in self.units) / possible),
             "param_fraction": self.parameters / self.dense_parameters,
-            "model_fraction": kept / self.model_parameters,
+            "model_fraction": kept / self.model.parameters,
             "parameters": kept,
-            "bytes": kept * self.bytes_per_parameter,
-            "dense_bytes": self.model_parameters * self.bytes_per_parameter,
+            "bytes": untouched + sum(unit.bytes(size) for unit in self.units),
+            "dense_bytes": self.model.parameters * size,
             "predicted_loss": self.predicted_loss,
         }
 
     def with_predicted_losses(self, losses: Mapping[str, float]) -> "RankPlan":
         """The same plan with ½J filled in by unit name."""
-        units = tuple(replace(unit, predicted_loss=losses.get(unit.unit)) for unit in self.units)
+        units = tuple(replace(unit, predicted_loss=losses.get(unit.unit, unit.predicted_loss)) for unit in self.units)
         return replace(self, units=units)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values: ``method``, ``totals``, ``groups``."""
+        """Plain JSON values: ``method``, ``totals``, ``groups`` and how it was allocated."""
         return {
             "method": self.method,
+            "allocation": self.allocation,
+            "budget": None if self.budget is None else dict(self.budget),
             "totals": self.totals,
             "groups": [unit.to_dict() for unit in self.units],
-            "model_parameters": self.model_parameters,
-            "bytes_per_parameter": self.bytes_per_parameter,
+            "model": asdict(self.model),
+            "forecast_memory": None if self.forecast_memory is None else dict(self.forecast_memory),
+            "dense_nll": self.dense_nll,
         }
 
     @staticmethod
     def from_dict(raw: Mapping[str, Any]) -> "RankPlan":
         """Inverse of :meth:`to_dict`."""
-        derived = ("parameters", "dense_parameters")
-        units = [_unit({k: v for k, v in unit.items() if k not in derived}) for unit in raw["groups"]]
-        return RankPlan(raw["method"], tuple(units), raw["model_parameters"], raw["bytes_per_parameter"])
+        units = [_unit({k: v for k, v in unit.items() if k not in _DERIVED}) for unit in raw["groups"]]
+        return RankPlan(
+            method=raw["method"],
+            units=tuple(units),
+            model=ModelSize(**raw["model"]),
+            allocation=raw["allocation"],
+            budget=raw["budget"],
+            forecast_memory=raw["forecast_memory"],
+            dense_nll=raw["dense_nll"],
+        )
 
 
 def _unit(raw: dict[str, Any]) -> UnitPlan:

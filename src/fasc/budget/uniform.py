@@ -1,53 +1,69 @@
-"""The uniform allocation: the same rank fraction everywhere."""
+"""The uniform allocation: the same share of every unit."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
-from fasc.budget.accounting import rank_for_fraction, stored_layout
-from fasc.budget.plan import RankPlan, UnitPlan
-from fasc.calibration.statistics import Scope
-from fasc.model.groups import InputGroup
-from fasc.model.layers import Layer
+import numpy as np
+
+from fasc.budget.candidates import Candidates
+from fasc.errors import BudgetError
 
 
-def allocate_uniformly(
-    groups: Iterable[InputGroup],
-    rank_fraction: float,
-    *,
-    method: str,
-    scope: Scope,
-    model_parameters: int,
-    bytes_per_parameter: int,
-) -> RankPlan:
-    """Give every unit the same rank fraction; needs shapes only, so it can be had before any calibration.
+def allocate_uniformly(units: Sequence[Candidates], share: float) -> list[int]:
+    """Give every unit the largest option within ``share`` of its whole cost, then spend what rounding left over.
+
+    Ranks are multiples, so each unit falls a little short. What is left goes, one step each, to the units that fell shortest,
+    so that the total is met as closely as a step allows and never exceeded.
 
     Args:
-        groups: the input groups of the model.
-        rank_fraction: ``k / min(d_in, d_out)`` per layer, ``k / d_in`` for a projector shared by several layers.
-        method: name written into the plan.
-        scope: one projector per group or one per layer.
-        model_parameters: parameters of the whole dense model.
-        bytes_per_parameter: of the stored weights.
+        units: their options in order of cost.
+        share: of the cost of each dense unit, in (0, 1].
+
+    Returns:
+        The index of each unit's option.
 
     Raises:
-        BudgetError: the fraction is outside (0, 1], or leaves some layer without a direction.
+        BudgetError: some unit has no option so small.
     """
-    units = []
-    for group in groups:
-        parts = [group.layers] if scope == "group" else [(layer,) for layer in group.layers]
-        units += [_plan_unit(group, layers, rank_fraction) for layers in parts]
-    return RankPlan(method, tuple(units), model_parameters, bytes_per_parameter)
+    picks = []
+    for unit in units:
+        target = share * unit.whole
+        index = int(np.searchsorted(unit.costs, target * (1 + 1e-9), side="right")) - 1
+        if index < 0:
+            least = max(float(one.costs[0] / one.whole) for one in units)
+            raise BudgetError(
+                f"a fraction of {share:g} leaves no direction of `{unit.unit.unit}` ({unit.unit.d_out}×{unit.unit.d_in})",
+                f"the least for a uniform allocation is {np.ceil(1e4 * least) / 1e4:g}",
+            )
+        picks.append(index)
+    slack = sum(share * unit.whole - unit.costs[pick] for unit, pick in zip(units, picks, strict=True)) + 1e-6
+    shortfall = [share - unit.costs[pick] / unit.whole for unit, pick in zip(units, picks, strict=True)]
+    for which in sorted(range(len(units)), key=lambda position: -shortfall[position]):
+        costs = units[which].costs
+        if picks[which] + 1 < len(costs):
+            step = float(costs[picks[which] + 1] - costs[picks[which]])
+            if step <= slack:
+                slack -= step
+                picks[which] += 1
+    return picks
 
 
-def _plan_unit(group: InputGroup, layers: tuple[Layer, ...], rank_fraction: float) -> UnitPlan:
-    d_outs = tuple(layer.d_out for layer in layers)
-    rank = rank_for_fraction(rank_fraction, group.d_in, sum(d_outs), members=len(layers))
-    return UnitPlan(
-        unit=layers[0].name if len(layers) == 1 else group.name,
-        group=group.name,
-        layers=tuple(layer.name for layer in layers),
-        d_in=group.d_in,
-        d_outs=d_outs,
-        rank=min(group.d_in, sum(d_outs)) if rank is None else rank,
-        layout="lossless" if rank is None else stored_layout(rank, group.d_in, sum(d_outs)),
-        dense_biases=sum(layer.d_out for layer in layers if layer.bias),
-    )
+def uniform_share_for_loss(units: Sequence[Candidates], most: float) -> float:
+    """The smallest share whose uniform allocation stays within a loss of ``most`` nats per token, by bisection.
+
+    Args:
+        units: with their losses.
+        most: Σ ½J allowed.
+    """
+    least = max(float(unit.costs[0] / unit.whole) for unit in units)
+    low, high = least, 1.0
+
+    def loss(share: float) -> float:
+        picks = allocate_uniformly(units, share)
+        return sum(float(unit.losses[pick]) for unit, pick in zip(units, picks, strict=True) if unit.losses is not None)
+
+    if loss(low) <= most:
+        return low
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if loss(middle) <= most else (middle, high)
+    return high

@@ -1,6 +1,5 @@
 """The loop: batches through the model, moments out, the model left as it was."""
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -10,11 +9,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from fasc.calibration.hooks import GroupCapture, capturing
+from fasc.calibration.hooks import GroupCapture, capturing, units_of
 from fasc.calibration.objective import summed_nll
 from fasc.calibration.statistics import Need, Statistics
-from fasc.config import CalibrationConfig, LayersConfig
+from fasc.config import CalibrationConfig, Labels, LayersConfig
 from fasc.errors import CorpusError, NonFiniteError
+from fasc.model.blocks import block_names
 from fasc.model.groups import InputGroup, evaluating, find_groups
 from fasc.model.load import model_fingerprint
 from fasc.progress import progress
@@ -57,7 +57,7 @@ def collect(
     with capturing(model, captures), evaluating(model), _gradients_of_activations(model), ExitStack() as stack:
         if calibration.gradient_checkpointing:
             stack.enter_context(_checkpointed_blocks(model, groups))
-        _run(model, captures, tokens, mask, calibration)
+        nll = _run(model, captures, tokens, mask, calibration)
     published: dict[str, Any] = {}
     while captures:  # free each group's sums as its moments are made
         capture = captures.pop(0)
@@ -67,11 +67,37 @@ def collect(
         "model_fingerprint": fingerprint,
         "token_digest": digest([tokens.cpu().numpy().tobytes()]),
         "labels": calibration.labels,
+        "nll": nll,
         "needs": sorted([need.moment, need.scope] for need in needs),
         "calibration": calibration.model_dump(mode="json", exclude_none=True),
         "provenance": provenance(),
     }
-    return Statistics(published, meta)
+    return Statistics(published, meta, tokens=tokens.cpu() if mask is None else None)
+
+
+def memory_forecast(model: PreTrainedModel, groups: Sequence[InputGroup], needs: frozenset[Need]) -> dict[str, int]:
+    """Bytes that measuring the moments needs beside the activations of one batch, by part.
+
+    Args:
+        model: dense, loaded.
+        groups: its input groups.
+        needs: the moments.
+
+    Returns:
+        ``model`` (the weights), ``moments`` (float32 sums; when many tokens are added they grow float64 totals, three times
+        that), ``decomposition`` (the largest unit in float64).
+    """
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    entries = largest = 0
+    for group in groups:
+        entries += group.d_in**2
+        largest = max(largest, group.d_in * group.d_out + 4 * group.d_in**2)
+        for scope, names in units_of(group, needs):
+            d_out = sum(layer.d_out for layer in group.layers if layer.name in names)
+            side = min(group.d_in, d_out)
+            cross = Need("cross", scope) in needs
+            entries += side**2 + (group.d_in * side if cross else 0)
+    return {"model": weights, "moments": 4 * entries, "decomposition": 8 * largest}
 
 
 def _run(
@@ -80,7 +106,9 @@ def _run(
     tokens: Tensor,
     mask: Tensor | None,
     calibration: CalibrationConfig,
-) -> None:
+) -> float | None:
+    """Feed the captures; give the mean loss in nats per scored token, if it was computed."""
+    total, scored = 0.0, 0
     rows = max(1, calibration.batch_tokens // tokens.shape[1])
     generator = torch.Generator(model.device).manual_seed(calibration.seed)
     backward = any(capture.wants_gradients for capture in captures)
@@ -92,6 +120,8 @@ def _run(
                 logits = model(input_ids=batch, attention_mask=part, use_cache=False).logits
             if backward:
                 loss = summed_nll(logits, batch, part, calibration.labels, generator)
+                total += float(loss.detach())
+                scored += _scored(batch, part, calibration.labels)
                 del logits  # the largest tensor of the pass, and the backward pass does not need it
                 if not bool(torch.isfinite(loss)):
                     raise NonFiniteError(
@@ -100,6 +130,13 @@ def _run(
                     )
                 loss.backward()
             advance(batch.numel())
+    return total / scored if scored else None
+
+
+def _scored(batch: Tensor, mask: Tensor | None, labels: Labels) -> int:
+    """How many tokens the loss of a batch sums over."""
+    text = torch.ones_like(batch) if mask is None else mask
+    return int(text.sum()) if labels == "sampled" else int((text[:, 1:] * text[:, :-1]).sum())
 
 
 @contextmanager
@@ -135,9 +172,8 @@ def _gradients_of_activations(model: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def _checkpointed_blocks(model: nn.Module, groups: Sequence[InputGroup]) -> Iterator[None]:
-    """Recompute each block in the backward pass, whatever the architecture: a block is where the first index of a name is."""
-    names = {m.group(0) for g in groups if (m := re.match(r"(.*?\.)??\d+(?=\.)", g.layers[0].name))}
-    blocks = [model.get_submodule(name) for name in names]
+    """Recompute each block in the backward pass."""
+    blocks = [model.get_submodule(name) for name in block_names(model, [group.layers[0].name for group in groups])]
     for block in blocks:
         block.forward = _recomputing(block.forward)
     try:

@@ -22,6 +22,9 @@ Side = Literal["input", "output"]
 
 FORMAT = 1
 
+_TOKENS = "tokens"
+"""Key of the tokens; all other keys hold a slash."""
+
 
 class Need(NamedTuple):
     """One moment, for the whole group or for each of its layers."""
@@ -100,6 +103,9 @@ class Statistics:
     meta: Mapping[str, Any]
     """Model fingerprint, token digest, labels, needs: what these numbers belong to; and how they were made."""
 
+    tokens: Tensor | None = None
+    """The calibration tokens, int64 [sequences, length], where they had no padding: error propagation runs on them again."""
+
     def require(self, needs: frozenset[Need]) -> None:
         """Raise ``StatisticsError`` unless every moment of ``needs`` is there."""
         have = {Need(*need) for need in self.meta["needs"]}
@@ -133,6 +139,8 @@ class Statistics:
                 if gradient.cross is not None:
                     tensors[f"{unit}/cross/{_scope(name, unit)}"] = gradient.cross
             layout.append({**group.group.to_dict(), "tokens": group.tokens, "units": units})
+        if self.tokens is not None:
+            tensors[_TOKENS] = self.tokens
         header = {"format": str(FORMAT), "groups": json.dumps(layout), "meta": json.dumps(dict(self.meta))}
         with new_file(path) as scratch:
             try:
@@ -154,7 +162,8 @@ class Statistics:
                 if header.get("format") != str(FORMAT):
                     raise StatisticsError(f"`{path}` is not a statistics file of format {FORMAT}", "run `fasc collect` again")
                 groups = [_read_group(file, raw) for raw in json.loads(header["groups"])]
-                return Statistics({group.group.name: group for group in groups}, json.loads(header["meta"]))
+                tokens = file.get_tensor(_TOKENS) if _TOKENS in file.keys() else None  # noqa: SIM118 - not a mapping
+                return Statistics({group.group.name: group for group in groups}, json.loads(header["meta"]), tokens)
         except FileNotFoundError as problem:
             raise StatisticsError(f"`{path}` does not exist", "run `fasc collect` first") from problem
         except (SafetensorError, OSError) as problem:

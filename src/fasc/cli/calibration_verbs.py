@@ -94,13 +94,13 @@ def diagnose(
     from fasc.reporting.diagnosis_table import print_diagnosis
     from fasc.storage import write_json
 
-    needs = pipeline.needs_of(chosen) | DEPENDENCE_NEEDS
+    needs = pipeline.needs_of(chosen, [BudgetConfig()]) | DEPENDENCE_NEEDS
     loaded = pipeline.load(source)
     if statistics is None:
         found = pipeline.calibrate(loaded.model, loaded.tokenizer, needs, calibration, LayersConfig())
     else:
         found = stored_statistics(statistics, loaded)
-    diagnosis = diagnose_groups(loaded.model, found, chosen, rank_fraction=budget.rank_fraction)
+    diagnosis = diagnose_groups(loaded.model, found, chosen, rank_fraction=budget.rank_fraction or 0.5)
     print_diagnosis(diagnosis)
     if json is not None:
         write_json(json, list(diagnosis.rows))

@@ -1,109 +1,11 @@
-"""``fasc plan``, ``fasc compress`` and ``fasc evaluate``."""
+"""``fasc evaluate`` and ``fasc bench``."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fasc.cli import options as opt
-from fasc.cli.calibration_verbs import stored_statistics
-from fasc.config import (
-    BudgetConfig,
-    CalibrationConfig,
-    EvaluationConfig,
-    LayersConfig,
-    MethodConfig,
-    ModelConfig,
-    Recipe,
-)
-
-
-def plan(
-    model: opt.Model,
-    method: opt.MethodName = None,
-    rank_fraction: opt.RankFraction = None,
-    include: opt.Include = None,
-    exclude: opt.Exclude = None,
-    json: opt.Json = None,
-    dtype: opt.DTypeName = None,
-) -> None:
-    """Print what a compressed model will weigh, before any calibration."""
-    budget = opt.build(BudgetConfig, rank_fraction=rank_fraction)
-    options = opt.build(MethodConfig, name=method)
-    source = opt.build(ModelConfig, model=model, dtype=dtype, device="cpu")
-    layers = opt.build(LayersConfig, include=include, exclude=exclude)
-    from fasc import pipeline
-    from fasc.methods import get_method
-    from fasc.reporting.plan_table import print_plan
-    from fasc.storage import write_json
-
-    get_method(options.name)
-    found = pipeline.plan(pipeline.load(source).model, options.name, budget, layers=layers)
-    print_plan(found)
-    if json is not None:
-        write_json(json, found.to_dict())
-
-
-def compress(
-    model: opt.Model,
-    out: opt.Out,
-    method: opt.MethodName = None,
-    rank_fraction: opt.RankFraction = None,
-    corpus: opt.Corpus = None,
-    sequences: opt.Sequences = None,
-    sequence_length: opt.SequenceLength = None,
-    seed: opt.Seed = None,
-    labels: opt.LabelsName = None,
-    data_dir: opt.DataDir = None,
-    statistics: opt.StatisticsFile = None,
-    plan: Annotated[
-        Path | None, typer.Option("--plan", help="Carry out this plan (from `fasc plan --json`).", show_default=False)
-    ] = None,
-    merge: Annotated[bool, typer.Option("--merge", help="Write an ordinary dense checkpoint, which loads without fasc.")] = False,
-    damping: opt.Damping = None,
-    reading: opt.Reading = None,
-    include: opt.Include = None,
-    exclude: opt.Exclude = None,
-    batch_tokens: opt.BatchTokens = None,
-    gradient_checkpointing: opt.Checkpointing = None,
-    dtype: opt.DTypeName = None,
-    device: opt.Device = None,
-    overwrite: opt.Overwrite = False,
-) -> None:
-    """Compress a model and write a Hugging Face checkpoint to --out."""
-    recipe = Recipe(
-        source=opt.build(ModelConfig, model=model, dtype=dtype, device=device),
-        calibration=opt.build(
-            CalibrationConfig,
-            corpus=corpus,
-            sequences=sequences,
-            sequence_length=sequence_length,
-            seed=seed,
-            labels=labels,
-            data_dir=data_dir,
-            batch_tokens=batch_tokens,
-            gradient_checkpointing=gradient_checkpointing,
-        ),
-        layers=opt.build(LayersConfig, include=include, exclude=exclude),
-        methods=(opt.build(MethodConfig, name=method, damping=damping, reading=reading),),
-        budgets=(opt.build(BudgetConfig, rank_fraction=rank_fraction),),
-    )
-    from fasc import pipeline
-    from fasc.budget.plan import read_plan
-    from fasc.reporting.plan_table import print_totals
-    from fasc.storage import refuse_existing
-
-    refuse_existing(out, overwrite=overwrite)
-    needs = pipeline.needs_of(recipe.methods)
-    rank_plan = None if plan is None else read_plan(plan, recipe.methods[0].name)
-    loaded = pipeline.load(recipe.source)
-    if statistics is None:
-        found = pipeline.calibrate(loaded.model, loaded.tokenizer, needs, recipe.calibration, recipe.layers)
-    else:
-        found = stored_statistics(statistics, loaded)
-    done = pipeline.compress_and_save(loaded, found, recipe, out, rank_plan=rank_plan, merged=merge, overwrite=overwrite)
-    print_totals(done)
-    typer.echo(out)
+from fasc.config import EvaluationConfig, ModelConfig
 
 
 def evaluate(

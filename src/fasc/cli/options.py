@@ -25,6 +25,8 @@ def option(part: type[BaseModel], field: str, *flags: str) -> Any:
     info = part.model_fields[field]
     default = info.default
     shown = ",".join(default) if isinstance(default, tuple) else default
+    if isinstance(shown, bool):
+        shown = "on" if shown else "off"
     words = (info.description or "").replace("\n", " ")
     return typer.Option(*flags, help=f"{words} [default: {shown}]" if shown not in (None, "") else words, show_default=False)
 
@@ -38,11 +40,12 @@ def build(part: type[Part], **values: Any) -> Part:
     try:
         return part(**{key: value for key, value in values.items() if value is not None})
     except ValidationError as problem:
-        field = str(problem.errors()[0]["loc"][0]).replace("_", "-") if problem.errors()[0]["loc"] else "rank-fraction"
-        error = explain(problem, f"--{field}")
-        raise UsageError(
-            error.message.replace(f"`{field.replace('-', '_')}`: ", "").replace("`recipe`: ", ""), error.hint
-        ) from problem
+        place = problem.errors()[0]["loc"]
+        error = explain(problem, f"--{str(place[0]).replace('_', '-')}" if place else "the options")
+        message = error.message.replace("the options: ", "").replace("`recipe`: ", "")
+        for field in part.model_fields:
+            message = message.replace(f"`{field}`: ", "").replace(field, "--" + field.replace("_", "-"))
+        raise UsageError(message, error.hint) from problem
 
 
 def names(text: str | None) -> tuple[str, ...] | None:
@@ -82,7 +85,20 @@ Methods = Annotated[
 ]
 Damping = Annotated[float | None, option(MethodConfig, "damping", "--damping")]
 Reading = Annotated[str | None, option(MethodConfig, "reading", "--reading")]
+Allocation = Annotated[str | None, option(MethodConfig, "allocation", "--allocation")]
+Layouts = Annotated[str | None, option(MethodConfig, "layouts", "--layouts")]
+Propagate = Annotated[bool | None, option(MethodConfig, "propagate", "--propagate/--no-propagate")]
+Gate = Annotated[str | None, option(MethodConfig, "gate", "--gate")]
+GateThreshold = Annotated[float | None, option(MethodConfig, "gate_threshold", "--gate-threshold")]
+
 RankFraction = Annotated[float | None, option(BudgetConfig, "rank_fraction", "--rank-fraction")]
+ParamFraction = Annotated[float | None, option(BudgetConfig, "param_fraction", "--param-fraction")]
+ModelFraction = Annotated[float | None, option(BudgetConfig, "model_fraction", "--model-fraction")]
+MaxBytes = Annotated[str | None, option(BudgetConfig, "max_bytes", "--max-bytes")]
+MaxPerplexityIncrease = Annotated[str | None, option(BudgetConfig, "max_perplexity_increase", "--max-perplexity-increase")]
+MaxKl = Annotated[float | None, option(BudgetConfig, "max_kl", "--max-kl")]
+RankMultiple = Annotated[int | None, option(BudgetConfig, "rank_multiple", "--rank-multiple")]
+Floor = Annotated[float | None, option(BudgetConfig, "floor", "--floor")]
 
 Benchmarks = Annotated[str | None, option(EvaluationConfig, "benchmarks", "--benchmarks")]
 StatisticsFile = Annotated[

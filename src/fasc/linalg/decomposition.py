@@ -48,15 +48,18 @@ class Decomposition:
         """How many directions there are."""
         return self.energies.shape[0]
 
-    def truncate(self, rank: int, mean: Float[Tensor, " i"]) -> Factorization:
+    def truncate(self, rank: int, mean: Float[Tensor, " i"], target_mean: Float[Tensor, " o"] | None = None) -> Factorization:
         """Keep the first ``rank`` directions; what the others did to the mean input becomes a constant.
 
         Args:
             rank: between 1 and ``full_rank``.
             mean: ``μ_x``. The map becomes ``x ↦ μ_x + P(x − μ_x)`` followed by ``W``.
+            target_mean: mean that the output shall have without the layer's own bias; ``up · down · μ_x`` if not given.
         """
-        rest = self.up[:, rank:] @ (self.down[rank:] @ mean)
-        return Factorization(down=self.down[:rank], up=self.up[:, :rank], offset=rest)
+        down, up = self.down[:rank], self.up[:, :rank]
+        if target_mean is None:
+            return Factorization(down=down, up=up, offset=self.up[:, rank:] @ (self.down[rank:] @ mean))
+        return Factorization(down=down, up=up, offset=target_mean - up @ (down @ mean))
 
 
 def decompose_on_inputs(

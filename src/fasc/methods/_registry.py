@@ -23,12 +23,12 @@ class Method:
     """A registered method."""
 
     name: str
-    scope: Scope
+    scopes: tuple[Scope, ...]
     """``group``: one decomposition (one projector) for all layers that read the same tensor, weights stacked by rows.
-    ``layer``: one for each layer."""
+    ``layer``: one for each layer. The first is what the method is; a global budget may use any of them."""
 
-    needs: frozenset[Need]
-    """The moments it must be given."""
+    moments: frozenset[Moment]
+    """What it must be given, of its unit."""
 
     energy_unit: EnergyUnit
     """Energies in nats² per token are a loss and can be compared across layers; others cannot."""
@@ -40,10 +40,32 @@ class Method:
     decompose: Decompose
 
     @property
+    def scope(self) -> Scope:
+        """The method's own scope."""
+        return self.scopes[0]
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """The moments it must be given in its own scope."""
+        return self.needs_in(self.scopes[:1])
+
+    def needs_in(self, scopes: Iterable[Scope]) -> frozenset[Need]:
+        """The moments it must be given to work in these scopes."""
+        # The input moment is the group's own whichever way its layers are then decomposed.
+        return frozenset(Need(m, "group" if m in _OF_THE_INPUT else scope) for scope in scopes for m in self.moments)
+
+    @property
+    def is_loss(self) -> bool:
+        """Whether its energies are a loss in nats, comparable across layers."""
+        return self.energy_unit == "nats²/token"
+
+    @property
     def summary(self) -> str:
         """First line of the method's docstring."""
         return (self.decompose.__doc__ or "").strip().splitlines()[0]
 
+
+_OF_THE_INPUT: frozenset[Moment] = frozenset({"input"})
 
 METHODS: dict[str, Method] = {}
 """Every registered method by name."""
@@ -52,7 +74,7 @@ METHODS: dict[str, Method] = {}
 def method(
     name: str,
     *,
-    scope: Scope,
+    scopes: tuple[Scope, ...],
     needs: Iterable[Moment],
     energy_unit: EnergyUnit,
     surrogate: str,
@@ -62,7 +84,7 @@ def method(
 
     Args:
         name: as given to ``--method``.
-        scope: one projector per input group, or one per layer.
+        scopes: one projector per input group, or one per layer; the method's own first.
         needs: the moments it must be given, measured on that scope.
         energy_unit: of ``Decomposition.energies``.
         surrogate: the formula whose loss the energies are.
@@ -70,9 +92,7 @@ def method(
     """
 
     def register(decompose: Decompose) -> Decompose:
-        # The input moment is the group's own whichever way its layers are then decomposed.
-        wanted = frozenset(Need(moment, "group" if moment == "input" else scope) for moment in needs)
-        METHODS[name] = Method(name, scope, wanted, energy_unit, surrogate, reference, decompose)
+        METHODS[name] = Method(name, scopes, frozenset(needs), energy_unit, surrogate, reference, decompose)
         return decompose
 
     return register

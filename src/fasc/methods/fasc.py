@@ -12,7 +12,7 @@ from fasc.methods._registry import method
 
 @method(
     "fasc",
-    scope="group",
+    scopes=("group", "layer"),
     needs={"input", "gradient"},
     energy_unit="nats²/token",
     surrogate="tr((I−P)ᵀ Σ_gg (I−P) Σ_xx)",

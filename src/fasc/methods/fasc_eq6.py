@@ -20,7 +20,7 @@ CUTOFF = 1e-6
 
 @method(
     "fasc-eq6",
-    scope="group",
+    scopes=("group",),
     needs={"input", "gradient", "cross"},
     energy_unit="none",
     surrogate="Σ of the dropped eigenvalues of Σ_xg Σ_gg Σ_xgᵀ v = λ (Σ_xx + εI) v",

@@ -12,7 +12,7 @@ from fasc.methods._registry import method
 
 @method(
     "svd",
-    scope="group",
+    scopes=("group",),
     needs={"input"},
     energy_unit="input²/token",
     surrogate="E‖x̃ − P x̃‖²",

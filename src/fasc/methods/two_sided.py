@@ -12,7 +12,7 @@ from fasc.methods._registry import method
 
 @method(
     "two-sided",
-    scope="layer",
+    scopes=("layer",),
     needs={"input", "gradient"},
     energy_unit="nats²/token",
     surrogate="‖Σ_hh^½ (W − W') Σ_xx^½‖²",

@@ -12,7 +12,7 @@ from fasc.methods._registry import method
 
 @method(
     "whitened",
-    scope="layer",
+    scopes=("layer",),
     needs={"input"},
     energy_unit="output²/token",
     surrogate="E‖(W − W') x̃‖²",

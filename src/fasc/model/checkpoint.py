@@ -1,6 +1,6 @@
 """Compressed model ↔ Hugging Face checkpoint: safetensors, ``config.json``, and how it was made."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fasc.errors import ModelError
+from fasc.model.groups import InputGroup
 from fasc.model.quiet import quiet_transformers
 from fasc.storage import new_folder, read_json, require_free_space, storage_error, write_json
 
@@ -59,6 +60,18 @@ def save_checkpoint(
         (scratch / "README.md").write_text(notes.card, encoding="utf-8")
 
 
+def header_bytes(model: PreTrainedModel, groups: Sequence[InputGroup]) -> int:
+    """Upper bound of the safetensors header of a compressed checkpoint: each tensor's name, shape, type and place.
+
+    Args:
+        model: dense.
+        groups: whose layers may each be replaced by up to five tensors.
+    """
+    fixed = 100  # {"dtype":"BF16","shape":[…,…],"data_offsets":[…,…]}, and the name's quotes
+    names = [*model.state_dict(), *(f"{layer.name}.down.weight" for group in groups for layer in group.layers for _ in range(5))]
+    return sum(len(name) + fixed for name in names) + 4096
+
+
 def verify_structure(folder: Path) -> None:
     """Check that a compressed checkpoint's weights have the ranks that its ``config.json`` declares.
 
@@ -75,13 +88,19 @@ def verify_structure(folder: Path) -> None:
         if unit["rank"] is None:
             continue
         for name in unit["layers"]:
-            shape = shapes.get(f"{name}.up.weight")
-            if shape is None or shape[1] != unit["rank"]:
-                found = "no factors" if shape is None else f"rank {shape[1]}"
-                raise ModelError(
-                    f"`{folder}`: config.json says rank {unit['rank']} for `{name}`, the weights hold {found}",
-                    "config.json and the safetensors files are of different runs; compress again",
-                )
+            _require_rank(folder, shapes, name, unit)
+
+
+def _require_rank(folder: Path, shapes: Mapping[str, list[int]], name: str, unit: Mapping[str, Any]) -> None:
+    shape = shapes.get(f"{name}.up.weight")
+    all_kept = shape is None and f"{name}.order" in shapes  # a layer whose rows are all pivots has no other rows to make
+    if all_kept or (shape is not None and shape[1] == unit["rank"]):
+        return
+    found = "no factors" if shape is None else f"rank {shape[1]}"
+    raise ModelError(
+        f"`{folder}`: config.json says rank {unit['rank']} for `{name}`, the weights hold {found}",
+        "config.json and the safetensors files are of different runs; compress again",
+    )
 
 
 def _tensor_shapes(folder: Path) -> dict[str, list[int]]:

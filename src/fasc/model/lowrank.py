@@ -15,33 +15,53 @@ class SharedProjection(nn.Linear):
     is kept while the projection itself is trained, because its weight may change between two calls.
     """
 
-    def __init__(self, d_in: int, rank: int, readers: int, *, dtype: torch.dtype | None = None) -> None:
-        super().__init__(d_in, rank, bias=False, dtype=dtype)
+    def __init__(self, d_in: int, rank: int, readers: int, *, bias: bool = False, dtype: torch.dtype | None = None) -> None:
+        super().__init__(d_in, rank, bias=bias, dtype=dtype)
         self.readers = readers
         self._input: Tensor | None = None
         self._output: Tensor | None = None
         self._left = 0
 
+    def project(self, input: Tensor) -> Tensor:
+        """The projection itself, [d_in last] → [rank last]."""
+        return F.linear(input, self.weight, self.bias)
+
     def forward(self, input: Tensor) -> Tensor:
-        """Project ``[…, d_in]`` to ``[…, rank]``."""
+        """Project, or hand out what another reader of the same tensor has computed."""
         if self.readers == 1 or (self.weight.requires_grad and torch.is_grad_enabled()):
-            return F.linear(input, self.weight)
+            return self.project(input)
         if self._left > 0 and self._input is input and self._output is not None:
             output = self._output
             self._left -= 1
             if self._left == 0:
                 self._input = self._output = None
             return output
-        output = F.linear(input, self.weight)
+        output = self.project(input)
         self._input, self._output, self._left = input, output, self.readers - 1
         return output
 
     def __deepcopy__(self, memo: dict[int, object]) -> "SharedProjection":
-        copy = SharedProjection(self.in_features, self.out_features, self.readers, dtype=self.weight.dtype)
-        copy.weight = nn.Parameter(self.weight.detach().clone(), requires_grad=self.weight.requires_grad)
+        copy = type(self)(self.in_features, self.out_features, self.readers, bias=self.bias is not None, dtype=self.weight.dtype)
+        for name, parameter in self.named_parameters():
+            setattr(copy, name, nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad))
         copy.training = self.training
         memo[id(self)] = copy
         return copy
+
+
+class PivotRows(SharedProjection):
+    """The rows that a pivoted unit keeps as they are; its output lies features first, [rank, tokens].
+
+    Features first, because the outputs are then put in order by moving whole rows: on a CPU several times faster than
+    gathering within each row (docs/log.md).
+    """
+
+    def project(self, input: Tensor) -> Tensor:
+        """[…, d_in] → [rank, tokens]."""
+        rows = input.flatten(0, -2)
+        if rows.shape[0] == 1:
+            return F.linear(rows, self.weight, self.bias).mT
+        return torch.addmm(self.bias[:, None], self.weight, rows.mT)
 
 
 class LowRankLinear(nn.Module):
@@ -54,29 +74,47 @@ class LowRankLinear(nn.Module):
     def __init__(self, d_in: int, d_out: int, rank: int, *, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.in_features, self.out_features, self.rank = d_in, d_out, rank
-        self.up = nn.Linear(rank, d_out, bias=True, dtype=dtype)
+        self.up = self._make_up(dtype)
         self.down: SharedProjection | None
         self.register_module("down", None)
         # A tuple hides the owner from nn.Module, so that its parameters are not listed twice.
         self._owner: tuple[LowRankLinear, ...] = ()
 
+    def _make_up(self, dtype: torch.dtype | None) -> nn.Linear | None:
+        return nn.Linear(self.rank, self.out_features, bias=True, dtype=dtype)
+
+    def make_down(self, readers: int) -> None:
+        """Hold the projection, for itself and for the other readers."""
+        self.down = SharedProjection(self.in_features, self.rank, readers, dtype=self._dtype)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        assert self.up is not None  # noqa: S101
+        return self.up.weight.dtype
+
+    @property
+    def projection(self) -> SharedProjection:
+        """The module that holds ``down``, here or in the first layer of the group."""
+        found = self._owner[0].down if self._owner else self.down
+        assert found is not None  # noqa: S101 - link_group gives every layer one
+        return found
+
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[…, d_in]`` to ``[…, d_out]``."""
-        projection = self._owner[0].down if self._owner else self.down
-        assert projection is not None  # noqa: S101 - link_group gives every layer one
-        result: Tensor = self.up(projection(x))
+        assert self.up is not None  # noqa: S101
+        result: Tensor = self.up(self.projection(x))
         return result
 
     @property
     def weight(self) -> Tensor:
         """The dense ``up · down``, [d_out, d_in], computed when asked for."""
-        projection = self._owner[0].down if self._owner else self.down
-        assert projection is not None  # noqa: S101
-        return self.up.weight @ projection.weight
+        assert self.up is not None  # noqa: S101
+        return self.up.weight @ self.projection.weight
 
     @property
     def bias(self) -> Tensor:
-        """The bias of ``up``."""
+        """The bias of the layer."""
+        assert self.up is not None  # noqa: S101
         return self.up.bias
 
     def extra_repr(self) -> str:
@@ -85,9 +123,73 @@ class LowRankLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}{shared}"
 
 
+class PivotedLinear(LowRankLinear):
+    """A low-rank layer that keeps some of its output rows as they are and makes the others of them (PIFA, arXiv:2501.19090).
+
+    The kept rows of all layers of a unit lie in one projection ``down`` with a bias; ``start:stop`` are this layer's own.
+    ``up`` makes the other rows: ``up(down(x))``, its bias less what ``down``'s bias already brings. ``order`` says where each
+    output lies in (own kept rows, other rows).
+
+    Args:
+        d_in: features of the input.
+        d_out: output features.
+        rank: kept rows of the whole unit.
+        own: ``(start, stop)`` of this layer's kept rows among them.
+        dtype: of the weights.
+    """
+
+    order: Tensor
+
+    def __init__(
+        self, d_in: int, d_out: int, rank: int, *, own: tuple[int, int] = (0, 0), dtype: torch.dtype | None = None
+    ) -> None:
+        self.start, self.stop = own
+        self._weights_dtype = dtype or torch.get_default_dtype()
+        super().__init__(d_in, d_out, rank, dtype=dtype)
+        self.register_buffer("order", torch.arange(d_out, dtype=torch.int32))
+
+    def _make_up(self, dtype: torch.dtype | None) -> nn.Linear | None:
+        others = self.out_features - (self.stop - self.start)
+        return nn.Linear(self.rank, others, bias=True, dtype=dtype) if others else None
+
+    def make_down(self, readers: int) -> None:
+        """Hold the kept rows, for itself and for the other readers."""
+        self.down = PivotRows(self.in_features, self.rank, readers, bias=True, dtype=self._dtype)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self._weights_dtype if self.up is None else self.up.weight.dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[…, d_in]`` to ``[…, d_out]``."""
+        kept = self.projection(x)
+        parts = [kept[self.start : self.stop]]
+        if self.up is not None and kept.shape[1] == 1:
+            parts.append(F.linear(kept.mT, self.up.weight, self.up.bias).mT)
+        elif self.up is not None:
+            parts.append(torch.addmm(self.up.bias[:, None], self.up.weight, kept))
+        result = torch.cat(parts).index_select(0, self.order)
+        outputs: Tensor = result.mT.unflatten(0, x.shape[:-1])
+        return outputs
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight, [d_out, d_in], computed when asked for."""
+        rows = self.projection.weight
+        parts = [rows[self.start : self.stop]] + ([] if self.up is None else [self.up.weight @ rows])
+        return torch.cat(parts)[self.order]
+
+    @property
+    def bias(self) -> Tensor:
+        """The bias of the layer, in the order of its outputs."""
+        kept = self.projection.bias
+        parts = [kept[self.start : self.stop]] + ([] if self.up is None else [self.up.bias + self.up.weight @ kept])
+        return torch.cat(parts)[self.order]
+
+
 def link_group(layers: Sequence[LowRankLinear]) -> None:
     """Give the first layer the projection and let the others read it there."""
     first, *others = layers
-    first.down = SharedProjection(first.in_features, first.rank, len(layers), dtype=first.up.weight.dtype)
+    first.make_down(len(layers))
     for layer in others:
         layer._owner = (first,)

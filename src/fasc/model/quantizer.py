@@ -4,6 +4,7 @@ Imports nothing of transformers but the registry, because it is imported while t
 """
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -13,10 +14,10 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from fasc.errors import ModelError
-from fasc.model.lowrank import LowRankLinear, link_group
+from fasc.model.lowrank import LowRankLinear, PivotedLinear, link_group
 
-FORMAT = 1
-"""Version of the checkpoint's structure; a newer one is refused."""
+FORMAT = 2
+"""Version of the checkpoint's structure; a newer one is refused. 2 added ``pivots``."""
 
 
 class FascConfig(QuantizationConfigMixin):
@@ -24,7 +25,8 @@ class FascConfig(QuantizationConfigMixin):
 
     Args:
         units: one entry per replaced unit: ``layers`` (qualified names that share a projection) and ``rank``; a rank of
-            ``None`` is a layer stored as one dense matrix that gained a bias.
+            ``None`` is a layer stored as one dense matrix that gained a bias. ``pivots``, in a pivoted unit, says how many of
+            its kept rows are each layer's own.
         format: version of this structure.
     """
 
@@ -47,15 +49,25 @@ def build_structure(model: nn.Module, units: Sequence[dict[str, Any]]) -> None:
         ModelError: a unit names a layer that the model does not have.
     """
     for unit in units:
-        replaced = [_replace(model, name, unit["rank"]) for name in unit["layers"]]
+        own = _own_rows(unit)
+        replaced = [_replace(model, name, unit["rank"], rows) for name, rows in zip(unit["layers"], own, strict=True)]
         low_rank = [module for module in replaced if isinstance(module, LowRankLinear)]
         if low_rank:
-            device = low_rank[0].up.weight.device
+            device = next(tensor.device for tensor in (*low_rank[0].parameters(), *low_rank[0].buffers()))
             with torch.device(device):
                 link_group(low_rank)
 
 
-def _replace(model: nn.Module, name: str, rank: int | None) -> nn.Module:
+def _own_rows(unit: dict[str, Any]) -> list[tuple[int, int] | None]:
+    """Start and stop of each layer's own rows among the kept ones of a pivoted unit."""
+    counts = unit.get("pivots")
+    if counts is None:
+        return [None] * len(unit["layers"])
+    edges = [0, *accumulate(counts)]
+    return list(pairwise(edges))
+
+
+def _replace(model: nn.Module, name: str, rank: int | None, own: tuple[int, int] | None) -> nn.Module:
     parent_name, _, leaf = name.rpartition(".")
     try:
         parent = model.get_submodule(parent_name)
@@ -68,7 +80,9 @@ def _replace(model: nn.Module, name: str, rank: int | None) -> nn.Module:
     d_out, d_in = old.weight.shape if isinstance(old, nn.Linear) else reversed(old.weight.shape)  # Conv1D: [in, out]
     new: nn.Module
     with torch.device(old.weight.device):
-        if rank is not None:
+        if rank is not None and own is not None:
+            new = PivotedLinear(d_in, d_out, rank, own=own, dtype=old.weight.dtype)
+        elif rank is not None:
             new = LowRankLinear(d_in, d_out, rank, dtype=old.weight.dtype)
         elif isinstance(old, nn.Linear):
             new = nn.Linear(d_in, d_out, bias=True, dtype=old.weight.dtype)

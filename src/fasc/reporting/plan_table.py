@@ -1,5 +1,8 @@
 """A rank plan on the terminal."""
 
+from collections import Counter
+from math import exp
+
 from rich.console import Console
 from rich.table import Table
 
@@ -7,26 +10,46 @@ from fasc.budget.plan import RankPlan
 
 
 def print_plan(plan: RankPlan) -> None:
-    """Every unit with its rank, layout and parameters, then the totals."""
-    table = Table(title=f"rank plan for {plan.method}", title_justify="left")
-    for title in ("unit", "shape", "rank", "stored as", "parameters", "of dense"):
-        table.add_column(title, justify="left" if title in ("unit", "stored as") else "right", overflow="fold")
+    """Every unit with its rank, layout, parameters and predicted loss, then the totals."""
+    console = Console(width=None if Console().is_terminal else 160)
+    table = Table(title=f"{plan.allocation} rank plan for {plan.method}", title_justify="left")
+    gated = any(unit.method is not None for unit in plan.units)
+    columns = ["unit", "shape", "rank", "stored as", *(["method"] if gated else []), "parameters", "of dense", "½J"]
+    for title in columns:
+        left = title in ("unit", "stored as", "method")
+        table.add_column(title, justify="left" if left else "right", overflow="fold")
     for unit in plan.units:
         share = f"{unit.parameters / unit.dense_parameters:.1%}"
+        loss = "–" if unit.predicted_loss is None else f"{unit.predicted_loss:.5f}"
+        chosen = [unit.method or plan.method] if gated else []
         shape = f"{unit.d_out}×{unit.d_in}"
-        table.add_row(unit.unit, shape, str(unit.rank), unit.layout, f"{unit.parameters:,}", share)
-    Console().print(table)
+        table.add_row(unit.unit, shape, str(unit.rank), unit.layout, *chosen, f"{unit.parameters:,}", share, loss)
+    console.print(table)
     print_totals(plan)
 
 
 def print_totals(plan: RankPlan) -> None:
-    """The three fractions, the bytes and, if known, the forecast."""
+    """The three fractions, the bytes and, if known, the forecasts of loss and memory."""
     totals = plan.totals
     table = Table(show_header=False, box=None)
     table.add_row("rank fraction", f"{totals['rank_fraction']:.3f}")
     table.add_row("parameters of the compressed layers", f"{totals['param_fraction']:.1%} of dense")
     table.add_row("parameters of the model", f"{totals['parameters']:,} ({totals['model_fraction']:.1%} of dense)")
-    table.add_row("weights", f"{(totals['bytes'] or 0) / 1e6:,.1f} MB (dense: {(totals['dense_bytes'] or 0) / 1e6:,.1f} MB)")
+    size, dense = (totals["bytes"] or 0) / 1e6, (totals["dense_bytes"] or 0) / 1e6
+    table.add_row("weights, on disk and in memory", f"{size:,.1f} MB (dense: {dense:,.1f} MB)")
+    stored = Counter(unit.layout for unit in plan.units)
+    table.add_row("stored as", ", ".join(f"{count} {layout}" for layout, count in stored.most_common()))
     if plan.predicted_loss is not None:
-        table.add_row("forecast, Σ ½J", f"{plan.predicted_loss:.4f} nats/token")
-    Console().print(table)
+        table.add_row("forecast, Σ ½J", f"{plan.predicted_loss:.4f} nats/token: {_perplexity(plan)}")
+    if plan.forecast_memory is not None:
+        parts = ", ".join(f"{name} {size / 1e6:,.0f}" for name, size in plan.forecast_memory.items())
+        table.add_row("memory to make it", f"{sum(plan.forecast_memory.values()) / 1e6:,.0f} MB ({parts}) and one batch")
+    Console(width=None if Console().is_terminal else 160).print(table)
+
+
+def _perplexity(plan: RankPlan) -> str:
+    """``exp(Σ½J)``, and what it makes of the dense perplexity where that is known."""
+    ratio = exp(min(plan.predicted_loss or 0.0, 700.0))
+    if plan.dense_nll is None:
+        return f"perplexity × {ratio:.3f}"
+    return f"perplexity of the calibration text {exp(plan.dense_nll):.2f} → {exp(plan.dense_nll) * ratio:.2f} (× {ratio:.3f})"

@@ -1,0 +1,148 @@
+"""What may become of a unit: every rank and layout that is allowed, with its cost and, where it is known, its loss."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fasc.budget.accounting import ORDER_BYTES, Layout, order_entries, stored_parameters
+from fasc.budget.plan import UnitPlan
+from fasc.calibration.statistics import Scope
+from fasc.model.groups import InputGroup
+from fasc.model.layers import Layer
+
+Cost = Literal["rank", "parameters", "bytes"]
+
+Floats = NDArray[np.float64]
+
+_COARSEST = 16
+"""A rank multiple is used where it divides the full rank at least so often; smaller layers take any rank."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a plan may do."""
+
+    layouts: frozenset[Layout]
+    rank_multiple: int = 1
+    floor: float = 0.0
+    """Least share of its dense parameters that any unit keeps."""
+
+    cost: Cost = "parameters"
+    bytes_per_parameter: int = 4
+
+    def allows(self, scope: Scope, only: Scope | None) -> bool:
+        """Whether units of a scope may be used; ``only`` is the method's one scope, if it has one.
+
+        ``factors`` asks for separate layers and ``shared`` for a projector of the group; neither leaves the choice open.
+        """
+        if only is not None:
+            return scope == only
+        named: dict[Scope, bool] = {"layer": "factors" in self.layouts, "group": "shared" in self.layouts}
+        return named[scope] or not any(named.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """The options of one unit, in order of cost."""
+
+    unit: UnitPlan
+    """With no rank and no layout yet."""
+
+    ranks: NDArray[np.int64]
+    layouts: tuple[Layout, ...]
+    costs: Floats
+    losses: Floats | None
+    """½J in nats per token of each option."""
+
+    whole: float
+    """Cost of the dense unit, whether that is an option or not."""
+
+    def pick(self, index: int) -> UnitPlan:
+        """The unit as the option says."""
+        loss = None if self.losses is None else float(self.losses[index])
+        return replace(self.unit, rank=int(self.ranks[index]), layout=self.layouts[index], predicted_loss=loss)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupCandidates:
+    """A group is compressed as a whole, or each of its layers by itself."""
+
+    shared: Candidates | None
+    separate: tuple[Candidates, ...]
+    """Empty if separate layers are not allowed."""
+
+
+def unit_of(group: InputGroup, layers: Sequence[Layer]) -> UnitPlan:
+    """The unit of some layers of a group, dense."""
+    d_outs = tuple(layer.d_out for layer in layers)
+    return UnitPlan(
+        unit=layers[0].name if len(layers) == 1 else group.name,
+        group=group.name,
+        layers=tuple(layer.name for layer in layers),
+        d_in=group.d_in,
+        d_outs=d_outs,
+        rank=min(group.d_in, sum(d_outs)),
+        layout="dense",
+        dense_biases=sum(layer.d_out for layer in layers if layer.bias),
+    )
+
+
+def candidates(unit: UnitPlan, rules: Rules, losses: Floats | None = None) -> Candidates:
+    """Every rank that the rules allow, each in its cheapest layout, and the dense layer where that is allowed.
+
+    A rank at which no allowed layout is below the dense size is left out, or ``merged`` where the rules name that layout.
+
+    Args:
+        unit: the layers.
+        rules: what is allowed.
+        losses: ½J at each rank from 0 to the unit's number of directions.
+    """
+    dense = stored_parameters("dense", 0, unit.d_in, unit.d_out, dense_biases=unit.dense_biases)
+    step = rules.rank_multiple if unit.full_rank >= _COARSEST * rules.rank_multiple else 1
+    found = []
+    for rank in range(step, min(unit.d_in, unit.d_out), step):
+        layout, parameters = _cheapest(unit, rank, rules)
+        if layout is not None and parameters >= rules.floor * dense:
+            loss = 0.0 if losses is None else float(losses[min(rank, len(losses) - 1)])
+            found.append((rank, layout, _cost(unit, rank, layout, rules), loss))
+    if "dense" in rules.layouts or not found:
+        found.append((unit.rank, "dense", _cost(unit, unit.full_rank, "dense", rules), 0.0))
+    found.sort(key=lambda option: (option[2], -option[0]))
+    ranks, layouts, costs, known = zip(*found, strict=True)
+    return Candidates(
+        unit,
+        np.array(ranks),
+        layouts,
+        np.array(costs, dtype=np.float64),
+        None if losses is None else np.array(known, dtype=np.float64),
+        whole=_cost(unit, unit.full_rank, "dense", rules),
+    )
+
+
+def _cheapest(unit: UnitPlan, rank: int, rules: Rules) -> tuple[Layout | None, int]:
+    factored: Layout = "factors" if len(unit.layers) == 1 else "shared"
+    named = {"factors", "shared"} & rules.layouts
+    allowed: list[Layout] = [factored] if named or rules.layouts <= {"dense"} else []
+    if "pivoted" in rules.layouts:
+        allowed.append("pivoted")
+    dense = stored_parameters("dense", 0, unit.d_in, unit.d_out, dense_biases=unit.dense_biases)
+    sizes = {layout: stored_parameters(layout, rank, unit.d_in, unit.d_out, dense_biases=unit.dense_biases) for layout in allowed}
+    best = min(sizes, key=lambda layout: sizes[layout], default=None)
+    if best is not None and sizes[best] < dense:
+        return best, sizes[best]
+    if "merged" in rules.layouts:
+        return "merged", stored_parameters("merged", rank, unit.d_in, unit.d_out, dense_biases=unit.dense_biases)
+    return None, 0
+
+
+def _cost(unit: UnitPlan, rank: int, layout: Layout, rules: Rules) -> float:
+    if rules.cost == "rank":
+        return rank
+    parameters = stored_parameters(layout, rank, unit.d_in, unit.d_out, dense_biases=unit.dense_biases)
+    if rules.cost == "parameters":
+        return parameters
+    entries = order_entries(layout, unit.d_out)
+    return (parameters - entries) * rules.bytes_per_parameter + entries * ORDER_BYTES

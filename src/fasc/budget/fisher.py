@@ -1,0 +1,237 @@
+"""The global allocation: the least predicted loss that a budget buys, or the least budget that keeps a loss.
+
+Each unit offers options (a rank in a layout) with a cost and a loss; exactly one is taken of each group's shared options, or one
+of each of its layers' own. This is a multiple-choice knapsack. Costs of the pivoted layout are concave in the rank, so a greedy
+that assumes a constant price per direction is wrong; instead the problem is relaxed with one price λ for the whole budget, which
+splits it into an exact minimum per unit, and λ is found by bisection. The relaxation also bounds the optimum from below. Options
+that this bound excludes are dropped, and what is left is solved exactly, group by group, over all undominated totals.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fasc.budget.candidates import Candidates, Floats, GroupCandidates
+from fasc.errors import BudgetError
+
+_BISECTIONS = 100
+_GAP = 1e-4
+"""Relative distance from the lower bound at which the search stops."""
+
+_STATES = 2_000
+"""Undominated totals kept at most; beyond it those with the best bound are kept, and the result may be above the optimum by at
+most its distance from the lower bound."""
+
+_WAYS = 200
+"""Ways to choose within one group kept at most, likewise."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Menu:
+    """One unit: what is minimised and what is limited, for each option."""
+
+    objective: Floats
+    limited: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """One group: options of the shared projector, or menus of the separate layers."""
+
+    shared: _Menu | None
+    separate: tuple[_Menu, ...]
+
+
+Picks = list[tuple[int | None, list[int]]]
+"""Per group: the index of the shared option and no others, or ``None`` and an index for each layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """A choice for every group, and how good it is."""
+
+    picks: Picks
+    objective: float
+    lower_bound: float
+    """No allocation within the limit is better than this."""
+
+
+def allocate_by_loss(groups: Sequence[GroupCandidates], limit: float, *, limited: str) -> Allocation:
+    """The best choice within a limit.
+
+    Args:
+        groups: options with losses in one unit, nats per token.
+        limit: most cost if ``limited`` is ``cost``, most loss if it is ``loss``.
+        limited: which of the two has the limit; the other is minimised.
+
+    Raises:
+        BudgetError: even the smallest options exceed the limit.
+    """
+    swap = limited == "loss"
+    choices = [
+        _Choice(
+            None if group.shared is None else _menu(group.shared, swap=swap),
+            tuple(_menu(one, swap=swap) for one in group.separate),
+        )
+        for group in groups
+    ]
+    least = sum(_least(choice) for choice in choices)
+    if least > limit * (1 + 1e-12):
+        raise BudgetError(
+            f"the budget is {limit:,.6g} and the smallest possible plan needs {least:,.6g}",
+            "ask for more, or allow more layouts (--layouts) and no --floor",
+        )
+    feasible, lower = _relaxed(choices, limit)
+    best = _value(choices, feasible)
+    if best - lower > _GAP * max(abs(best), 1e-300):
+        price = lower_price(choices, limit)
+        feasible = _close_the_gap(choices, limit, feasible, price)
+        best = _value(choices, feasible)
+    return Allocation(feasible, best, lower)
+
+
+def _menu(unit: Candidates, *, swap: bool) -> _Menu:
+    assert unit.losses is not None  # noqa: S101 - the planner has checked that every unit has losses
+    return _Menu(unit.costs, unit.losses) if swap else _Menu(unit.losses, unit.costs)
+
+
+def _least(choice: _Choice) -> float:
+    ways = [sum(float(menu.limited.min()) for menu in choice.separate)] if choice.separate else []
+    if choice.shared is not None:
+        ways.append(float(choice.shared.limited.min()))
+    return min(ways)
+
+
+def _cheapest_at(choices: Sequence[_Choice], price: float) -> tuple[Picks, float, float]:
+    """The exact minimum of objective + price · limited: picks, their objective and their use of the limit."""
+    picks: Picks = []
+    objective = used = 0.0
+    for choice in choices:
+        separate = [int(np.argmin(menu.objective + price * menu.limited)) for menu in choice.separate]
+        ways: list[tuple[float, float, int | None]] = []
+        if separate:
+            parts = list(zip(choice.separate, separate, strict=True))
+            ways.append((sum(float(m.objective[i]) for m, i in parts), sum(float(m.limited[i]) for m, i in parts), None))
+        if choice.shared is not None:
+            index = int(np.argmin(choice.shared.objective + price * choice.shared.limited))
+            ways.append((float(choice.shared.objective[index]), float(choice.shared.limited[index]), index))
+        cost, use, shared = min(ways, key=lambda way: way[0] + price * way[1])
+        picks.append((shared, separate if shared is None else []))
+        objective += cost
+        used += use
+    return picks, objective, used
+
+
+def _bracket(choices: Sequence[_Choice], limit: float) -> tuple[float, float]:
+    """Two prices around the one at which the limit is just kept."""
+    low, high = 0.0, 1.0
+    while _cheapest_at(choices, high)[2] > limit and high < 1e300:
+        low, high = high, high * 16
+    while low == 0.0 and high > 1e-300 and _cheapest_at(choices, high / 16)[2] <= limit:
+        high /= 16
+    return low, high
+
+
+def lower_price(choices: Sequence[_Choice], limit: float) -> float:
+    """The smallest price at which the relaxed choice keeps the limit."""
+    low, high = _bracket(choices, limit)
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if _cheapest_at(choices, middle)[2] <= limit else (middle, high)
+    return high
+
+
+def _relaxed(choices: Sequence[_Choice], limit: float) -> tuple[Picks, float]:
+    """The relaxed choice that keeps the limit, and the lower bound of any."""
+    if _cheapest_at(choices, 0.0)[2] <= limit:
+        picks, objective, _ = _cheapest_at(choices, 0.0)
+        return picks, objective
+    price = lower_price(choices, limit)
+    picks, objective, used = _cheapest_at(choices, price)
+    return picks, objective + price * (used - limit)
+
+
+def _value(choices: Sequence[_Choice], picks: Picks) -> float:
+    total = 0.0
+    for choice, (shared, separate) in zip(choices, picks, strict=True):
+        if shared is not None and choice.shared is not None:
+            total += float(choice.shared.objective[shared])
+        total += sum(float(menu.objective[i]) for menu, i in zip(choice.separate, separate, strict=False))
+    return total
+
+
+def _close_the_gap(choices: Sequence[_Choice], limit: float, feasible: Picks, price: float) -> Picks:
+    """Exact search among the options that could be part of something better than ``feasible``.
+
+    Totals are measured from the relaxed minimum: of each group, its objective and its reduced cost
+    ``objective + price · limited − minimum``. A partial choice whose reduced costs sum to more than the gap cannot be completed
+    to anything better than what is known.
+    """
+    _, objective, used = _cheapest_at(choices, price)
+    gap = _value(choices, feasible) - (objective + price * (used - limit))
+    gap += 1e-9 * abs(gap)
+    limited, reduced = np.zeros(1), np.zeros(1)
+    trail: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+    fronts = [_front(choice, price, gap) for choice in choices]
+    least_left = np.cumsum([0.0, *(min(front.limited) for front in reversed(fronts))])[::-1][1:]
+    for front, left in zip(fronts, least_left, strict=True):
+        uses = (limited[:, None] + front.limited[None, :]).ravel()
+        costs = (reduced[:, None] + front.reduced[None, :]).ravel()
+        alive = np.flatnonzero((costs <= gap) & (uses + left <= limit * (1 + 1e-12)))
+        kept = alive[_undominated(uses[alive], costs[alive], price, _STATES)]
+        trail.append((kept // len(front.limited), kept % len(front.limited)))
+        limited, reduced = uses[kept], costs[kept]
+        if not len(kept):
+            return feasible
+    state = int(np.argmin(reduced - price * limited))
+    picks: Picks = []
+    for (parents, options), front in zip(reversed(trail), reversed(fronts), strict=True):
+        picks.append(front.picks[int(options[state])])
+        state = int(parents[state])
+    picks.reverse()
+    return picks if _value(choices, picks) < _value(choices, feasible) else feasible
+
+
+def _undominated(uses: Floats, costs: Floats, price: float, most: int) -> NDArray[np.int64]:
+    """Indices of totals that no other beats in both the use of the limit and the objective ``costs − price · uses``."""
+    objectives = costs - price * uses
+    order = np.lexsort((objectives, uses))
+    best_before = np.minimum.accumulate(np.concatenate(([np.inf], objectives[order][:-1])))
+    kept = order[objectives[order] < best_before]
+    return kept if len(kept) <= most else kept[np.argsort(costs[kept], kind="stable")[:most]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Front:
+    """The ways to choose in one group that the gap leaves: use of the limit, reduced cost, picks."""
+
+    limited: Floats
+    reduced: Floats
+    picks: Picks
+
+
+def _front(choice: _Choice, price: float, gap: float) -> _Front:
+    priced = [menu.objective + price * menu.limited for menu in choice.separate]
+    apart = sum(float(values.min()) for values in priced) if priced else np.inf
+    shared = None if choice.shared is None else choice.shared.objective + price * choice.shared.limited
+    best = min(apart, np.inf if shared is None else float(shared.min()))
+    slack = gap + 1e-12 * abs(best)
+    ways: list[tuple[float, float, tuple[int, ...]]] = [(0.0, apart - best, ())] if priced else []
+    for menu, values in zip(choice.separate, priced, strict=True):
+        extra = values - values.min()
+        ways = [
+            (use + float(menu.limited[index]), cost + float(extra[index]), (*indices, int(index)))
+            for use, cost, indices in ways
+            for index in np.flatnonzero(cost + extra <= slack)
+        ]
+    found: list[tuple[float, float, tuple[int | None, list[int]]]] = [(u, c, (None, list(i))) for u, c, i in ways]
+    if choice.shared is not None and shared is not None:
+        found += [
+            (float(choice.shared.limited[index]), float(shared[index]) - best, (int(index), []))
+            for index in np.flatnonzero(shared - best <= slack)
+        ]
+    uses, costs = np.array([way[0] for way in found]), np.array([way[1] for way in found])
+    kept = _undominated(uses, costs, price, _WAYS)
+    return _Front(uses[kept], costs[kept], [found[index][2] for index in kept])

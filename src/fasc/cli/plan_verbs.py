@@ -1,0 +1,173 @@
+"""``fasc plan`` and ``fasc compress``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fasc.cli import options as opt
+from fasc.cli.calibration_verbs import stored_statistics
+from fasc.config import BudgetConfig, CalibrationConfig, LayersConfig, MethodConfig, ModelConfig, Recipe
+
+
+def plan(
+    model: opt.Model,
+    method: opt.MethodName = None,
+    rank_fraction: opt.RankFraction = None,
+    param_fraction: opt.ParamFraction = None,
+    model_fraction: opt.ModelFraction = None,
+    max_bytes: opt.MaxBytes = None,
+    max_perplexity_increase: opt.MaxPerplexityIncrease = None,
+    max_kl: opt.MaxKl = None,
+    allocation: opt.Allocation = None,
+    layouts: opt.Layouts = None,
+    rank_multiple: opt.RankMultiple = None,
+    floor: opt.Floor = None,
+    statistics: opt.StatisticsFile = None,
+    damping: opt.Damping = None,
+    gate: opt.Gate = None,
+    gate_threshold: opt.GateThreshold = None,
+    include: opt.Include = None,
+    exclude: opt.Exclude = None,
+    json: opt.Json = None,
+    dtype: opt.DTypeName = None,
+) -> None:
+    """Print what a compressed model will weigh, and with --statistics what it is predicted to lose, before it is made.
+
+    Without statistics the plan is uniform. Budgets: one of --rank-fraction, --param-fraction, --model-fraction, --max-bytes,
+    --max-perplexity-increase, --max-kl.
+    """
+    budget = opt.build(
+        BudgetConfig,
+        rank_fraction=rank_fraction,
+        param_fraction=param_fraction,
+        model_fraction=model_fraction,
+        max_bytes=max_bytes,
+        max_perplexity_increase=max_perplexity_increase,
+        max_kl=max_kl,
+        rank_multiple=rank_multiple,
+        floor=floor,
+    )
+    if statistics is None and allocation is None and budget.kind not in ("max_kl", "max_perplexity_increase"):
+        allocation = "uniform"
+    options = opt.build(
+        MethodConfig,
+        name=method,
+        damping=damping,
+        allocation=allocation,
+        layouts=opt.names(layouts),
+        gate=gate,
+        gate_threshold=gate_threshold,
+    )
+    source = opt.build(ModelConfig, model=model, dtype=dtype, device="cpu")
+    layers = opt.build(LayersConfig, include=include, exclude=exclude)
+    from fasc import pipeline
+    from fasc.methods import get_method
+    from fasc.reporting.plan_table import print_plan
+    from fasc.storage import write_json
+
+    get_method(options.name)
+    loaded = pipeline.load(source)
+    found = None if statistics is None else stored_statistics(statistics, loaded)
+    chosen = layers if found is None or include or exclude else None
+    result = pipeline.plan(loaded.model, options, budget, layers=chosen, statistics=found)
+    print_plan(result)
+    if json is not None:
+        write_json(json, result.to_dict())
+
+
+def compress(
+    model: opt.Model,
+    out: opt.Out,
+    method: opt.MethodName = None,
+    rank_fraction: opt.RankFraction = None,
+    param_fraction: opt.ParamFraction = None,
+    model_fraction: opt.ModelFraction = None,
+    max_bytes: opt.MaxBytes = None,
+    max_perplexity_increase: opt.MaxPerplexityIncrease = None,
+    max_kl: opt.MaxKl = None,
+    allocation: opt.Allocation = None,
+    layouts: opt.Layouts = None,
+    rank_multiple: opt.RankMultiple = None,
+    floor: opt.Floor = None,
+    propagate: opt.Propagate = None,
+    gate: opt.Gate = None,
+    gate_threshold: opt.GateThreshold = None,
+    corpus: opt.Corpus = None,
+    sequences: opt.Sequences = None,
+    sequence_length: opt.SequenceLength = None,
+    seed: opt.Seed = None,
+    labels: opt.LabelsName = None,
+    data_dir: opt.DataDir = None,
+    statistics: opt.StatisticsFile = None,
+    plan: Annotated[
+        Path | None, typer.Option("--plan", help="Carry out this plan (from `fasc plan --json`).", show_default=False)
+    ] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Write an ordinary dense checkpoint, which loads without fasc.")] = False,
+    damping: opt.Damping = None,
+    reading: opt.Reading = None,
+    include: opt.Include = None,
+    exclude: opt.Exclude = None,
+    batch_tokens: opt.BatchTokens = None,
+    gradient_checkpointing: opt.Checkpointing = None,
+    dtype: opt.DTypeName = None,
+    device: opt.Device = None,
+    overwrite: opt.Overwrite = False,
+) -> None:
+    """Compress a model and write a Hugging Face checkpoint to --out.
+
+    Budgets: one of --rank-fraction, --param-fraction, --model-fraction, --max-bytes, --max-perplexity-increase, --max-kl. What an
+    interrupted run has measured is kept beside --out, and the same command goes on from there.
+    """
+    recipe = Recipe(
+        source=opt.build(ModelConfig, model=model, dtype=dtype, device=device),
+        calibration=opt.build(
+            CalibrationConfig,
+            corpus=corpus,
+            sequences=sequences,
+            sequence_length=sequence_length,
+            seed=seed,
+            labels=labels,
+            data_dir=data_dir,
+            batch_tokens=batch_tokens,
+            gradient_checkpointing=gradient_checkpointing,
+        ),
+        layers=opt.build(LayersConfig, include=include, exclude=exclude),
+        methods=(
+            opt.build(
+                MethodConfig,
+                name=method,
+                damping=damping,
+                reading=reading,
+                allocation=allocation,
+                layouts=opt.names(layouts),
+                propagate=propagate,
+                gate=gate,
+                gate_threshold=gate_threshold,
+            ),
+        ),
+        budgets=(
+            opt.build(
+                BudgetConfig,
+                rank_fraction=rank_fraction,
+                param_fraction=param_fraction,
+                model_fraction=model_fraction,
+                max_bytes=max_bytes,
+                max_perplexity_increase=max_perplexity_increase,
+                max_kl=max_kl,
+                rank_multiple=rank_multiple,
+                floor=floor,
+            ),
+        ),
+    )
+    from fasc import pipeline
+    from fasc.budget.plan import read_plan
+    from fasc.reporting.plan_table import print_totals
+    from fasc.storage import refuse_existing
+
+    refuse_existing(out, overwrite=overwrite)
+    pipeline.needs_of(recipe.methods, recipe.budgets)
+    rank_plan = None if plan is None else read_plan(plan, recipe.methods[0].name)
+    done = pipeline.compress_model(recipe, out, statistics=statistics, rank_plan=rank_plan, merged=merge, overwrite=overwrite)
+    print_totals(done)
+    typer.echo(out)

@@ -1,0 +1,123 @@
+"""Run a model block by block, whatever its architecture: what each block is called with is seen, not assumed."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from fasc.errors import ModelError
+
+_BLOCK = re.compile(r"^(.*?\.)??\d+(?=\.)")
+
+Arguments = Mapping[str, Any]
+
+_SAME = 1e-3
+"""Relative difference up to which two hidden states are the same, in any precision."""
+
+
+def block_names(model: nn.Module, layers: Iterable[str]) -> list[str]:
+    """Names of the blocks that hold these layers, in order: a block is where the first index of a name is."""
+    found = {match.group(0) for layer in layers if (match := _BLOCK.match(layer))}
+    order = {name: position for position, (name, _) in enumerate(model.named_modules())}
+    return sorted(found, key=lambda name: order[name])
+
+
+@dataclass(frozen=True)
+class BlockInputs:
+    """What the first block reads, and what every block is given besides."""
+
+    hidden: Sequence[Tensor]
+    """Hidden states before the first block, [batch, length, d], batch by batch."""
+
+    arguments: Mapping[tuple[str, tuple[int, ...]], Arguments]
+    """By block and shape of the hidden states."""
+
+    def rest(self, block: str, hidden: Tensor) -> Arguments:
+        """The other arguments of a block, for hidden states of that shape."""
+        return self.arguments[block, tuple(hidden.shape)]
+
+
+class _Stop(Exception):  # noqa: N818 - no error: what was asked for has been seen
+    pass
+
+
+def block_inputs(model: PreTrainedModel, batches: Sequence[Tensor], names: Sequence[str]) -> BlockInputs:
+    """See what the blocks are called with: for one batch of each shape a whole forward pass, for the others up to block one.
+
+    Args:
+        model: in evaluation mode.
+        batches: tokens without padding, [batch, length].
+        names: the blocks, in order.
+
+    Raises:
+        ModelError: the blocks, run one after the other, do not give what the model gives.
+    """
+    hidden: list[Tensor] = []
+    arguments: dict[tuple[str, tuple[int, ...]], Arguments] = {}
+    seen: set[tuple[int, ...]] = set()
+    for batch in batches:
+        first = tuple(batch.shape) not in seen
+        seen.add(tuple(batch.shape))
+        states = _watch(model, batch, names if first else names[:1], arguments, stop=not first)
+        hidden.append(states[0])
+        if first:
+            _check(model, names, states, arguments)
+    return BlockInputs(hidden, arguments)
+
+
+def _watch(
+    model: PreTrainedModel,
+    batch: Tensor,
+    names: Sequence[str],
+    arguments: dict[tuple[str, tuple[int, ...]], Arguments],
+    *,
+    stop: bool,
+) -> list[Tensor]:
+    states: list[Tensor] = []
+
+    def hook(name: str, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = dict(kwargs)
+        state = args[0] if args else given.pop("hidden_states")
+        states.append(state)
+        arguments[name, tuple(state.shape)] = {"args": args[1:], "kwargs": given}
+        if stop:
+            raise _Stop
+
+    with ExitStack() as stack, torch.no_grad():
+        for name in names:
+            handle = model.get_submodule(name).register_forward_pre_hook(partial(hook, name), with_kwargs=True)
+            stack.callback(handle.remove)
+        with suppress(_Stop):
+            model(input_ids=batch, use_cache=False)
+    return states
+
+
+def _check(
+    model: PreTrainedModel,
+    names: Sequence[str],
+    states: Sequence[Tensor],
+    arguments: Mapping[tuple[str, tuple[int, ...]], Arguments],
+) -> None:
+    """The blocks one by one must give what the model gives."""
+    if len(states) != len(names):
+        raise ModelError(f"{type(model).__name__} calls its blocks {len(states)} times for {len(names)}", "leave --propagate out")
+    for name, before, after in zip(names, states, states[1:], strict=False):
+        given = run_block(model.get_submodule(name), before, arguments[name, tuple(before.shape)])
+        if given.shape != after.shape or float((given - after).abs().max()) > _SAME * float(after.abs().max()):
+            raise ModelError(
+                f"`{name}` of {type(model).__name__}, run alone, does not give what the next block reads", "leave --propagate out"
+            )
+
+
+def run_block(block: nn.Module, hidden: Tensor, given: Arguments) -> Tensor:
+    """Hidden states after a block."""
+    with torch.no_grad():
+        result = block(hidden, *given["args"], **given["kwargs"])
+    after: Tensor = result[0] if isinstance(result, tuple) else result
+    return after
