@@ -31,11 +31,11 @@ def nll_by_hand(model, tokens):
 
 
 def test_perplexity_is_exp_of_the_mean_loss_whatever_the_batch(tokenizer, text_file):
-    from fasc.evaluation.text import evaluation_text
+    from fasc.evaluation.text import evaluation_texts
 
     model = tiny_model()
     found = [evaluate(model, tokenizer, config(text_file, "perplexity", batch_tokens=b))[0] for b in (16, 64, 4096)]
-    block = evaluation_text(model, tokenizer, config(text_file, "perplexity"))
+    block = evaluation_texts(model, tokenizer, config(text_file, "perplexity"))[0]
     assert found[0].value == pytest.approx(math.exp(nll_by_hand(model, block.tokens)), rel=1e-5)
     assert found[0].value == pytest.approx(found[2].value, rel=1e-6)
     assert found[0].n == 12 * 15
@@ -44,13 +44,13 @@ def test_perplexity_is_exp_of_the_mean_loss_whatever_the_batch(tokenizer, text_f
 
 
 def test_kl_is_zero_to_itself_and_right_to_another(tokenizer, text_file):
-    from fasc.evaluation.text import evaluation_text
+    from fasc.evaluation.text import evaluation_texts
 
     model, dense = tiny_model(seed=0), tiny_model(seed=1)
     same = evaluate(model, tokenizer, config(text_file, "kl"), dense=tiny_model(seed=0))[0]
     assert same.value == pytest.approx(0, abs=1e-7)
     other = evaluate(model, tokenizer, config(text_file, "kl"), dense=dense)[0]
-    tokens = evaluation_text(dense, tokenizer, config(text_file, "kl")).tokens
+    tokens = evaluation_texts(dense, tokenizer, config(text_file, "kl"))[0].tokens
     with torch.no_grad():
         p = dense(input_ids=tokens).logits.double().log_softmax(-1)
         q = model(input_ids=tokens).logits.double().log_softmax(-1)
@@ -159,8 +159,8 @@ def test_unknown_benchmarks_stop_everything_before_it_starts(tokenizer, text_fil
 
 
 def test_evaluating_on_the_calibration_text_warns(tokenizer, text_file, capsys):
-    from fasc.evaluation.text import evaluation_text
+    from fasc.evaluation.text import evaluation_texts
 
-    digest = evaluation_text(tiny_model(), tokenizer, config(text_file, "perplexity")).text_digest
+    digest = evaluation_texts(tiny_model(), tokenizer, config(text_file, "perplexity"))[0].text_digest
     evaluate(tiny_model(), tokenizer, config(text_file, "perplexity"), calibrated_on=digest)
     assert "calibrated on" in capsys.readouterr().err

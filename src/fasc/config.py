@@ -197,7 +197,7 @@ class EvaluationConfig(_Part):
     """Registered benchmarks."""
 
     corpus: str = "wikitext2"
-    """The text of `perplexity` and `kl`: a named corpus, `self` or a file."""
+    """The text of `perplexity` and `kl`: a named corpus, `self` or a file, or several separated by commas."""
 
     limit: PositiveInt | None = None
     """At most so many items (or sequences of text) per benchmark."""
@@ -216,6 +216,11 @@ class EvaluationConfig(_Part):
 
     data_dir: Path | None = None
     """Folder that holds the named corpora and benchmarks. Also read from FASC_DATA."""
+
+    @property
+    def corpora(self) -> tuple[str, ...]:
+        """The texts, one by one."""
+        return tuple(part.strip() for part in self.corpus.split(",") if part.strip())
 
 
 class ModelConfig(_Part):

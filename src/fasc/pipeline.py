@@ -32,7 +32,7 @@ from fasc.errors import StorageError
 from fasc.evaluation import get_benchmark
 from fasc.evaluation.evaluate import evaluate
 from fasc.evaluation.score import Score
-from fasc.evaluation.text import evaluation_text
+from fasc.evaluation.text import evaluation_texts
 from fasc.methods import get_method
 from fasc.model.checkpoint import CheckpointNotes, read_provenance, save_checkpoint
 from fasc.model.groups import find_groups
@@ -322,13 +322,14 @@ class _Texts:
 
     def __init__(self, dense: LoadedModel, config: EvaluationConfig) -> None:
         self._dense, self._config = dense, config
-        self._block: TokenBlock | None = None
+        self._blocks: list[TokenBlock] | None = None
 
-    def get(self) -> TokenBlock | None:
-        """The windows, or ``None`` if no benchmark needs text."""
-        if self._block is None and any(get_benchmark(name).needs_text for name in self._config.benchmarks):
-            self._block = evaluation_text(*self._dense, self._config)
-        return self._block
+    def get(self) -> list[TokenBlock]:
+        """The windows of each corpus, or none if no benchmark needs text."""
+        if self._blocks is None:
+            needed = any(get_benchmark(name).needs_text for name in self._config.benchmarks)
+            self._blocks = evaluation_texts(*self._dense, self._config) if needed else []
+        return self._blocks
 
 
 def _run_method(recipe: Recipe, statistics: Statistics, folder: Path, dense: LoadedModel, texts: _Texts) -> None:
@@ -354,7 +355,7 @@ def _score(
     loaded = get_model()
     say(f"evaluating {folder.name}")
     digest = calibration_digest(folder / "model")
-    scores = evaluate(loaded.model, loaded.tokenizer, config, dense=dense, text=texts.get(), calibrated_on=digest)
+    scores = evaluate(loaded.model, loaded.tokenizer, config, dense=dense, texts=texts.get(), calibrated_on=digest)
     write_scores(folder / "scores.json", scores, config)
 
 

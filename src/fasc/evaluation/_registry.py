@@ -12,6 +12,16 @@ from fasc.errors import UnknownNameError
 from fasc.evaluation.score import Score
 
 
+class WindowScores(NamedTuple):
+    """Means over the tokens of each window."""
+
+    nll: list[float]
+    """Nats per predicted token."""
+
+    kl: list[float] | None
+    """KL(dense ‖ compressed), nats per token; ``None`` where no dense model is known."""
+
+
 class Subject(NamedTuple):
     """What a benchmark is given."""
 
@@ -22,6 +32,9 @@ class Subject(NamedTuple):
 
     text: TokenBlock | None = None
     """The windows of held-out text, for the benchmarks that need text."""
+
+    passes: dict[str, WindowScores] | None = None
+    """What was measured on these windows already: two benchmarks of one text share a forward pass."""
 
 
 Measure = Callable[[Subject, EvaluationConfig], Sequence[Score]]

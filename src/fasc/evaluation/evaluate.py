@@ -1,13 +1,16 @@
 """Score a model on the chosen benchmarks."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fasc.calibration.corpus import TokenBlock
 from fasc.config import EvaluationConfig
 from fasc.errors import UsageError
-from fasc.evaluation._registry import Subject, get_benchmark
+from fasc.evaluation._registry import Subject, WindowScores, get_benchmark
 from fasc.evaluation.score import Score
-from fasc.evaluation.text import evaluation_text
+from fasc.evaluation.text import evaluation_texts
 from fasc.model.groups import evaluating
 from fasc.progress import say
 
@@ -18,7 +21,7 @@ def evaluate(
     config: EvaluationConfig,
     *,
     dense: PreTrainedModel | None = None,
-    text: TokenBlock | None = None,
+    texts: Sequence[TokenBlock] | None = None,
     calibrated_on: str | None = None,
 ) -> list[Score]:
     """Run the benchmarks of ``config`` in order.
@@ -28,7 +31,8 @@ def evaluate(
         tokenizer: the model's own.
         config: benchmarks, text, limits.
         dense: what ``kl`` compares with.
-        text: the held-out text, if it is at hand; loaded as ``config`` says otherwise.
+        texts: the held-out texts, if they are at hand; loaded as ``config`` says otherwise. With several, the benchmarks that
+            need text are run on each and named ``benchmark@corpus``.
         calibrated_on: digest of the text the model was calibrated on; evaluating on it prints a warning.
 
     Raises:
@@ -40,12 +44,24 @@ def evaluate(
     for found in chosen:
         if found.needs_dense and dense is None:
             raise UsageError(f"`{found.name}` compares with the dense model and none is known", "pass --dense MODEL")
-    if text is None and any(found.needs_text for found in chosen):
-        text = evaluation_text(model if dense is None else dense, tokenizer, config)
-    if text is not None and text.text_digest == calibrated_on:
-        say(f"warning: `{config.corpus}` is the text this model was calibrated on; its scores will flatter it")
+    needed = any(found.needs_text for found in chosen)
+    if texts is None:
+        texts = evaluation_texts(model if dense is None else dense, tokenizer, config) if needed else []
+    for corpus in [text.corpus for text in texts if text.text_digest == calibrated_on]:
+        say(f"warning: `{corpus}` is the text this model was calibrated on; its scores will flatter it")
     scores: list[Score] = []
+    compared = dense if any(found.needs_dense for found in chosen) else None
+    passes: dict[str, dict[str, WindowScores]] = {text.corpus: {} for text in texts}
     with evaluating(model):
         for found in chosen:
-            scores += found.measure(Subject(model, tokenizer, dense, text), config)
+            if not found.needs_text:
+                scores += found.measure(Subject(model, tokenizer, compared), config)
+                continue
+            for text in texts:
+                measured = found.measure(Subject(model, tokenizer, compared, text, passes[text.corpus]), config)
+                scores += [_named(one, text.corpus, several=len(texts) > 1) for one in measured]
     return scores
+
+
+def _named(score: Score, corpus: str, *, several: bool) -> Score:
+    return replace(score, benchmark=f"{score.benchmark}@{corpus}") if several else score

@@ -6,19 +6,14 @@ from collections.abc import Sequence
 from fasc.config import EvaluationConfig
 from fasc.evaluation._registry import Subject, benchmark
 from fasc.evaluation.score import Score, mean_interval
-from fasc.evaluation.text import batches, log_probabilities, protocol, text_of
+from fasc.evaluation.text import protocol, text_of, window_scores
 
 
 @benchmark("perplexity", reference="exp of the mean negative log-likelihood per token", needs_text=True)
 def perplexity(subject: Subject, config: EvaluationConfig) -> Sequence[Score]:
     """Perplexity per token in windows that do not overlap (stride = context); interval over windows."""
     block = text_of(subject)
-    losses: list[float] = []
-    for start, tokens in batches(block, config, "perplexity"):
-        scores = log_probabilities(subject.model, tokens, f"perplexity windows {start}-{start + len(tokens) - 1}")
-        targets = tokens[:, 1:].to(scores.device)
-        nll = -scores[:, :-1].gather(-1, targets[..., None]).squeeze(-1)
-        losses += nll.double().mean(-1).tolist()
+    losses = window_scores(subject, config).nll
     low, high = mean_interval(losses)
     n = block.tokens.shape[0] * (block.tokens.shape[1] - 1)
     value = math.exp(sum(losses) / len(losses))

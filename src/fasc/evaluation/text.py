@@ -10,27 +10,30 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fasc.calibration.corpus import TextRequest, TokenBlock, load_corpus
 from fasc.config import EvaluationConfig
 from fasc.errors import NonFiniteError, UsageError
-from fasc.evaluation._registry import Subject
+from fasc.evaluation._registry import Subject, WindowScores
 from fasc.progress import progress
 
 
-def evaluation_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: EvaluationConfig) -> TokenBlock:
-    """The windows of the evaluation corpus: all of them in order, or a limited number drawn by the seed.
+def evaluation_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: EvaluationConfig) -> list[TokenBlock]:
+    """The windows of each evaluation corpus: all of them in order, or a limited number drawn by the seed.
 
     Args:
         model: samples the corpus ``self``: the dense model, where there is one, so that all models see the same text.
         tokenizer: the model's own.
-        config: corpus, limit, context, seed.
+        config: corpora, limit, context, seed.
     """
-    request = TextRequest(
-        corpus=config.corpus,
-        sequences=config.windows or config.limit,
-        sequence_length=config.context,
-        seed=config.seed,
-        role="evaluation",
-        data_dir=config.data_dir,
-    )
-    return load_corpus(model, tokenizer, request)
+    requests = [
+        TextRequest(
+            corpus=corpus,
+            sequences=config.windows or config.limit,
+            sequence_length=config.context,
+            seed=config.seed,
+            role="evaluation",
+            data_dir=config.data_dir,
+        )
+        for corpus in config.corpora
+    ]
+    return [load_corpus(model, tokenizer, request) for request in requests]
 
 
 def text_of(subject: Subject) -> TokenBlock:
@@ -63,6 +66,39 @@ def log_probabilities(model: PreTrainedModel, tokens: Tensor, where: str) -> Ten
     return F.log_softmax(logits.float(), dim=-1)
 
 
+def window_scores(subject: Subject, config: EvaluationConfig) -> WindowScores:
+    """Loss and divergence of every window, from one forward pass of each model.
+
+    Raises:
+        NonFiniteError: a model produced NaN or infinity; names the windows.
+    """
+    known = {} if subject.passes is None else subject.passes
+    if _PASS not in known:
+        known[_PASS] = _run_windows(subject, config)
+    return known[_PASS]
+
+
+_PASS = "windows"
+
+
+def _run_windows(subject: Subject, config: EvaluationConfig) -> WindowScores:
+    losses: list[float] = []
+    divergences: list[float] = []
+    what = "perplexity" if subject.dense is None else "perplexity and kl"
+    for start, tokens in batches(text_of(subject), config, what):
+        where = f"{what}, windows {start}-{start + len(tokens) - 1}"
+        scores = log_probabilities(subject.model, tokens, where)
+        targets = tokens[:, 1:].to(scores.device)
+        nll = -scores[:, :-1].gather(-1, targets[..., None]).squeeze(-1)
+        losses += nll.double().mean(-1).tolist()
+        if subject.dense is not None:
+            reference = log_probabilities(subject.dense, tokens, f"{where} (dense model)")
+            scores = scores.to(reference.device)
+            scores.sub_(reference).mul_(reference.exp_()).neg_()  # p (log p − log q), in place: vocabularies are wide
+            divergences += scores.sum(-1).double().mean(-1).tolist()
+    return WindowScores(losses, divergences if subject.dense is not None else None)
+
+
 def protocol(config: EvaluationConfig, block: TokenBlock) -> str:
     """Corpus, context and stride in words."""
-    return f"{config.corpus}, {block.tokens.shape[0]} windows, context {config.context}, stride {config.context}"
+    return f"{block.corpus}, {block.tokens.shape[0]} windows, context {config.context}, stride {config.context}"

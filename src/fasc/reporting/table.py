@@ -50,7 +50,7 @@ def _dense_cells(plan: Mapping[str, Any] | None) -> list[str]:
     return [
         "1.00",
         "100.0%",
-        f"{plan['model_parameters'] / 1e6:,.1f} M",
+        f"{plan['model']['parameters'] / 1e6:,.1f} M",
         f"{plan['totals']['dense_bytes'] / 1e6:,.0f} MB",
     ]
 
