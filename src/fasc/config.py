@@ -223,6 +223,25 @@ class EvaluationConfig(_Part):
         return tuple(part.strip() for part in self.corpus.split(",") if part.strip())
 
 
+class SpeedConfig(_Part):
+    """How two models are timed."""
+
+    prefill: Annotated[int, Field(ge=2)] = 512
+    """Tokens of the prompt whose forward pass is timed."""
+
+    prompt: PositiveInt = 32
+    """Tokens before the decoding that is timed."""
+
+    decode: PositiveInt = 32
+    """Tokens decoded, greedily."""
+
+    batches: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 8)
+    """Sequences decoded at once; each is timed."""
+
+    repeats: PositiveInt = 5
+    """Rounds: in each both models are timed, one after the other."""
+
+
 class ModelConfig(_Part):
     """Which model, and how it is loaded."""
 

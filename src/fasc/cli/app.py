@@ -54,6 +54,7 @@ for _verb in (
     plan_verbs.plan,
     plan_verbs.compress,
     checkpoint_verbs.evaluate,
+    checkpoint_verbs.bench,
     run_verbs.report,
 ):
     app.command()(_verb)

@@ -5,7 +5,8 @@ from typing import Annotated
 import typer
 
 from fasc.cli import options as opt
-from fasc.config import EvaluationConfig, ModelConfig
+from fasc.config import EvaluationConfig, ModelConfig, SpeedConfig
+from fasc.errors import UsageError
 
 
 def evaluate(
@@ -56,3 +57,37 @@ def evaluate(
     print_scores(scores)
     if json is not None:
         write_json(json, [score.to_dict() for score in scores])
+
+
+def bench(
+    checkpoint: opt.Model,
+    dense: Annotated[
+        str | None, typer.Option("--dense", help="The dense model. [default: what the checkpoint says]", show_default=False)
+    ] = None,
+    prefill: Annotated[int | None, opt.option(SpeedConfig, "prefill", "--prefill")] = None,
+    prompt: Annotated[int | None, opt.option(SpeedConfig, "prompt", "--prompt")] = None,
+    decode: Annotated[int | None, opt.option(SpeedConfig, "decode", "--decode")] = None,
+    batches: Annotated[str | None, opt.option(SpeedConfig, "batches", "--batches")] = None,
+    repeats: Annotated[int | None, opt.option(SpeedConfig, "repeats", "--repeats")] = None,
+    json: opt.Json = None,
+    dtype: opt.DTypeName = None,
+    device: opt.Device = None,
+) -> None:
+    """Time a compressed model and the dense one on this machine, in turn, and say what was gained and why not more."""
+    config = opt.build(SpeedConfig, prefill=prefill, prompt=prompt, decode=decode, batches=opt.names(batches), repeats=repeats)
+    source = opt.build(ModelConfig, model=checkpoint, dtype=dtype, device=device)
+    from fasc import pipeline
+    from fasc.evaluation._speed import compare_speed
+    from fasc.provenance import provenance
+    from fasc.reporting.speed_table import print_speed
+    from fasc.storage import write_json
+
+    reference = dense or pipeline.dense_of(checkpoint)
+    if reference is None:
+        raise UsageError(f"`{checkpoint}` does not say which model it was compressed from", "pass --dense MODEL")
+    report = compare_speed(checkpoint, reference, config, dtype=source.dtype, device=source.device)
+    print_speed(report)
+    if json is not None:
+        rows = [one.to_dict() for one in report.comparisons]
+        made = provenance(speed=config.model_dump(mode="json"))
+        write_json(json, {"comparisons": rows, "ideal": report.ideal, "remarks": list(report.remarks), "provenance": made})

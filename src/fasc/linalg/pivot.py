@@ -43,15 +43,13 @@ def pivoted_form(up: Float[Tensor, "o k"]) -> PivotedForm:
     Returns:
         The form; lossless, ``W'[others] = C W'[pivots]``. If ``up`` has dependent columns, ``C`` is the shortest solution.
     """
-    o, k = up.shape
+    k = up.shape[1]
     r, order = scipy.linalg.qr(up.mT.numpy(force=True), mode="r", pivoting=True, check_finite=False)
     size = abs(r.diagonal())
-    chosen = torch.zeros(o, dtype=torch.bool)
-    chosen[torch.from_numpy(order[:k].copy())] = True
-    pivots, others = chosen.nonzero()[:, 0], (~chosen).nonzero()[:, 0]
-    kept, rest = up[pivots.to(up.device)], up[others.to(up.device)]
     if k and size[-1] > _SINGULAR * size[0]:
-        coefficients = torch.linalg.solve(kept.mT, rest.mT).mT
+        coefficients = torch.from_numpy(scipy.linalg.solve_triangular(r[:, :k], r[:, k:], check_finite=False)).mT.to(up)
     else:
-        coefficients = rest @ torch.linalg.pinv(kept)
-    return PivotedForm(pivots, others, coefficients)
+        coefficients = up[order[k:].copy()] @ torch.linalg.pinv(up[order[:k].copy()])
+    pivots, by_pivot = torch.from_numpy(order[:k].astype("int64")).sort()
+    others, by_other = torch.from_numpy(order[k:].astype("int64")).sort()
+    return PivotedForm(pivots, others, coefficients[by_other][:, by_pivot].contiguous())
