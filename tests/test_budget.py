@@ -161,11 +161,14 @@ def brute_force(groups, limit, limited):
     ways = []
     for group in groups:
         found = [
-            (sum(c.costs[i] for c, i in zip(group.separate, pick)), sum(c.losses[i] for c, i in zip(group.separate, pick)))
+            (
+                sum(c.costs[i] for c, i in zip(group.separate, pick, strict=False)),
+                sum(c.losses[i] for c, i in zip(group.separate, pick, strict=False)),
+            )
             for pick in itertools.product(*(range(len(c.costs)) for c in group.separate))
         ]
         if group.shared is not None:
-            found += list(zip(group.shared.costs, group.shared.losses))
+            found += list(zip(group.shared.costs, group.shared.losses, strict=False))
         ways.append(found)
     cost_at, loss_at = (0, 1) if limited == "cost" else (1, 0)
     totals = [
@@ -290,7 +293,7 @@ def test_ranks_are_multiples_where_layers_are_wide_enough():
 def test_a_uniform_plan_spends_what_rounding_left():
     units = [candidates(UnitPlan("u", "g", ("u",), 256, (256,), 256, "dense", 0), Rules(frozenset({"factors", "dense"}), 8))] * 20
     picks = allocate_uniformly(units, 0.6)
-    spent = sum(unit.costs[pick] for unit, pick in zip(units, picks)) / sum(unit.whole for unit in units)
+    spent = sum(unit.costs[pick] for unit, pick in zip(units, picks, strict=False)) / sum(unit.whole for unit in units)
     assert 0.597 < spent <= 0.6
     assert max(picks) - min(picks) <= 1
 

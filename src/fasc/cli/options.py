@@ -24,7 +24,7 @@ def option(part: type[BaseModel], field: str, *flags: str) -> Any:
     """A typer option whose help and default are those of a recipe field. Unset means the recipe's default."""
     info = part.model_fields[field]
     default = info.default
-    shown = ",".join(default) if isinstance(default, tuple) else default
+    shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
     if isinstance(shown, bool):
         shown = "on" if shown else "off"
     words = (info.description or "").replace("\n", " ")

@@ -83,7 +83,7 @@ def compare_speed(
     models = [load_model(spec, dtype=dtype, device=device).model for spec in (dense, checkpoint)]
     batches = config.batches
     jobs: list[tuple[str, Callable[[PreTrainedModel], tuple[float, ...]], tuple[str, ...]]] = [
-        ("prefill", lambda model: _prefill(model, 1, config.prefill), (f"prefill, 1 × {config.prefill}", "the blocks of it"))
+        ("prefill", lambda model: _prefill(model, 1, config.prefill), (f"prefill, 1 × {config.prefill}", "prefill, blocks alone"))
     ]
     for batch in batches:
         name = f"decode, batch {batch}"
