@@ -66,11 +66,51 @@ def dropped_quotients(factors, statistics, weight, gradient):
     return torch.from_numpy(values[::-1].copy()).clamp_min(0)[factors.down.shape[0] :].sum()
 
 
+def product_error(factors, statistics, weight, gradient):
+    """E‖(I − P)(g ⊙ x)‖² with P = downᵀ down (orthonormal rows)."""
+    del weight, gradient
+    rest = torch.eye(factors.down.shape[1], dtype=torch.float64) - factors.down.mT @ factors.down
+    return torch.trace(rest.mT @ rest @ statistics.extras["product"].double())
+
+
+def diagonal_fisher_loss(factors, statistics, weight, gradient):
+    """tr(Aᵀ diag(Σ_gg) A Σ_xx)."""
+    metric = torch.diag((weight.mT @ gradient @ weight).diagonal())
+    # The projector onto the coordinates down·x that leaves nothing of x̃ to be known from them: P = Σ downᵀ (down Σ downᵀ)⁻¹ down.
+    xx = statistics.input.matrix.double()
+    lift = xx @ factors.down.mT @ torch.linalg.inv(factors.down @ xx @ factors.down.mT)
+    error = torch.eye(weight.shape[1], dtype=torch.float64) - lift @ factors.down
+    return torch.trace(error.mT @ metric @ error @ statistics.input.matrix.double())
+
+
+def weight_error(factors, statistics, weight, gradient):
+    """‖W − W'‖²."""
+    del statistics, gradient
+    return (weight - factors.dense()).square().sum()
+
+
+def scaled_weight_error(factors, statistics, weight, gradient):
+    """‖(W − W') diag(E|x|)^½‖²."""
+    del gradient
+    return ((weight - factors.dense()).square() * statistics.extras["magnitude"].double()).sum()
+
+
+def row_weighted_error(factors, statistics, weight, gradient):
+    """Σ_o F_o ‖(W − W')_o‖²."""
+    del gradient
+    return (statistics.extras["rows/unit"].double()[:, None] * (weight - factors.dense()).square()).sum()
+
+
 SURROGATE = {
     "svd": input_error,
     "whitened": output_error,
     "two-sided": fisher_loss,
     "fasc": fisher_loss,
     "fasc-eq6": dropped_quotients,
+    "grad-weighted": product_error,
+    "fisher-diag": diagonal_fisher_loss,
+    "weight-svd": weight_error,
+    "asvd": scaled_weight_error,
+    "fwsvd": row_weighted_error,
 }
 """Method ↦ slow(factors, unit statistics, weight, Σ_hh): what its dropped energies must sum to."""

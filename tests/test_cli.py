@@ -507,3 +507,59 @@ def test_storage_errors_say_what_the_system_said():
 
     assert "no space left" in storage_error(OSError(errno.ENOSPC, "No space left on device"), Path("x")).message
     assert "Permission denied" in storage_error(OSError(errno.EACCES, "Permission denied"), Path("x")).message
+
+
+def test_plan_knows_every_budget(fasc, model_folder, text_file, tmp_path):
+    """Before calibration a uniform plan; with statistics the forecast, and budgets in losses."""
+    file = tmp_path / "plan.json"
+    code, out, err = fasc("plan", model_folder, "--param-fraction", "0.8", "--json", file)
+    assert code == 0, err
+    raw = json.loads(file.read_text())
+    assert raw["totals"]["param_fraction"] <= 0.8
+    assert raw["totals"]["predicted_loss"] is None
+    assert "80.0% of dense" in out or "79." in out
+    statistics = tmp_path / "s.safetensors"
+    assert fasc("collect", model_folder, "--corpus", text_file, *CALIBRATION[:4], "--out", statistics)[0] == 0
+    for budget in (
+        ["--param-fraction", "0.8"],
+        ["--model-fraction", "0.9"],
+        ["--max-bytes", "120kB"],
+        ["--max-perplexity-increase", "5%"],
+        ["--max-kl", "0.5"],
+    ):
+        options = [*budget, "--statistics", statistics, "--damping", "1e-2", "--json", file]
+        code, out, err = fasc("plan", model_folder, *options)
+        assert code == 0, err
+        raw = json.loads(file.read_text())
+        assert raw["allocation"] == "fisher"
+        assert raw["totals"]["predicted_loss"] >= 0
+        assert {"layout", "rank", "parameters", "predicted_loss"} <= set(raw["groups"][0])
+        assert "perplexity of the calibration text" in out
+    refused(fasc("plan", model_folder, "--max-kl", "0.1"), "no statistics")
+    refused(fasc("plan", model_folder, "--param-fraction", "0.5", "--max-kl", "0.1"), "are both budgets")
+    refused(fasc("plan", model_folder, "--max-bytes", "lots"), "no number")
+    refused(fasc("plan", model_folder, "--param-fraction", "1.2"), "--param-fraction is 1.2, outside (0, 1]")
+    options = ["--method", "svd", "--param-fraction", "0.8", "--allocation", "fisher", "--statistics", statistics]
+    refused(fasc("plan", model_folder, *options), "differs from layer to layer")
+
+
+def test_compress_takes_the_options_of_plan_and_bench_compares(fasc, model_folder, text_file, tmp_path):
+    statistics, out = tmp_path / "s.safetensors", tmp_path / "o"
+    assert fasc("collect", model_folder, "--corpus", text_file, *CALIBRATION[:4], "--out", statistics)[0] == 0
+    options = ["--param-fraction", "0.7", "--allocation", "uniform", "--layouts", "shared,pivoted", "--damping", "1e-2"]
+    code, _, err = fasc("compress", model_folder, *options, "--statistics", statistics, "--gate", "predicted", "--out", out)
+    assert code == 0, err
+    raw = json.loads((out / "fasc_plan.json").read_text())
+    assert {unit["layout"] for unit in raw["groups"]} == {"pivoted"}
+    assert {unit["method"] for unit in raw["groups"]} == {"fasc"}, "fasc has the lower forecast everywhere"
+    assert all(unit["gate"]["score"] <= 0 for unit in raw["groups"])
+    file = tmp_path / "b.json"
+    small = ["--prefill", "16", "--prompt", "4", "--decode", "4", "--batches", "1,2", "--repeats", "2"]
+    code, shown, err = fasc("bench", out, *small, "--json", file)
+    assert code == 0, err
+    rows = {row["what"]: row for row in json.loads(file.read_text())["comparisons"]}
+    assert {"prefill, 1 × 16", "prefill, blocks alone", "decode, batch 1", "decode, batch 2", "weights on disk"} <= set(rows)
+    assert all(row["low"] <= row["ratio"] <= row["high"] for row in rows.values())
+    assert rows["weights on disk"]["ratio"] < 1
+    assert "fewer parameters" in shown
+    refused(fasc("bench", model_folder), "does not say")

@@ -236,3 +236,38 @@ def test_no_tokens_is_an_error():
 def test_needs_name_a_moment_and_a_scope():
     assert METHODS["two-sided"].needs == {Need("input", "group"), Need("gradient", "layer")}
     assert len(CONFIGS) == 8
+
+
+def test_extra_moments_are_those_of_their_definitions(model, tokens):
+    """E|x|, E[(g⊙x)(g⊙x)ᵀ], and the row sums of the squared weight gradient of each sequence, from autograd itself."""
+    needs = frozenset({Need("input", "group"), *(Need(name, "group") for name in ("magnitude", "product", "rows"))})
+    statistics = collect(model, tokens, needs, calibration=CalibrationConfig(batch_tokens=64))
+    name = "model.layers.1.mlp.down_proj"
+    found = statistics.groups[name].extras
+    x, h = (parts[name] for parts in moments_by_hand(model, tokens, [name]))
+    weight = model.get_submodule(name).weight.detach().double()
+    product = (h @ weight) * x
+    torch.testing.assert_close(found["magnitude"].double(), x.abs().mean(0), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found["product"].double(), product.mT @ product / len(x), rtol=1e-3, atol=1e-6)
+    rows = torch.zeros(weight.shape[0], dtype=torch.float64)
+    for sequence in tokens:
+        model.zero_grad()
+        logits = model(input_ids=sequence[None], use_cache=False).logits
+        torch.nn.functional.cross_entropy(logits[0, :-1], sequence[1:], reduction="sum").backward()
+        rows += model.get_submodule(name).weight.grad.double().square().sum(1) / len(tokens)
+    torch.testing.assert_close(found[f"rows/{name}"].double(), rows, rtol=1e-3, atol=1e-7)
+
+
+def test_extra_moments_survive_the_file_and_padding_changes_nothing(model, tokens, tmp_path):
+    needs = frozenset({Need("input", "group"), *(Need(name, "group") for name in ("magnitude", "product", "rows", "sequences"))})
+    plain = collect(model, tokens, needs)
+    padded = torch.cat([tokens, torch.full((len(tokens), 4), 2)], dim=1)
+    mask = torch.cat([torch.ones_like(tokens), torch.zeros(len(tokens), 4, dtype=torch.long)], dim=1)
+    masked = collect(model, padded, needs, mask=mask)
+    loaded = Statistics.load(plain.save(tmp_path / "s.safetensors"))
+    assert torch.equal(loaded.tokens, tokens)
+    for name, group in plain.groups.items():
+        assert set(loaded.groups[name].extras) == set(group.extras)
+        for key, value in group.extras.items():
+            assert torch.equal(loaded.groups[name].extras[key], value)
+            torch.testing.assert_close(masked.groups[name].extras[key], value, rtol=1e-3, atol=1e-4)

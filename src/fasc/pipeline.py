@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from shutil import rmtree
+from typing import NamedTuple
 
 import tomli_w
 from torch import Tensor
@@ -17,7 +18,7 @@ from fasc.compression.alone import UnitTester
 from fasc.compression.compress import compress
 from fasc.compression.gates import gate_plan
 from fasc.compression.merge import merge
-from fasc.compression.planning import needs_for, plan_model
+from fasc.compression.planning import Curves, needs_for, plan_model
 from fasc.config import (
     BudgetConfig,
     CalibrationConfig,
@@ -121,6 +122,7 @@ def plan(
     *,
     layers: LayersConfig | None = None,
     statistics: Statistics | None = None,
+    known: dict[str, Curves] | None = None,
 ) -> RankPlan:
     """A rank and a layout for every unit of the model.
 
@@ -130,6 +132,7 @@ def plan(
         budget: how much is kept, or how much may be lost.
         layers: which layers; those of the statistics if there are any.
         statistics: without them only a uniform plan of a fraction can be had, and no forecast.
+        known: forecasts of earlier calls on the same statistics, which this one adds to.
 
     Raises:
         UnknownNameError: no such method.
@@ -140,7 +143,7 @@ def plan(
         groups = [group.group for group in statistics.groups.values()]
     else:
         groups = find_groups(model, layers or LayersConfig())
-    return plan_model(model, groups, options, budget, statistics)
+    return plan_model(model, groups, options, budget, statistics, known=known)
 
 
 def compress_and_save(  # noqa: PLR0913 - each is a switch of one of its stages
@@ -181,10 +184,10 @@ def compress_and_save(  # noqa: PLR0913 - each is a switch of one of its stages
     return done
 
 
-def gated_plan(loaded: LoadedModel, statistics: Statistics, recipe: Recipe) -> RankPlan:
-    """The plan of the recipe's first method and budget, with its gate."""
+def gated_plan(loaded: LoadedModel, statistics: Statistics, recipe: Recipe, known: dict[str, Curves] | None = None) -> RankPlan:
+    """The plan of the recipe's first method and budget, with its gate; ``known`` as in :func:`plan`."""
     options = recipe.methods[0]
-    made = plan(loaded.model, options, recipe.budgets[0], statistics=statistics)
+    made = plan(loaded.model, options, recipe.budgets[0], statistics=statistics, known=known)
 
     def tester() -> UnitTester:
         return UnitTester(loaded.model, statistics, held_out(loaded, recipe.calibration, _GATE_SEQUENCES))
@@ -289,12 +292,13 @@ def run(recipe: Recipe, out: Path, *, overwrite: bool = False) -> Path:
         update={"benchmarks": tuple(name for name in config.benchmarks if not get_benchmark(name).needs_dense)}
     )
     texts = _Texts(loaded, config)
+    known: dict[str, Curves] = {}
     _score(out / DENSE, lambda: loaded, dense_config, None, texts)
     for budget in recipe.budgets:
         for options in recipe.methods:
             one = recipe.model_copy(update={"methods": (options,), "budgets": (budget,)})
             name = entry_name(options, budget, only_budget=len(recipe.budgets) == 1)
-            _run_method(one, statistics, out / name, loaded, texts)
+            _run_method(one, statistics, out / name, _Shared(loaded, texts, known))
     return report(out)
 
 
@@ -332,15 +336,25 @@ class _Texts:
         return self._blocks
 
 
-def _run_method(recipe: Recipe, statistics: Statistics, folder: Path, dense: LoadedModel, texts: _Texts) -> None:
+class _Shared(NamedTuple):
+    """What the methods of a run have in common."""
+
+    dense: LoadedModel
+    texts: _Texts
+    known: dict[str, Curves]
+
+
+def _run_method(recipe: Recipe, statistics: Statistics, folder: Path, shared: _Shared) -> None:
     checkpoint = folder / "model"
     if not (folder / "plan.json").is_file():
         work = folder / "work"
-        done = compress_and_save(load(recipe.source), statistics, recipe, checkpoint, overwrite=True, work=work)
+        loaded = load(recipe.source)
+        made = gated_plan(loaded, statistics, recipe, shared.known)
+        done = compress_and_save(loaded, statistics, recipe, checkpoint, rank_plan=made, overwrite=True, work=work)
         write_json(folder / "plan.json", done.to_dict())
         rmtree(work, ignore_errors=True)
     source = recipe.source.model_copy(update={"model": str(checkpoint)})
-    _score(folder, lambda: load(source), recipe.evaluation, dense.model, texts)
+    _score(folder, lambda: load(source), recipe.evaluation, shared.dense.model, shared.texts)
 
 
 def _score(

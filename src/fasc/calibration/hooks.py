@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from fasc.calibration.extras import EXTRAS, FORWARD_ONLY, Extra
 from fasc.calibration.statistics import GradientMoment, GroupStatistics, Need, Scope, smaller_side
 from fasc.errors import NonFiniteError
 from fasc.linalg.moments import Covariance, CrossSum, SymmetricSum, VectorSum
@@ -62,7 +63,12 @@ class GroupCapture:
         self._input_vector = VectorSum(group.d_in, device)
         self._input_square = SymmetricSum(group.d_in, device)
         self._units = [self._unit(layers, Need("cross", scope) in needs, device) for scope, layers in units_of(group, needs)]
-        self._keeps_inputs = any(unit.cross is not None for unit in self._units)
+        wanted = {need.moment for need in needs}
+        self._extras: dict[str, Extra] = {name: make(group, device) for name, make in EXTRAS.items() if name in wanted}
+        self._backward_extras = [extra for name, extra in self._extras.items() if name not in FORWARD_ONLY]
+        self._keeps_inputs = bool(self._backward_extras) or any(unit.cross is not None for unit in self._units)
+        self._gradients: dict[str, tuple[Tensor, Tensor]] = {}
+        self._lengths: list[int] = []
         self._inputs: list[Tensor] = []
         self._arrived = 0
         self.mask: Tensor | None = None
@@ -80,7 +86,7 @@ class GroupCapture:
     @property
     def wants_gradients(self) -> bool:
         """Whether a backward pass is needed."""
-        return bool(self._units)
+        return bool(self._units or self._backward_extras)
 
     def on_input(self, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
         """Forward pre-hook of the first layer of the group."""
@@ -90,6 +96,10 @@ class GroupCapture:
         self.tokens += x.shape[0]
         self._input_vector.add(x)
         self._input_square.add(x)
+        length = args[0].shape[-2]
+        self._lengths = self.mask.sum(1).tolist() if self.mask is not None else [length] * (x.shape[0] // length)
+        for name in FORWARD_ONLY & self._extras.keys():
+            self._extras[name].add(x, {}, self._lengths)
         if self._keeps_inputs:
             self._inputs.append(x)
 
@@ -100,9 +110,14 @@ class GroupCapture:
                 gradient = unit.offer(layer, self._rows(grad_input[0] if unit.side == "input" else grad_output[0]))
                 if gradient is not None:
                     unit.add(gradient, self._inputs[-1] if self._keeps_inputs else None)
+        if self._backward_extras:
+            self._gradients[layer] = self._rows(grad_input[0]), self._rows(grad_output[0])
         self._arrived += 1
         if self._arrived == len(self.group.layers):
             self._arrived = 0
+            for extra in self._backward_extras:
+                extra.add(self._inputs[-1], self._gradients, self._lengths)
+            self._gradients = {}
             if self._keeps_inputs:
                 self._inputs.pop()
 
@@ -115,7 +130,7 @@ class GroupCapture:
 
     def begin_batch(self, mask: Tensor | None) -> None:
         """Forget what an interrupted batch may have left."""
-        self.mask, self._inputs, self._arrived = mask, [], 0
+        self.mask, self._inputs, self._arrived, self._gradients = mask, [], 0, {}
         for unit in self._units:
             unit.waiting = {}
 
@@ -133,7 +148,10 @@ class GroupCapture:
             gradients[name] = unit.publish(self.tokens, mean)
             _require_finite(gradients[name].covariance, f"`{name}`: the covariance of the gradients")
         _require_finite(inputs, f"`{self.group.name}`: the covariance of the inputs")
-        return GroupStatistics(self.group, self.tokens, inputs, gradients)
+        extras: dict[str, Tensor] = {}
+        for extra in self._extras.values():
+            extras |= extra.publish(self.tokens)
+        return GroupStatistics(self.group, self.tokens, inputs, gradients, extras)
 
 
 def units_of(group: InputGroup, needs: frozenset[Need]) -> Iterator[tuple[Scope, tuple[str, ...]]]:

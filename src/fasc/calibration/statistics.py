@@ -16,7 +16,7 @@ from fasc.linalg.moments import Covariance
 from fasc.model.groups import InputGroup
 from fasc.storage import new_file, storage_error
 
-Moment = Literal["input", "gradient", "cross"]
+Moment = Literal["input", "gradient", "cross", "magnitude", "product", "rows", "sequences"]
 Scope = Literal["group", "layer"]
 Side = Literal["input", "output"]
 
@@ -53,6 +53,19 @@ class UnitStatistics:
     tokens: int
     input: Covariance
     gradient: GradientMoment | None
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+    """Moments that only some methods ask for, by name; see ``calibration/extras.py``."""
+
+    def require_extra(self, moment: str) -> Tensor:
+        """A moment of ``extras``, of the group or of this very layer.
+
+        Raises:
+            StatisticsError: it was not collected.
+        """
+        for key in (moment, f"{moment}/{self.name}"):
+            if key in self.extras:
+                return self.extras[key]
+        raise StatisticsError(f"`{self.name}`: the statistics hold no moment `{moment}`", "collect again for this method")
 
     def require_gradient(self) -> GradientMoment:
         """The gradient moment.
@@ -90,9 +103,12 @@ class GroupStatistics:
     gradients: Mapping[str, GradientMoment] = field(default_factory=dict)
     """By unit: the group's name, or a layer's."""
 
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+    """Moments that only some methods ask for."""
+
     def unit(self, name: str) -> UnitStatistics:
         """What a method is given for the group (its name) or for one of its layers (the layer's name)."""
-        return UnitStatistics(name, self.tokens, self.input, self.gradients.get(name))
+        return UnitStatistics(name, self.tokens, self.input, self.gradients.get(name), self.extras)
 
 
 @dataclass(frozen=True)
@@ -138,6 +154,7 @@ class Statistics:
                 tensors |= _put(f"{unit}/gradient/{_scope(name, unit)}", gradient.covariance)
                 if gradient.cross is not None:
                     tensors[f"{unit}/cross/{_scope(name, unit)}"] = gradient.cross
+            tensors |= {f"{name}/extra/{key}": value for key, value in group.extras.items()}
             layout.append({**group.group.to_dict(), "tokens": group.tokens, "units": units})
         if self.tokens is not None:
             tensors[_TOKENS] = self.tokens
@@ -191,7 +208,9 @@ def _read_group(file: Any, raw: Mapping[str, Any]) -> GroupStatistics:
         cross = f"{unit}/cross/{scope}"
         moment = file.get_tensor(cross) if cross in keys else None
         gradients[unit] = GradientMoment(side, _get(file, f"{unit}/gradient/{scope}"), moment)
-    return GroupStatistics(group, raw["tokens"], _get(file, f"{group.name}/input"), gradients)
+    prefix = f"{group.name}/extra/"
+    extras = {key.removeprefix(prefix): file.get_tensor(key) for key in keys if key.startswith(prefix)}
+    return GroupStatistics(group, raw["tokens"], _get(file, f"{group.name}/input"), gradients, extras)
 
 
 def smaller_side(d_in: int, d_out: int) -> Side:

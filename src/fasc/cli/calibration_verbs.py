@@ -1,12 +1,13 @@
 """``fasc collect`` and ``fasc diagnose``."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from fasc.cli import options as opt
 from fasc.config import BudgetConfig, CalibrationConfig, LayersConfig, MethodConfig, ModelConfig
+from fasc.errors import UsageError
 
 if TYPE_CHECKING:
     from fasc.calibration.statistics import Statistics
@@ -62,7 +63,14 @@ def diagnose(
     methods: opt.Methods = None,
     rank_fraction: opt.RankFraction = None,
     statistics: opt.StatisticsFile = None,
+    exclusions: Annotated[
+        str, typer.Option("--exclusions", help="Groups marked as excluded: `paper` (see docs/method.md) or `none`.")
+    ] = "paper",
     json: opt.Json = None,
+    csv: Annotated[Path | None, typer.Option("--csv", help="Also write a flat table to this file.", show_default=False)] = None,
+    figures: Annotated[
+        Path | None, typer.Option("--figures", help="Draw ρ and angles into this folder.", show_default=False)
+    ] = None,
     corpus: opt.Corpus = None,
     sequences: opt.Sequences = None,
     sequence_length: opt.SequenceLength = None,
@@ -89,21 +97,31 @@ def diagnose(
     budget = opt.build(BudgetConfig, rank_fraction=rank_fraction)
     source = opt.build(ModelConfig, model=model, dtype=dtype, device=device)
     from fasc import pipeline
-    from fasc.diagnosis.diagnose import DEPENDENCE_NEEDS
     from fasc.diagnosis.diagnose import diagnose as diagnose_groups
+    from fasc.diagnosis.diagnose import diagnosis_needs
     from fasc.reporting.diagnosis_table import print_diagnosis
     from fasc.storage import write_json
 
-    needs = pipeline.needs_of(chosen, [BudgetConfig()]) | DEPENDENCE_NEEDS
+    if exclusions not in ("paper", "none"):
+        raise UsageError(f"--exclusions is `{exclusions}`", "known: paper, none")
+    needs = diagnosis_needs(chosen)
     loaded = pipeline.load(source)
     if statistics is None:
         found = pipeline.calibrate(loaded.model, loaded.tokenizer, needs, calibration, LayersConfig())
     else:
         found = stored_statistics(statistics, loaded)
-    diagnosis = diagnose_groups(loaded.model, found, chosen, rank_fraction=budget.rank_fraction or 0.5)
+    policy: Literal["paper", "none"] = "paper" if exclusions == "paper" else "none"
+    diagnosis = diagnose_groups(loaded.model, found, chosen, rank_fraction=budget.rank_fraction or 0.5, policy=policy)
     print_diagnosis(diagnosis)
     if json is not None:
         write_json(json, list(diagnosis.rows))
+    if csv is not None:
+        diagnosis.save_csv(csv)
+    if figures is not None:
+        from fasc.reporting.dependence_figures import dependence_figures
+
+        for path in dependence_figures(diagnosis.rows, figures):
+            typer.echo(path)
 
 
 def stored_statistics(file: Path, loaded: "LoadedModel") -> "Statistics":

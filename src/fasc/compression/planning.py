@@ -68,6 +68,8 @@ def plan_model(
     options: MethodConfig,
     budget: BudgetConfig,
     statistics: Statistics | None = None,
+    *,
+    known: dict[str, Curves] | None = None,
 ) -> RankPlan:
     """A rank and a layout for every unit of the model.
 
@@ -77,6 +79,7 @@ def plan_model(
         options: the method, the allocation and the layouts.
         budget: how much is kept, or how much may be lost.
         statistics: without them only a uniform plan can be had, and no forecast.
+        known: forecasts of earlier calls on the same statistics, which this one adds to.
 
     Raises:
         UnknownNameError: no such method.
@@ -91,7 +94,11 @@ def plan_model(
             f"allocation `{allocation}` under {budget.kind} needs the forecast of the loss, and there are no statistics",
             "give --statistics (from `fasc collect`), or ask for --allocation uniform and a fraction",
         )
-    curves = {} if statistics is None else _curves(model, groups, options, scopes, statistics, needed=allocation == "fisher")
+    known = {} if known is None else known
+    key = f"{options.name} {options.reading} {options.damping} {scopes}"
+    if statistics is not None and not known.get(key):
+        known[key] = _curves(model, groups, options, scopes, statistics, needed=allocation == "fisher")
+    curves = known.get(key, {})
     size = ModelSize(model.num_parameters(), model.dtype.itemsize, header_bytes(model, groups))
     menus = [_menu(group, scopes, rules, curves) for group in groups]
     dense = RankPlan(options.name, tuple(unit_of(group, group.layers) for group in groups), size)

@@ -21,6 +21,9 @@ class Dependence:
     debiased: float
     """``(max(0, ρ² − ρ₀²))^½``."""
 
+    gradient_norm: float
+    """``‖Σ_gg‖_F``, nats² per token and squared input."""
+
 
 def dependence_violation(statistics: GroupStatistics, weight: Tensor) -> Dependence | None:
     """ρ, its noise floor and the debiased score of one group (arXiv:2601.07197 Eq. 2).
@@ -47,4 +50,4 @@ def dependence_violation(statistics: GroupStatistics, weight: Tensor) -> Depende
     scale = float((torch.linalg.matrix_norm(xx) * torch.linalg.matrix_norm(gg)).clamp_min(torch.finfo(torch.float64).tiny).sqrt())
     rho = float(torch.linalg.matrix_norm(cross)) / scale
     noise = float((xx.trace() * gg.trace() / statistics.tokens).clamp_min(0).sqrt()) / scale
-    return Dependence(rho, noise, max(0.0, rho**2 - noise**2) ** 0.5)
+    return Dependence(rho, noise, max(0.0, rho**2 - noise**2) ** 0.5, float(torch.linalg.matrix_norm(gg)))

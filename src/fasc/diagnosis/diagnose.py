@@ -1,6 +1,7 @@
 """The per-group table: spectra, energies, and what a rank would cost."""
 
-from collections.abc import Mapping, Sequence
+import csv
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,23 @@ from transformers import PreTrainedModel
 
 from fasc.calibration.statistics import GroupStatistics, Need, Statistics
 from fasc.config import MethodConfig
+from fasc.diagnosis.bootstrap import rho_interval
 from fasc.diagnosis.dependence import dependence_violation
-from fasc.diagnosis.spectra import effective_rank, rank_keeping, stable_rank
+from fasc.diagnosis.exclusions import Policy, excluded
+from fasc.diagnosis.forecast import loss_curve
+from fasc.diagnosis.spectra import effective_rank, principal_angles, rank_keeping, stable_rank
 from fasc.linalg.decomposition import Decomposition
 from fasc.linalg.moments import Covariance
-from fasc.methods import get_method
+from fasc.methods import Unit, decompose_unit, get_method
 from fasc.model.layers import weight_of
 from fasc.progress import progress
-from fasc.storage import read_json, write_json
+from fasc.storage import new_file, read_json, write_json
 
 DEPENDENCE_NEEDS = frozenset({Need("input", "group"), Need("gradient", "group"), Need("cross", "group")})
 """What ρ is computed from."""
+
+INTERVAL_NEED = Need("sequences", "group")
+"""What the interval of ρ is computed from."""
 
 SHARES = (0.90, 0.95, 0.99)
 """Shares of the energy for which the table gives the rank."""
@@ -36,6 +43,20 @@ class Diagnosis:
     rows: tuple[Mapping[str, Any], ...]
     meta: Mapping[str, Any]
 
+    def table(self) -> list[dict[str, Any]]:
+        """Flat rows of numbers and words, ready for ``pandas.DataFrame``; nested ones are named like ``predicted_loss.fasc``."""
+        return [dict(_flat(row)) for row in self.rows]
+
+    def save_csv(self, path: Path) -> Path:
+        """Write :meth:`table` as CSV."""
+        rows = self.table()
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        with new_file(path) as scratch, scratch.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        return path
+
     def save(self, path: Path) -> Path:
         """Write ``diagnosis.json``: an object with ``groups`` and ``meta``."""
         return write_json(path, {"groups": list(self.rows), "meta": dict(self.meta)})
@@ -47,16 +68,40 @@ class Diagnosis:
         return Diagnosis(tuple(raw["groups"]), raw["meta"])
 
 
+def _flat(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in row.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, (list, tuple)):
+            if all(isinstance(item, str) for item in value):
+                yield f"{prefix}{key}", " ".join(value)
+        else:
+            yield f"{prefix}{key}", value
+
+
+def diagnosis_needs(methods: Sequence[MethodConfig]) -> frozenset[Need]:
+    """The moments that the whole table needs: the methods' own, those of ρ and its interval, and the gradients of ½J."""
+    found = [get_method(options.name) for options in methods]
+    own = frozenset().union(*(method.needs for method in found))
+    return own | DEPENDENCE_NEEDS | {INTERVAL_NEED} | {Need("gradient", method.scope) for method in found}
+
+
 def diagnose(
-    model: PreTrainedModel, statistics: Statistics, methods: Sequence[MethodConfig], *, rank_fraction: float
+    model: PreTrainedModel,
+    statistics: Statistics,
+    methods: Sequence[MethodConfig],
+    *,
+    rank_fraction: float,
+    policy: Policy = "paper",
 ) -> Diagnosis:
-    """Spectra of the moments, and each method's energies, for every group.
+    """Spectra of the moments, ρ, and each method's energies and forecast, for every group.
 
     Args:
         model: the dense model that the statistics were measured on.
-        statistics: with the moments that the methods need.
+        statistics: with the moments that the methods need; what else is there (cross moments, sketches, gradients) adds columns.
         methods: whose energies to look at.
-        rank_fraction: ½J is given at this fraction of each decomposition's directions.
+        rank_fraction: ½J and the angles are given at this fraction of each decomposition's directions.
+        policy: which groups are marked as excluded; see :func:`~fasc.diagnosis.exclusions.excluded`.
 
     Raises:
         StatisticsError: a method's moments are missing.
@@ -66,11 +111,15 @@ def diagnose(
     rows = []
     with progress("diagnosing", len(statistics.groups), "groups") as advance, torch.no_grad():
         for group in statistics.groups.values():
-            energies = {options.name: _energies(model, group, options, rank_fraction) for options in methods}
+            parts = {options.name: _decompose(model, group, options) for options in methods}
+            energies = {name: _energies(model, statistics, found, name, rank_fraction) for name, found in parts.items()}
             losses = {name: e["predicted_loss"] for name, e in energies.items() if "predicted_loss" in e}
-            rows.append(_row(group) | _dependence(model, group) | {"methods": energies, "predicted_loss": losses})
+            scores = _dependence(model, group) | {"angle": _angle(parts, rank_fraction)}
+            rows.append(_row(group) | scores | {"methods": energies, "predicted_loss": losses})
             advance()
-    return Diagnosis(tuple(rows), {"rank_fraction": rank_fraction, **statistics.meta})
+    reasons = excluded(rows, policy)
+    rows = [row | {"excluded": reason} for row, reason in zip(rows, reasons, strict=True)]
+    return Diagnosis(tuple(rows), {"rank_fraction": rank_fraction, "policy": policy, **statistics.meta})
 
 
 def _row(group: GroupStatistics) -> dict[str, Any]:
@@ -94,8 +143,25 @@ def _dependence(model: PreTrainedModel, group: GroupStatistics) -> dict[str, Any
     weight = torch.cat([weight_of(model, layer).detach().cpu() for layer in group.group.layers])
     found = dependence_violation(group, weight)
     if found is None:
-        return {"rho": None, "rho_floor": None, "rho_debiased": None}
-    return {"rho": found.rho, "rho_floor": found.floor, "rho_debiased": found.debiased}
+        return dict.fromkeys(("rho", "rho_floor", "rho_debiased", "rho_low", "rho_high", "gradient_norm"))
+    low, high = rho_interval(group.extras, found.rho) if "sequences/xg" in group.extras else (None, None)
+    return {
+        "rho": found.rho,
+        "rho_floor": found.floor,
+        "rho_debiased": found.debiased,
+        "rho_low": low,
+        "rho_high": high,
+        "gradient_norm": found.gradient_norm,
+    }
+
+
+def _angle(parts: Mapping[str, Sequence[tuple[Unit, Decomposition]]], rank_fraction: float) -> float | None:
+    """Median principal angle, in degrees, between what ``svd`` and ``fasc`` read of the input at this rank."""
+    if not {"svd", "fasc"} <= parts.keys():
+        return None
+    one, other = (parts[name][0][1].down for name in ("svd", "fasc"))
+    rank = max(1, round(rank_fraction * min(one.shape[0], other.shape[0])))
+    return float(principal_angles(one[:rank].mT, other[:rank].mT).median())
 
 
 def _spectrum(covariance: Covariance) -> dict[str, Any]:
@@ -108,27 +174,38 @@ def _spectrum(covariance: Covariance) -> dict[str, Any]:
     }
 
 
-def _energies(model: PreTrainedModel, group: GroupStatistics, options: MethodConfig, rank_fraction: float) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    unit: str
+    group: str
+    layers: tuple[str, ...]
+
+
+def _decompose(model: PreTrainedModel, group: GroupStatistics, options: MethodConfig) -> list[tuple[Unit, Decomposition]]:
+    """The group as one unit, or each of its layers, whichever is the method's own way."""
+    name, layers = group.group.name, tuple(layer.name for layer in group.group.layers)
+    alone = [_Unit(layer, name, (layer,)) for layer in layers]
+    units = [_Unit(name, name, layers)] if get_method(options.name).scope == "group" else alone
+    statistics = Statistics({name: group}, {})
+    return [(unit, decompose_unit(model, statistics, unit, options)) for unit in units]
+
+
+def _energies(
+    model: PreTrainedModel, statistics: Statistics, parts: Sequence[tuple[Unit, Decomposition]], name: str, rank_fraction: float
+) -> dict[str, Any]:
     """One method on one group; the per-layer methods' energies are pooled over the layers."""
-    method = get_method(options.name)
-    layers = group.group.layers
-    weights = {layer.name: weight_of(model, layer).detach().double() for layer in layers}
-    parts: list[Decomposition]
-    if method.scope == "group":
-        parts = [method.decompose(torch.cat(list(weights.values())), group.unit(group.group.name), options)]
-    else:
-        parts = [method.decompose(weight, group.unit(name), options) for name, weight in weights.items()]
-    pooled = torch.cat([part.energies for part in parts]).sort(descending=True).values
+    method = get_method(name)
+    pooled = torch.cat([full.energies for _, full in parts]).sort(descending=True).values
     result: dict[str, Any] = {
         "energy": float(pooled.sum()),
         "energy_unit": method.energy_unit,
         "directions": pooled.shape[0],
         **{f"rank_{share:.0%}".rstrip("%"): rank_keeping(pooled, share) for share in SHARES},
-        "curve": _curve(parts),
+        "curve": _curve([full for _, full in parts]),
     }
-    if method.energy_unit == "nats²/token":
-        lost = sum(float(part.energies[round(rank_fraction * part.full_rank) :].sum()) for part in parts)
-        result["predicted_loss"] = 0.5 * lost
+    if all(unit.unit in statistics.groups[unit.group].gradients for unit, _ in parts):
+        curves = [(loss_curve(model, statistics, unit, name, full), full.full_rank) for unit, full in parts]
+        result["predicted_loss"] = sum(float(curve[round(rank_fraction * full)]) for curve, full in curves)
     return result
 
 

@@ -11,7 +11,7 @@ from fasc.config import MethodConfig
 from fasc.errors import UnknownNameError
 from fasc.linalg.decomposition import Decomposition
 
-EnergyUnit = Literal["nats²/token", "output²/token", "input²/token", "none"]
+EnergyUnit = Literal["nats²/token", "output²/token", "input²/token", "weight²", "none"]
 
 
 Decompose = Callable[[Tensor, UnitStatistics, MethodConfig], Decomposition]
@@ -37,6 +37,9 @@ class Method:
     """What it minimises, as a formula."""
 
     reference: str
+    coordinate_free: bool
+    """Whether a rotation of the inputs changes nothing."""
+
     decompose: Decompose
 
     @property
@@ -51,7 +54,7 @@ class Method:
 
     def needs_in(self, scopes: Iterable[Scope]) -> frozenset[Need]:
         """The moments it must be given to work in these scopes."""
-        # The input moment is the group's own whichever way its layers are then decomposed.
+        # These are measured once for the group, whichever way its layers are then decomposed.
         return frozenset(Need(m, "group" if m in _OF_THE_INPUT else scope) for scope in scopes for m in self.moments)
 
     @property
@@ -65,7 +68,7 @@ class Method:
         return (self.decompose.__doc__ or "").strip().splitlines()[0]
 
 
-_OF_THE_INPUT: frozenset[Moment] = frozenset({"input"})
+_OF_THE_INPUT: frozenset[Moment] = frozenset({"input", "magnitude", "product", "rows", "sequences"})
 
 METHODS: dict[str, Method] = {}
 """Every registered method by name."""
@@ -79,6 +82,7 @@ def method(
     energy_unit: EnergyUnit,
     surrogate: str,
     reference: str,
+    coordinate_free: bool = True,
 ) -> Callable[[Decompose], Decompose]:
     """Register ``decompose(weight, statistics, options) → Decomposition`` as a method.
 
@@ -89,10 +93,11 @@ def method(
         energy_unit: of ``Decomposition.energies``.
         surrogate: the formula whose loss the energies are.
         reference: paper and equation.
+        coordinate_free: whether a rotation of the inputs changes nothing.
     """
 
     def register(decompose: Decompose) -> Decompose:
-        METHODS[name] = Method(name, scopes, frozenset(needs), energy_unit, surrogate, reference, decompose)
+        METHODS[name] = Method(name, scopes, frozenset(needs), energy_unit, surrogate, reference, coordinate_free, decompose)
         return decompose
 
     return register

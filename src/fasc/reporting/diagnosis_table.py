@@ -1,5 +1,9 @@
 """A diagnosis on the terminal."""
 
+from collections.abc import Mapping
+from statistics import median
+from typing import Any
+
 from rich.console import Console
 from rich.table import Table
 
@@ -7,19 +11,60 @@ from fasc.diagnosis.diagnose import Diagnosis
 
 
 def print_diagnosis(diagnosis: Diagnosis) -> None:
-    """A row per group: ρ and its noise floor, spectra, and per method the rank for 95 % of the energy and ½J."""
+    """A row per group: ρ, its interval and noise floor, spectra, and per method the rank for 95 % of the energy and ½J."""
     methods = list(diagnosis.rows[0]["methods"])
-    table = Table(title=f"forecast at rank fraction {diagnosis.meta['rank_fraction']:g}", title_justify="left")
-    columns = ["group", "d_in", "ρ", "ρ₀ (noise)", "effective rank x", "stable rank x", "effective rank g", "stable rank g"]
-    for title in [*columns, *(f"{name}: rank for 95 %" for name in methods), *(f"{name}: ½J" for name in methods)]:
-        table.add_column(title, justify="left" if title == "group" else "right", overflow="fold")
+    fraction = diagnosis.meta["rank_fraction"]
+    table = Table(title=f"½J in nats per token and angles at rank fraction {fraction:g}", title_justify="left")
+    columns = [
+        "group",
+        "d_in",
+        "ρ [95 %]",
+        "ρ₀ (noise)",
+        "debiased",
+        "‖Σ_gg‖",
+        "rank x",
+        "stable x",
+        "rank g",
+        "stable g",
+        "angle",
+    ]
+    for title in [*columns, *(f"{name}: 95 % at" for name in methods), *(f"{name}: ½J" for name in methods), "excluded"]:
+        table.add_column(title, justify="left" if title in ("group", "excluded") else "right", overflow="fold")
     for row in diagnosis.rows:
         x, g = row["input"], row.get("gradient")
-        scores = ["–" if row[key] is None else f"{row[key]:.3f}" for key in ("rho", "rho_floor")]
-        cells = [row["group"], str(row["d_in"]), *scores, f"{x['effective_rank']:.0f}", f"{x['stable_rank']:.1f}"]
+        cells = [row["group"], str(row["d_in"]), _interval(row), _number(row["rho_floor"], 3), _number(row["rho_debiased"], 3)]
+        cells += ["–" if row["gradient_norm"] is None else f"{row['gradient_norm']:.1e}"]
+        cells += [f"{x['effective_rank']:.0f}", f"{x['stable_rank']:.1f}"]
         cells += ["–", "–"] if g is None else [f"{g['effective_rank']:.0f}", f"{g['stable_rank']:.1f}"]
+        cells += ["–" if row["angle"] is None else f"{row['angle']:.0f}°"]
         found = [row["methods"][name] for name in methods]
-        losses = [values.get("predicted_loss") for values in found]
         cells += [f"{values['rank_95']}/{values['directions']}" for values in found]
-        table.add_row(*cells, *("–" if loss is None else f"{loss:.5f}" for loss in losses))
-    Console().print(table)
+        cells += [_number(values.get("predicted_loss"), 5) for values in found]
+        table.add_row(*cells, row["excluded"] or "")
+    console = Console(width=None if Console().is_terminal else 220)
+    console.print(table)
+    _print_summary(console, diagnosis, methods)
+
+
+def _print_summary(console: Console, diagnosis: Diagnosis, methods: list[str]) -> None:
+    rows = diagnosis.rows
+    scored = [row for row in rows if row["rho"] is not None and row["excluded"] is None]
+    if scored:
+        rho, floor = median(row["rho"] for row in scored), median(row["rho_floor"] for row in scored)
+        above = sum(row["rho"] > 0.3 for row in scored)
+        console.print(f"{len(scored)} groups, {len(rows) - len(scored)} excluded: median ρ {rho:.3f}, of noise alone {floor:.3f}")
+        console.print(f"{above} of them have ρ > 0.3; {sum(row['rho_debiased'] > 0.3 for row in scored)} after debiasing")
+    for name in methods:
+        losses = [row["predicted_loss"].get(name) for row in rows]
+        if all(loss is not None for loss in losses):
+            console.print(f"forecast of {name} on all groups, Σ ½J: {sum(losses):.4f} nats/token")
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    if row["rho"] is None:
+        return "–"
+    return f"{row['rho']:.3f}" + ("" if row["rho_low"] is None else f" [{row['rho_low']:.3f}, {row['rho_high']:.3f}]")
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"

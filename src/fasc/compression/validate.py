@@ -1,0 +1,159 @@
+"""How well ρ and ½J predict what compressing one group really costs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from fasc.budget.candidates import unit_of
+from fasc.budget.plan import UnitPlan
+from fasc.calibration.statistics import GroupStatistics, Statistics
+from fasc.compression.alone import UnitTester
+from fasc.config import MethodConfig
+from fasc.diagnosis.dependence import dependence_violation
+from fasc.diagnosis.forecast import loss_curve
+from fasc.linalg.decomposition import Decomposition
+from fasc.methods import decompose_unit, get_method
+from fasc.model.layers import weight_of
+from fasc.progress import progress
+
+Row = dict[str, Any]
+
+
+def validate(
+    model: PreTrainedModel,
+    statistics: Statistics,
+    tokens: Tensor,
+    methods: Sequence[MethodConfig],
+    rank_fractions: Sequence[float],
+) -> list[Row]:
+    """Compress every group alone, with each method and at each rank fraction, and measure the KL divergence on held-out text.
+
+    Args:
+        model: dense.
+        statistics: with what the methods need, and the gradient moments of their units.
+        tokens: held-out text, [sequences, length].
+        methods: to compare.
+        rank_fractions: of ``d_in`` for a shared projector, of ``min(d_in, d_out)`` for a layer.
+
+    Returns:
+        A row per group, method and fraction: ``half_j``, ``kl``, ``kl_error`` (standard error) in nats per token, ``rho``,
+        ``rho_debiased``.
+    """
+    tester = UnitTester(model, statistics, tokens)
+    total = len(statistics.groups) * len(methods)
+    rows: list[Row] = []
+    with progress("compressing groups one at a time", total, "groups") as advance, torch.no_grad():
+        for group in statistics.groups.values():
+            weight = torch.cat([weight_of(model, layer).detach().cpu() for layer in group.group.layers])
+            found = dependence_violation(group, weight)
+            scores = {"rho": found and found.rho, "rho_debiased": found and found.debiased}
+            for options in methods:
+                parts = _parts(model, statistics, group, options)
+                for fraction in rank_fractions:
+                    rows.append(_measure(model, statistics, (parts, fraction, options.name), tester) | scores)
+                advance()
+    return rows
+
+
+def _parts(
+    model: PreTrainedModel, statistics: Statistics, group: GroupStatistics, options: MethodConfig
+) -> list[tuple[UnitPlan, Decomposition]]:
+    layers = group.group.layers
+    units = [layers] if get_method(options.name).scope == "group" else [(layer,) for layer in layers]
+    plans = [unit_of(group.group, members) for members in units]
+    return [(unit, decompose_unit(model, statistics, unit, options)) for unit in plans]
+
+
+def _measure(
+    model: PreTrainedModel,
+    statistics: Statistics,
+    case: tuple[Sequence[tuple[UnitPlan, Decomposition]], float, str],
+    tester: UnitTester,
+) -> Row:
+    parts, fraction, name = case
+    units: list[tuple[UnitPlan, Decomposition]] = []
+    half_j = 0.0
+    for unit, full in parts:
+        rank = max(1, int(fraction * unit.full_rank + 1e-9))
+        units.append((replace(unit, rank=rank, layout="factors" if len(unit.layers) == 1 else "shared"), full))
+        half_j += float(loss_curve(model, statistics, unit, name, full)[min(rank, full.full_rank)])
+    measured = tester.measure(units)
+    group = statistics.groups[parts[0][0].group].group
+    return {
+        "group": group.name,
+        "block": group.block,
+        "kind": group.kind,
+        "method": name,
+        "rank_fraction": fraction,
+        "half_j": half_j,
+        "kl": measured.nats,
+        "kl_error": measured.error,
+    }
+
+
+def summarise(rows: Sequence[Mapping[str, Any]], *, better: str = "fasc", worse: str = "svd") -> list[Row]:
+    """How well each forecast predicted the measured KL, or the gain of one method over another.
+
+    Args:
+        rows: of :func:`validate`.
+        better: the method whose gain is predicted.
+        worse: over which.
+
+    Returns:
+        One row per forecast, method and fraction (``None``: all fractions): ``pearson`` (of logs for ½J), ``pearson_p``,
+        ``spearman``, ``spearman_p``, ``median_ratio`` (measured ÷ forecast, for ½J), ``n``.
+    """
+    fractions = sorted({row["rank_fraction"] for row in rows})
+    found: list[Row] = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        for fraction in [None, *fractions]:
+            chosen = [r for r in rows if r["method"] == method and fraction in (None, r["rank_fraction"]) and r["kl"] > 0]
+            pairs = [(r["half_j"], r["kl"]) for r in chosen if r["half_j"] > 0]
+            found.append(_row("½J → KL", method, fraction, pairs, logs=True))
+    for fraction in [None, *fractions]:
+        found += _gains(rows, fraction, better, worse)
+    return found
+
+
+def _gains(rows: Sequence[Mapping[str, Any]], fraction: float | None, better: str, worse: str) -> list[Row]:
+    chosen = [row for row in rows if fraction in (None, row["rank_fraction"]) and row["kl"] > 0]
+    by_case = {(row["group"], row["rank_fraction"], row["method"]): row for row in chosen}
+    pairs = []
+    for (group, at, name), ours in by_case.items():
+        theirs = by_case.get((group, at, worse))
+        if name == better and theirs is not None:
+            pairs.append((ours, theirs))
+    if not pairs:
+        return []
+    name = f"{better} over {worse}"
+    found = []
+    for score in ("rho", "rho_debiased"):
+        if all(ours[score] is not None for ours, _ in pairs):
+            gains = [(ours[score], float(np.log(theirs["kl"] / ours["kl"]))) for ours, theirs in pairs]
+            found.append(_row(f"{score} → log KL gain", name, fraction, gains, logs=False))
+    ratios = [(theirs["half_j"] / ours["half_j"], theirs["kl"] / ours["kl"]) for ours, theirs in pairs if ours["half_j"] > 0]
+    found.append(_row("J gain → KL gain", name, fraction, ratios, logs=True))
+    found[-1]["share_better"] = sum(theirs["kl"] > ours["kl"] for ours, theirs in pairs) / len(pairs)
+    return found
+
+
+def _row(what: str, method: str, fraction: float | None, pairs: Sequence[tuple[float, float]], *, logs: bool) -> Row:
+    row: Row = {"forecast": what, "method": method, "rank_fraction": fraction, "n": len(pairs)}
+    if len(pairs) < 3:
+        return row | dict.fromkeys(("pearson", "pearson_p", "spearman", "spearman_p", "median_ratio"))
+    x, y = np.array(pairs).T
+    linear = stats.pearsonr(np.log(x), np.log(y)) if logs else stats.pearsonr(x, y)
+    ranked = stats.spearmanr(x, y)
+    return row | {
+        "pearson": float(linear.statistic),
+        "pearson_p": float(linear.pvalue),
+        "spearman": float(ranked.statistic),
+        "spearman_p": float(ranked.pvalue),
+        "median_ratio": float(np.median(y / x)) if logs else None,
+    }

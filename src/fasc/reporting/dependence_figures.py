@@ -1,0 +1,83 @@
+"""Where ρ is high, and how far the subspaces of two methods lie apart."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from fasc.storage import new_file
+
+THRESHOLD = 0.3
+"""The paper's border between low and high ρ."""
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def dependence_figures(rows: Rows, folder: Path) -> list[Path]:
+    """Draw ``rho.png`` (block × kind, the paper's Fig. 3) and, where angles are known, ``angles.png`` (Fig. 5).
+
+    Args:
+        rows: of a diagnosis.
+        folder: made if it does not exist.
+
+    Returns:
+        The files that were written; none if no ρ is known.
+    """
+    known = [row for row in rows if row["rho"] is not None]
+    if not known:
+        return []
+    paths = [_save(_heatmap(known), folder / "rho.png")]
+    if any(row["angle"] is not None for row in known):
+        paths.append(_save(_angles(known), folder / "angles.png"))
+    return paths
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    with new_file(path) as scratch:
+        figure.savefig(scratch, format="png")
+    return path
+
+
+def _heatmap(rows: Rows) -> Figure:
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    blocks = sorted({row["block"] for row in rows if row["block"] is not None})
+    panels = (("rho", "ρ (paper Eq. 2)"), ("rho_floor", "ρ₀, sampling noise alone"), ("rho_debiased", "debiased ρ"))
+    with mpl.rc_context({"font.size": 9}):
+        figure = Figure(figsize=(0.19 * len(blocks) + 3.4, 4.6), layout="constrained", dpi=160)
+        axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+        top = max(row["rho"] for row in rows)
+        image = None
+        for axis, (key, title) in zip(axes, panels, strict=True):
+            grid = np.full((len(kinds), len(blocks)), np.nan)
+            for row in rows:
+                if row["block"] is not None:
+                    grid[kinds.index(row["kind"]), blocks.index(row["block"])] = row[key]
+            image = axis.imshow(grid, aspect="auto", cmap="viridis", vmin=0, vmax=top)
+            axis.set_yticks(range(len(kinds)), kinds)
+            axis.set_title(title, fontsize=9)
+        axes[-1].set_xlabel("block")
+        axes[-1].set_xticks(range(0, len(blocks), max(1, len(blocks) // 15)), blocks[:: max(1, len(blocks) // 15)])
+        if image is not None:
+            figure.colorbar(image, ax=list(axes), shrink=0.8)
+    return figure
+
+
+def _angles(rows: Rows) -> Figure:
+    parts = {
+        f"ρ > {THRESHOLD:g}": [row["angle"] for row in rows if row["rho"] > THRESHOLD],
+        f"ρ ≤ {THRESHOLD:g}": [row["angle"] for row in rows if row["rho"] <= THRESHOLD],
+    }
+    with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(5.2, 3.2), layout="constrained", dpi=160)
+        axis = figure.subplots()
+        for name, angles in parts.items():
+            if angles:
+                label = f"{name}: {len(angles)} groups, median {np.median(angles):.0f}°"
+                axis.hist(angles, bins=np.linspace(0, 90, 31).tolist(), alpha=0.6, label=label)
+        axis.set_xlabel("median principal angle between svd and fasc, degrees")
+        axis.set_ylabel("groups")
+        axis.legend(frameon=False)
+    return figure
