@@ -80,6 +80,13 @@ class TestEveryMethod:
             loss = slow(full.truncate(rank, statistics.input.mean), statistics, weight, reference.covariance(h))
             torch.testing.assert_close(full.energies[rank:].sum(), loss, rtol=1e-6, atol=1e-9 * float(full.energies.sum()))
 
+    def test_energies_alone_are_those_of_the_decomposition(self, name, reading, case):
+        weight, statistics, *_ = case
+        if METHODS[name].energies is None:
+            return
+        alone = METHODS[name].energies(weight, statistics, MethodConfig(name=name, damping=1e-6))
+        torch.testing.assert_close(alone, decompose(name, reading, weight, statistics, damping=1e-6).energies)
+
     def test_the_mean_output_is_kept_at_every_rank(self, name, reading, case):
         weight, statistics, x, _ = case
         full = decompose(name, reading, weight, statistics)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from fasc.calibration.statistics import Statistics, UnitStatistics, as_float64
 from fasc.config import MethodConfig
 from fasc.linalg.decomposition import Decomposition
-from fasc.methods import Unit, decompose_unit, get_method, stacked_weight
+from fasc.methods import Unit, decompose_unit, get_method, stacked_weight, unit_energies
 from fasc.progress import progress
 
 
@@ -42,8 +42,12 @@ def loss_curves(
     curves = {}
     with progress(f"forecasting the loss of {options.name}", len(units), "units") as advance, torch.no_grad():
         for unit in units:
-            found = decompose_unit(model, statistics, unit, options)
-            curves[unit.unit] = loss_curve(model, statistics, unit, options.name, found).numpy(force=True)
+            energies = unit_energies(model, statistics, unit, options) if get_method(options.name).is_loss else None
+            if energies is not None:
+                curve = half_tails(energies)
+            else:
+                curve = loss_curve(model, statistics, unit, options.name, decompose_unit(model, statistics, unit, options))
+            curves[unit.unit] = curve.numpy(force=True)
             advance()
     return curves
 
@@ -67,7 +71,12 @@ def predicted_losses(
 
 def half_energies(decomposition: Decomposition) -> Float[Tensor, " r1"]:
     """½ Σ of the energies dropped at each rank from 0 to full: ½J where energies are in nats²."""
-    tails = decomposition.energies.flip(0).cumsum(0).flip(0)
+    return half_tails(decomposition.energies)
+
+
+def half_tails(energies: Float[Tensor, " r"]) -> Float[Tensor, " r1"]:
+    """½ Σ of the energies from each position on, and 0 after the last."""
+    tails = energies.flip(0).cumsum(0).flip(0)
     return 0.5 * torch.cat([tails, tails.new_zeros(1)])
 
 

@@ -80,6 +80,21 @@ def decompose_on_inputs(
     return Decomposition(down=down, up=weight @ (chol_x @ v), energies=energies.clamp_min(0))
 
 
+def energies_on_inputs(chol_x: Float[Tensor, "i i"], metric: Float[Tensor, "i i"]) -> Float[Tensor, " i"]:
+    """The energies of :func:`decompose_on_inputs` alone, in a third of its time: no eigenvectors."""
+    values: Tensor = torch.linalg.eigvalsh(chol_x.mT @ metric @ chol_x)
+    return values.flip(-1).clamp_min(0)
+
+
+def energies_on_outputs(
+    weight: Float[Tensor, "o i"], covariance_x: Float[Tensor, "i i"], chol_metric: Float[Tensor, "o o"]
+) -> Float[Tensor, " o"]:
+    """The energies of :func:`decompose_on_outputs` alone."""
+    rotated = chol_metric.mT @ weight
+    values: Tensor = torch.linalg.eigvalsh(rotated @ covariance_x @ rotated.mT)
+    return values.flip(-1).clamp_min(0)
+
+
 def decompose_on_outputs(
     weight: Float[Tensor, "o i"],
     covariance_x: Float[Tensor, "i i"],

@@ -18,6 +18,10 @@ Decompose = Callable[[Tensor, UnitStatistics, MethodConfig], Decomposition]
 """``(weight [d_out, d_in] float64, statistics of the unit, options) → the full decomposition``."""
 
 
+Energies = Callable[[Tensor, UnitStatistics, MethodConfig], Tensor]
+"""The same arguments → the energies of that decomposition."""
+
+
 @dataclass(frozen=True, slots=True)
 class Method:
     """A registered method."""
@@ -41,6 +45,8 @@ class Method:
     """Whether a rotation of the inputs changes nothing."""
 
     decompose: Decompose
+    energies: Energies | None = None
+    """The energies alone, where they can be had without the directions."""
 
     @property
     def scope(self) -> Scope:
@@ -74,7 +80,7 @@ METHODS: dict[str, Method] = {}
 """Every registered method by name."""
 
 
-def method(
+def method(  # noqa: PLR0913 - what a method declares about itself, by name
     name: str,
     *,
     scopes: tuple[Scope, ...],
@@ -83,6 +89,7 @@ def method(
     surrogate: str,
     reference: str,
     coordinate_free: bool = True,
+    energies: Energies | None = None,
 ) -> Callable[[Decompose], Decompose]:
     """Register ``decompose(weight, statistics, options) → Decomposition`` as a method.
 
@@ -94,10 +101,12 @@ def method(
         surrogate: the formula whose loss the energies are.
         reference: paper and equation.
         coordinate_free: whether a rotation of the inputs changes nothing.
+        energies: computes the energies alone, where that is cheaper.
     """
 
     def register(decompose: Decompose) -> Decompose:
-        METHODS[name] = Method(name, scopes, frozenset(needs), energy_unit, surrogate, reference, coordinate_free, decompose)
+        moments = frozenset(needs)
+        METHODS[name] = Method(name, scopes, moments, energy_unit, surrogate, reference, coordinate_free, decompose, energies)
         return decompose
 
     return register

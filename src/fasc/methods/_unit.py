@@ -41,6 +41,15 @@ def decompose_unit(model: PreTrainedModel, statistics: Statistics, unit: Unit, o
     return get_method(options.name).decompose(weight, statistics.groups[unit.group].unit(unit.unit), options)
 
 
+def unit_energies(model: PreTrainedModel, statistics: Statistics, unit: Unit, options: MethodConfig) -> Tensor | None:
+    """The energies of :func:`decompose_unit` alone, if the method can have them without the directions."""
+    method = get_method(options.name)
+    if method.energies is None:
+        return None
+    weight = stacked_weight(model, statistics, unit)
+    return method.energies(weight, statistics.groups[unit.group].unit(unit.unit), options)
+
+
 def stacked_weight(model: PreTrainedModel, statistics: Statistics, unit: Unit) -> Tensor:
     """The weights of the unit's layers one below the other, [Σ d_out, d_in], float64.
 

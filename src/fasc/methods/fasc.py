@@ -6,7 +6,7 @@ from torch import Tensor
 from fasc.calibration.statistics import UnitStatistics
 from fasc.config import MethodConfig
 from fasc.linalg.decomposition import Decomposition
-from fasc.methods._fisher import minimise_fisher_loss
+from fasc.methods._fisher import fisher_energies, minimise_fisher_loss
 from fasc.methods._registry import method
 
 
@@ -17,6 +17,7 @@ from fasc.methods._registry import method
     energy_unit="nats²/token",
     surrogate="tr((I−P)ᵀ Σ_gg (I−P) Σ_xx)",
     reference="arXiv:2601.07197 Eq. 1, solved in docs/method.md",
+    energies=fisher_energies,
 )
 def fasc(weight: Float[Tensor, "o i"], statistics: UnitStatistics, options: MethodConfig) -> Decomposition:
     """Fisher-aligned subspace: least expected squared change of the loss, one projector per input group."""

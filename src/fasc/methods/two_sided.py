@@ -6,7 +6,7 @@ from torch import Tensor
 from fasc.calibration.statistics import UnitStatistics
 from fasc.config import MethodConfig
 from fasc.linalg.decomposition import Decomposition
-from fasc.methods._fisher import minimise_fisher_loss
+from fasc.methods._fisher import fisher_energies, minimise_fisher_loss
 from fasc.methods._registry import method
 
 
@@ -17,6 +17,7 @@ from fasc.methods._registry import method
     energy_unit="nats²/token",
     surrogate="‖Σ_hh^½ (W − W') Σ_xx^½‖²",
     reference="arXiv:1503.05671 (K-FAC); GFWSVD; OBD-LLM",
+    energies=fisher_energies,
 )
 def two_sided(weight: Float[Tensor, "o i"], statistics: UnitStatistics, options: MethodConfig) -> Decomposition:
     """K-FAC two-sided whitening: the same loss as `fasc`, with separate factors for every layer."""
