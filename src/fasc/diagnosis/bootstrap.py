@@ -14,8 +14,8 @@ def rho_interval(sketches: Mapping[str, Tensor], rho: float, *, resamples: int =
 
     Each resample draws as many sequences as there are, with replacement, and forms ρ from the sketches of their partial moments
     (``SequenceSketches``). A resample is noisier than the sample by about the sample's own noise, which lifts every ρ*: the
-    quantiles are therefore taken relative to the median of ρ* and scaled to the exact ρ. The noise of the sketches adds to that of
-    the sampling, so the interval errs on the wide side (1.4 × in a test).
+    quantiles are therefore taken relative to the median of ρ* and scaled to the exact ρ. The noise of the sketches adds to
+    that of the sampling, so the interval errs on the wide side (1.4 × in a test).
 
     Args:
         sketches: ``sequences/…`` of a group, first axis over sequences.
