@@ -82,6 +82,12 @@ class MethodConfig(_Part):
     gate_else: str = "svd"
     """The other method of a gate."""
 
+    sketch: bool = False
+    """Solve `fasc` and `two-sided` from a randomised sketch where it can be shown to be good enough."""
+
+    sketch_tolerance: Annotated[float, Field(ge=0)] = 0.02
+    """Largest share of the dropped energy that a sketch may have lost; beyond it the unit is solved exactly."""
+
     label: str | None = None
     """Name of the row in a run's tables, where the method's own would not tell two rows apart."""
 

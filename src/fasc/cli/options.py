@@ -88,6 +88,8 @@ Reading = Annotated[str | None, option(MethodConfig, "reading", "--reading")]
 Allocation = Annotated[str | None, option(MethodConfig, "allocation", "--allocation")]
 Layouts = Annotated[str | None, option(MethodConfig, "layouts", "--layouts")]
 Propagate = Annotated[bool | None, option(MethodConfig, "propagate", "--propagate/--no-propagate")]
+Sketch = Annotated[bool | None, option(MethodConfig, "sketch", "--sketch/--no-sketch")]
+SketchTolerance = Annotated[float | None, option(MethodConfig, "sketch_tolerance", "--sketch-tolerance")]
 Gate = Annotated[str | None, option(MethodConfig, "gate", "--gate")]
 GateThreshold = Annotated[float | None, option(MethodConfig, "gate_threshold", "--gate-threshold")]
 

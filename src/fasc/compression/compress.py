@@ -7,11 +7,13 @@ from transformers import PreTrainedModel
 
 from fasc.budget.plan import RankPlan, UnitPlan
 from fasc.calibration.statistics import Scope, Statistics
+from fasc.compression.alone import options_of
 from fasc.compression.install import finish, install
 from fasc.compression.propagate import compress_in_order
 from fasc.config import MethodConfig
+from fasc.diagnosis.dependence import dependence_violation
 from fasc.diagnosis.forecast import half_energies
-from fasc.methods import decompose_unit, get_method
+from fasc.methods import decompose_unit, get_method, sketch_fisher_loss, stacked_weight
 from fasc.progress import progress
 
 
@@ -63,10 +65,33 @@ def compress(
 def _compress_unit(
     model: PreTrainedModel, statistics: Statistics, unit: UnitPlan, options: MethodConfig, losses: dict[str, float]
 ) -> dict[str, object]:
-    chosen = options if unit.method is None else options.model_copy(update={"name": unit.method})
+    chosen = options_of(unit, options)
+    inputs = statistics.groups[unit.group].input
+    if chosen.sketch and get_method(chosen.name).is_loss:
+        return _compress_sketched(model, statistics, unit, chosen, losses)
     decomposition = decompose_unit(model, statistics, unit, chosen)
     if get_method(chosen.name).is_loss:
         losses[unit.unit] = float(half_energies(decomposition)[unit.rank])
-    inputs = statistics.groups[unit.group].input
     factors = decomposition.truncate(unit.rank, inputs.mean.to(decomposition.down))
     return install(model, unit, factors, inputs)
+
+
+def _compress_sketched(
+    model: PreTrainedModel, statistics: Statistics, unit: UnitPlan, options: MethodConfig, losses: dict[str, float]
+) -> dict[str, object]:
+    """From a sketch, or exactly where it cannot be shown to be good enough; the structure's entry says which, and the bound."""
+    group = statistics.groups[unit.group]
+    weight = stacked_weight(model, statistics, unit)
+    dependence = dependence_violation(group, weight)
+    wide = dependence is not None and dependence.rho > options.gate_threshold
+    sketched = sketch_fisher_loss(
+        weight, group.unit(unit.unit), options.damping, unit.rank, tolerance=options.sketch_tolerance, wide=wide
+    )
+    full = sketched.decomposition
+    mean = group.input.mean.to(full.down)
+    factors = full.truncate(unit.rank, mean, weight.to(full.up) @ mean)
+    if sketched.exact:
+        losses[unit.unit] = float(half_energies(full)[unit.rank])
+    entry = install(model, unit, factors, group.input)
+    note = {"exact": sketched.exact, "lost_estimate": sketched.lost_estimate, "lost_bound": sketched.lost_bound}
+    return entry | {"sketch": note}

@@ -8,10 +8,22 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from fasc.methods._registry import METHODS, Method, get_method, method
+from fasc.methods._sketched import Sketched, sketch_fisher_loss
 from fasc.methods._unit import Unit, decompose_unit, stacked_weight, unit_energies
 
 for _module in iter_modules(__path__):
     if not _module.name.startswith("_"):
         import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["METHODS", "Method", "Unit", "decompose_unit", "get_method", "method", "stacked_weight", "unit_energies"]
+__all__ = [
+    "METHODS",
+    "Method",
+    "Sketched",
+    "Unit",
+    "decompose_unit",
+    "get_method",
+    "method",
+    "sketch_fisher_loss",
+    "stacked_weight",
+    "unit_energies",
+]
