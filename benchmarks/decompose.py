@@ -1,9 +1,9 @@
 """Time of each method's decomposition against the width of a layer, as ratios to ``svd`` in the same run.
 
-
 Square layers with spectra that decay like those of a language model; exact methods, and ``fasc`` from a sketch at rank d/8 with
 the share of the dropped energy that it lost. With ``--model`` and ``--statistics`` also a whole model: every group decomposed
 with ``fasc`` and with ``svd``.
+"""
 
 import argparse
 import json
