@@ -282,6 +282,13 @@ def test_a_floor_is_kept(statistics):
     assert min(unit.parameters / unit.dense_parameters for unit in free.units) < 0.35
 
 
+def test_a_compressed_layer_saves_what_it_must(statistics):
+    plan = pipeline.plan(tiny_model(), "fasc", BudgetConfig(param_fraction=0.8, min_saving=0.3), statistics=statistics)
+    assert max(u.parameters / u.dense_parameters for u in plan.units if u.layout != "dense") <= 0.7
+    free = pipeline.plan(tiny_model(), "fasc", BudgetConfig(param_fraction=0.8), statistics=statistics)
+    assert free.predicted_loss <= plan.predicted_loss
+
+
 def test_ranks_are_multiples_where_layers_are_wide_enough():
     unit = UnitPlan("u", "g", ("u",), 256, (512,), 256, "dense", 0)
     ranks = candidates(unit, Rules(frozenset({"pivoted", "dense"}), rank_multiple=8)).ranks

@@ -30,6 +30,9 @@ class Rules:
     floor: float = 0.0
     """Least share of its dense parameters that any unit keeps."""
 
+    min_saving: float = 0.0
+    """Least share of its parameters that a compressed unit saves."""
+
     cost: Cost = "parameters"
     bytes_per_parameter: int = 4
 
@@ -105,7 +108,7 @@ def candidates(unit: UnitPlan, rules: Rules, losses: Floats | None = None) -> Ca
     found = []
     for rank in range(step, min(unit.d_in, unit.d_out), step):
         layout, parameters = _cheapest(unit, rank, rules)
-        if layout is not None and parameters >= rules.floor * dense:
+        if layout is not None and rules.floor * dense <= parameters <= (1 - rules.min_saving) * dense:
             loss = 0.0 if losses is None else float(losses[min(rank, len(losses) - 1)])
             found.append((rank, layout, _cost(unit, rank, layout, rules), loss))
     if "dense" in rules.layouts or not found:

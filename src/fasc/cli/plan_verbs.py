@@ -23,6 +23,7 @@ def plan(
     layouts: opt.Layouts = None,
     rank_multiple: opt.RankMultiple = None,
     floor: opt.Floor = None,
+    min_saving: opt.MinSaving = None,
     statistics: opt.StatisticsFile = None,
     damping: opt.Damping = None,
     gate: opt.Gate = None,
@@ -47,6 +48,7 @@ def plan(
         max_kl=max_kl,
         rank_multiple=rank_multiple,
         floor=floor,
+        min_saving=min_saving,
     )
     if statistics is None and allocation is None and budget.kind not in ("max_kl", "max_perplexity_increase"):
         allocation = "uniform"
@@ -90,6 +92,7 @@ def compress(
     layouts: opt.Layouts = None,
     rank_multiple: opt.RankMultiple = None,
     floor: opt.Floor = None,
+    min_saving: opt.MinSaving = None,
     propagate: opt.Propagate = None,
     sketch: opt.Sketch = None,
     sketch_tolerance: opt.SketchTolerance = None,
@@ -161,6 +164,7 @@ def compress(
                 max_kl=max_kl,
                 rank_multiple=rank_multiple,
                 floor=floor,
+                min_saving=min_saving,
             ),
         ),
     )
