@@ -563,3 +563,26 @@ def test_compress_takes_the_options_of_plan_and_bench_compares(fasc, model_folde
     assert rows["weights on disk"]["ratio"] < 1
     assert "fewer parameters" in shown
     refused(fasc("bench", model_folder), "does not say")
+
+
+def test_diagnose_and_validate_write_tables_and_figures(fasc, model_folder, text_file, tmp_path):
+    options = ["--corpus", text_file, *CALIBRATION[:4], "--damping", "1e-2"]
+    figures, table, file = tmp_path / "figures", tmp_path / "d.csv", tmp_path / "d.json"
+    code, out, err = fasc("diagnose", model_folder, *options, "--figures", figures, "--csv", table, "--json", file)
+    assert code == 0, err
+    assert {path.name for path in figures.iterdir()} == {"rho.png", "angles.png"}
+    row = json.loads(file.read_text())[0]
+    assert row["rho_low"] <= row["rho"] <= row["rho_high"]
+    assert row["excluded"] == "attention of blocks 0-2"
+    assert table.read_text().startswith("group,block,kind")
+    assert "of noise alone" in out
+    refused(fasc("diagnose", model_folder, *options, "--exclusions", "some"), "--exclusions is `some`")
+    png = tmp_path / "v.png"
+    code, out, err = fasc(
+        "validate", model_folder, *options, "--rank-fractions", "0.5", "--held-out", "4", "--figure", png, "--json", file
+    )
+    assert code == 0, err
+    found = json.loads(file.read_text())
+    assert len(found["rows"]) == 16
+    assert {"pearson", "spearman", "median_ratio"} <= set(found["summary"][0])
+    assert png.stat().st_size > 1000

@@ -50,7 +50,8 @@ def _losses(axis: Axes, rows: Rows, method: str) -> None:
         if points:
             axis.scatter(*zip(*points, strict=True), s=8, alpha=0.7, label=kind)
     axis.set(xscale="log", yscale="log", xlabel="½J, nats/token", ylabel="measured KL, nats/token")
-    axis.axline((1e-3, 1e-3), slope=1, color="#888888", linewidth=0.8)
+    every = [value for row in rows for value in (row["half_j"], row["kl"]) if value > 0] or [1.0]
+    axis.axline((min(every), min(every)), (max(every), max(every)), color="#888888", linewidth=0.8)
     axis.set_title(method, fontsize=9)
     axis.legend(fontsize=7, frameon=False)
 
@@ -66,4 +67,5 @@ def _gains(axis: Axes, rows: Rows, better: str, worse: str) -> None:
         axis.scatter(*zip(*points, strict=True), s=8, alpha=0.7, color="#444444")
         axis.set_yscale("log")
     axis.axhline(1, color="#888888", linewidth=0.8)
-    axis.set(xlabel="ρ", ylabel=f"KL of {worse} ÷ KL of {better}", title="does ρ predict the gain?")
+    axis.set(xlabel="ρ", ylabel=f"KL of {worse} ÷ KL of {better}")
+    axis.set_title("does ρ predict the gain?", fontsize=9)
