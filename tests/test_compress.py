@@ -46,7 +46,8 @@ def full_rank_plan(model, method):
     scope = METHODS[method]
     units = []
     for unit in plan.units:
-        full = unit.d_in if method in ("svd", "fasc-eq6") or unit.d_in <= unit.d_out else unit.d_out
+        on_inputs = method in ("svd", "fasc-eq6", "grad-weighted", "fisher-diag")  # d_in directions, whatever the layer's rank
+        full = unit.d_in if on_inputs or unit.d_in <= unit.d_out else unit.d_out
         units.append(replace(unit, rank=full, layout="factors" if len(unit.layers) == 1 else "shared"))
     assert scope.name == method
     return replace(plan, units=tuple(units))
