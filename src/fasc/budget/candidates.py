@@ -108,7 +108,8 @@ def candidates(unit: UnitPlan, rules: Rules, losses: Floats | None = None) -> Ca
     found = []
     for rank in range(step, min(unit.d_in, unit.d_out), step):
         layout, parameters = _cheapest(unit, rank, rules)
-        if layout is not None and rules.floor * dense <= parameters <= (1 - rules.min_saving) * dense:
+        saves = layout == "merged" or parameters <= (1 - rules.min_saving) * dense
+        if layout is not None and saves and parameters >= rules.floor * dense:
             loss = 0.0 if losses is None else float(losses[min(rank, len(losses) - 1)])
             found.append((rank, layout, _cost(unit, rank, layout, rules), loss))
     if "dense" in rules.layouts or not found:

@@ -66,12 +66,12 @@ def _compress_unit(
     model: PreTrainedModel, statistics: Statistics, unit: UnitPlan, options: MethodConfig, losses: dict[str, float]
 ) -> dict[str, object]:
     chosen = options_of(unit, options)
-    inputs = statistics.groups[unit.group].input
     if chosen.sketch and get_method(chosen.name).is_loss:
         return _compress_sketched(model, statistics, unit, chosen, losses)
     decomposition = decompose_unit(model, statistics, unit, chosen)
     if get_method(chosen.name).is_loss:
         losses[unit.unit] = float(half_energies(decomposition)[unit.rank])
+    inputs = statistics.groups[unit.group].input
     factors = decomposition.truncate(unit.rank, inputs.mean.to(decomposition.down))
     return install(model, unit, factors, inputs)
 
@@ -80,8 +80,8 @@ def _compress_sketched(
     model: PreTrainedModel, statistics: Statistics, unit: UnitPlan, options: MethodConfig, losses: dict[str, float]
 ) -> dict[str, object]:
     """From a sketch, or exactly where it cannot be shown to be good enough; the structure's entry says which, and the bound."""
-    group = statistics.groups[unit.group]
     weight = stacked_weight(model, statistics, unit)
+    group = statistics.groups[unit.group]
     dependence = dependence_violation(group, weight)
     wide = dependence is not None and dependence.rho > options.gate_threshold
     sketched = sketch_fisher_loss(
