@@ -310,6 +310,21 @@ def test_bad_recipes_name_the_field(fasc, tmp_path, text, words):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--gate", "maybe"], "error: --gate: "),
+        (["--damping", "-1"], "error: --damping: "),
+        (["--layouts", "nope"], "error: --layouts: "),
+        (["--param-fraction", "2"], "error: --param-fraction is 2, outside (0, 1]"),
+        (["--param-fraction", "0.8", "--layouts", "dense"], "error: a fraction of 0.8 leaves no direction"),
+    ],
+)
+def test_an_option_is_named_as_it_is_typed(fasc, model_folder, arguments, says):
+    lines = refused(fasc("plan", model_folder, *arguments))
+    assert lines[-2].startswith(says)
+
+
 def test_an_existing_output_is_refused_before_any_work(fasc, model_folder, text_file, tmp_path):
     out = tmp_path / "out"
     out.mkdir()

@@ -129,7 +129,7 @@ def candidates(unit: UnitPlan, rules: Rules, losses: Floats | None = None) -> Ca
 def _cheapest(unit: UnitPlan, rank: int, rules: Rules) -> tuple[Layout | None, int]:
     factored: Layout = "factors" if len(unit.layers) == 1 else "shared"
     named = {"factors", "shared"} & rules.layouts
-    allowed: list[Layout] = [factored] if named or rules.layouts <= {"dense"} else []
+    allowed: list[Layout] = [factored] if named else []
     if "pivoted" in rules.layouts:
         allowed.append("pivoted")
     dense = stored_parameters("dense", 0, unit.d_in, unit.d_out, dense_biases=unit.dense_biases)

@@ -1,5 +1,6 @@
 """The options that several verbs share, with help and defaults taken from the recipe's own fields."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -40,12 +41,14 @@ def build(part: type[Part], **values: Any) -> Part:
     try:
         return part(**{key: value for key, value in values.items() if value is not None})
     except ValidationError as problem:
-        place = problem.errors()[0]["loc"]
-        error = explain(problem, f"--{str(place[0]).replace('_', '-')}" if place else "the options")
-        message = error.message.replace("the options: ", "").replace("`recipe`: ", "")
-        for field in part.model_fields:
-            message = message.replace(f"`{field}`: ", "").replace(field, "--" + field.replace("_", "-"))
-        raise UsageError(message, error.hint) from problem
+        first = problem.errors()[0]
+        reason, place = first["msg"].removeprefix("Value error, "), first["loc"]
+        if place:
+            reason = f"--{str(place[0]).replace('_', '-')}: {reason}"
+        else:  # a check of the whole part names its fields as the recipe does
+            for field in part.model_fields:
+                reason = re.sub(rf"\b{field}\b", "--" + field.replace("_", "-"), reason)
+        raise UsageError(reason, explain(problem, "").hint) from problem
 
 
 def names(text: str | None) -> tuple[str, ...] | None:

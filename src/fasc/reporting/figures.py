@@ -71,7 +71,9 @@ def _bars(axis: Axes, entries: Sequence[Entry], benchmark: str) -> None:
     axis.set_xticks(range(len(shown)), [name for name, _ in shown], rotation=0 if len(shown) < 4 else 60)
     if not accuracy and max(score["value"] for _, score in shown) > 20 * min(score["value"] for _, score in shown) > 0:
         axis.set_yscale("log")
-    axis.set_title(f"{benchmark}: correct, % (higher is better)" if accuracy else _AXIS.get(benchmark, benchmark), fontsize=9)
+    name, _, corpus = benchmark.partition("@")
+    title = f"{name}: correct, % (higher is better)" if accuracy else _AXIS.get(name, name)
+    axis.set_title(f"{title} on {corpus}" if corpus else title, fontsize=9)
     axis.margins(y=0.15)
 
 

@@ -8,7 +8,18 @@ from rich.table import Table
 
 from fasc.reporting.entries import DENSE, Entry, benchmarks_of
 
-_TITLES = {"perplexity": "perplexity ↓", "kl": "KL ↓"}
+_FALLING = {"perplexity": "perplexity", "kl": "KL"}
+"""Benchmarks of which less is better, as they are written."""
+
+
+def base_name(benchmark: str) -> str:
+    """``perplexity`` of ``perplexity@c4``: with several corpora each has its own scores."""
+    return benchmark.partition("@")[0]
+
+
+def _title(benchmark: str) -> str:
+    name, at, corpus = benchmark.partition("@")
+    return f"{_FALLING[name]}{at}{corpus} ↓" if name in _FALLING else f"{benchmark} ↑"
 
 
 def format_score(score: Mapping[str, Any] | None) -> str:
@@ -18,14 +29,14 @@ def format_score(score: Mapping[str, Any] | None) -> str:
     value, low, high = score["value"], score["low"], score["high"]
     if score["metric"].startswith("accuracy"):
         return f"{100 * value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
-    digits = 3 if score["benchmark"] == "kl" else (2 if value < 100 else 1)
+    digits = 3 if base_name(score["benchmark"]) == "kl" else (2 if value < 100 else 1)
     return f"{value:,.{digits}f} [{low:,.{digits}f}, {high:,.{digits}f}]"
 
 
 def comparison(entries: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
     """Header and rows: a row per model; scores, then what the model weighs."""
     benchmarks = benchmarks_of(entries)
-    header = ["model", *(_TITLES.get(name, f"{name} ↑") for name in benchmarks)]
+    header = ["model", *map(_title, benchmarks)]
     header += ["rank fraction", "layers' parameters", "model's parameters", "weights"]
     whole = next((entry.plan for entry in entries if entry.plan), None)
     rows = []
@@ -64,7 +75,7 @@ def compact_score(score: Mapping[str, Any] | None) -> str:
     half = max(scale * score["high"] - value, value - scale * score["low"])
     if value >= 1e5:
         return f"{value:.1e} ±{half:.0e}"
-    digits = 3 if score["benchmark"] == "kl" else (1 if unit or value < 100 else 0)
+    digits = 3 if base_name(score["benchmark"]) == "kl" else (1 if unit or value < 100 else 0)
     return f"{value:,.{digits}f} ±{half:,.{digits}f}{unit}"
 
 
@@ -74,7 +85,7 @@ def terminal_table(entries: Sequence[Entry]) -> Table:
     whole = next((entry.plan for entry in entries if entry.plan), None)
     table = Table(title="what was kept and what was lost (± 95 % interval)", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("model", no_wrap=True)
-    for title in [*(_TITLES.get(name, f"{name} ↑") for name in benchmarks), "parameters", "weights"]:
+    for title in [*map(_title, benchmarks), "parameters", "weights"]:
         table.add_column(title, justify="right", no_wrap=True)
     for entry in entries:
         *_, parameters, weights = _weight_cells(entry.plan["totals"]) if entry.plan else _dense_cells(whole)
