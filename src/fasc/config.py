@@ -52,7 +52,9 @@ class MethodConfig(_Part):
     """Which subspaces are kept."""
 
     name: str = "fasc"
-    """A registered method."""
+    """A registered method. Subspaces: `fasc`, `two-sided`, `whitened`, `svd`, `fasc-eq6`, `grad-weighted`, `fisher-diag`,
+    `fwsvd`, `asvd`, `weight-svd`. Pruning, without a rank: `magnitude` and `wanda` write zeros, `llm-pruner` removes heads and
+    channels."""
 
     damping: Annotated[float, Field(ge=0)] = 1e-4
     """Added to a covariance before it is inverted, as a multiple of its mean eigenvalue."""

@@ -34,12 +34,13 @@ from fasc.evaluation import get_benchmark
 from fasc.evaluation.evaluate import evaluate
 from fasc.evaluation.score import Score
 from fasc.evaluation.text import evaluation_texts
-from fasc.methods import get_method
+from fasc.methods import METHODS, get_method
 from fasc.model.checkpoint import CheckpointNotes, read_provenance, save_checkpoint
 from fasc.model.groups import find_groups
 from fasc.model.load import LoadedModel, load_model, model_fingerprint
 from fasc.progress import say
 from fasc.provenance import file_digest, provenance
+from fasc.pruning import PRUNINGS, find_method
 from fasc.reporting.card import model_card
 from fasc.reporting.entries import DENSE
 from fasc.reporting.report import report
@@ -63,8 +64,7 @@ def needs_of(methods: Sequence[MethodConfig], budgets: Sequence[BudgetConfig] | 
         BudgetError: a method cannot serve a budget.
     """
     if budgets is None:
-        every = [get_method(options.name) for options in methods]
-        return frozenset().union(*(one.needs_in(one.scopes) for one in every))
+        return frozenset().union(*(needs_for(options, None) for options in methods))
     return frozenset().union(*(needs_for(options, budget) for options in methods for budget in budgets))
 
 
@@ -178,7 +178,7 @@ def compress_and_save(  # noqa: PLR0913 - each is a switch of one of its stages
     folded = merge(loaded.model, statistics, options.damping) if merged else []
     kept = {key: value for key, value in statistics.meta.items() if key != "provenance"}
     made = provenance(model=recipe.source.model, statistics=kept, merged=merged, folded_biases=folded)
-    card = model_card(recipe, done, get_method(options.name).summary, made, merged=merged)
+    card = model_card(recipe, done, find_method(options.name).summary, made, merged=merged)
     notes = CheckpointNotes(recipe=recipe.to_dict(), provenance=made, plan=done.to_dict(), card=card)
     save_checkpoint(loaded.model, loaded.tokenizer, out, notes, overwrite=overwrite)
     return done
@@ -188,6 +188,8 @@ def gated_plan(loaded: LoadedModel, statistics: Statistics, recipe: Recipe, know
     """The plan of the recipe's first method and budget, with its gate; ``known`` as in :func:`plan`."""
     options = recipe.methods[0]
     made = plan(loaded.model, options, recipe.budgets[0], statistics=statistics, known=known)
+    if options.name in PRUNINGS:
+        return made
 
     def tester() -> UnitTester:
         return UnitTester(loaded.model, statistics, held_out(loaded, recipe.calibration, _GATE_SEQUENCES))
@@ -282,8 +284,9 @@ def run(recipe: Recipe, out: Path, *, overwrite: bool = False) -> Path:
     statistics = _measured(loaded, recipe, out)
     if not (out / "diagnosis.json").is_file():
         fraction = recipe.budgets[0].rank_fraction or 0.5
-        losses = [options for options in recipe.methods if get_method(options.name).is_loss]
-        shown = losses[:1] or recipe.methods[:1]  # the report draws one forecast; `fasc diagnose` shows any
+        subspaces = [options for options in recipe.methods if options.name in METHODS]
+        losses = [options for options in subspaces if get_method(options.name).is_loss]
+        shown = losses[:1] or subspaces[:1]  # the report draws one forecast; `fasc diagnose` shows any
         diagnose(loaded.model, statistics, shown, rank_fraction=fraction).save(out / "diagnosis.json")
     facts = {key: value for key, value in statistics.meta.items() if key != "provenance"}
     write_json(out / "provenance.json", provenance(model=recipe.source.model, statistics=facts))

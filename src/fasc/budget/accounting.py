@@ -2,12 +2,13 @@
 
 from typing import Literal
 
-Layout = Literal["dense", "factors", "shared", "pivoted", "merged"]
+Layout = Literal["dense", "factors", "shared", "pivoted", "merged", "sparse", "narrow"]
 """How a unit is stored.
 
 ``dense``: as it was. ``factors``: ``down`` and ``up`` of one layer. ``shared``: one ``down`` for the layers that read the same
 tensor, an ``up`` for each. ``pivoted``: k output rows as they are and the others as combinations of them (PIFA). ``merged``: the
-product as one dense matrix, for a rank at which no other allowed layout is smaller.
+product as one dense matrix, for a rank at which no other allowed layout is smaller. By pruning: ``sparse``, dense with zeros in
+it; ``narrow``, dense with fewer inputs or outputs.
 """
 
 ORDER_BYTES = 4

@@ -37,6 +37,12 @@ class UnitPlan:
     gate: Mapping[str, Any] | None = None
     """The gate that chose, and its score: ρ, or the difference of the two methods' losses."""
 
+    kept: int | None = None
+    """Parameters that pruning leaves, biases included; ``None`` where nothing was pruned."""
+
+    narrowed: tuple[int, int] | None = None
+    """``(d_in, d_out)`` after structured pruning."""
+
     @property
     def d_out(self) -> int:
         """Output features of all layers."""
@@ -54,11 +60,15 @@ class UnitPlan:
 
     @property
     def parameters(self) -> int:
-        """Parameters after compression: weights, biases, and a pivoted layer's order."""
+        """Parameters after compression: weights that are not pruned, biases, and a pivoted layer's order."""
+        if self.kept is not None:
+            return self.kept
         return stored_parameters(self.layout, self.rank, self.d_in, self.d_out, dense_biases=self.dense_biases)
 
     def bytes(self, bytes_per_parameter: int) -> int:
         """Bytes after compression, with weights of that precision."""
+        if self.layout == "sparse":  # zeros are stored
+            return self.dense_parameters * bytes_per_parameter
         entries = order_entries(self.layout, self.d_out)
         return (self.parameters - entries) * bytes_per_parameter + entries * ORDER_BYTES
 
@@ -115,13 +125,14 @@ class RankPlan:
 
     @property
     def totals(self) -> dict[str, float | int | None]:
-        """The three fractions, the bytes of the weights, and the forecast."""
+        """The three fractions, the bytes of the weights, and the forecast; pruning has no rank fraction."""
         kept = self.model.parameters - self.dense_parameters + self.parameters
         size = self.model.bytes_per_parameter
         possible = sum(unit.full_rank for unit in self.units)
+        ranked = all(unit.kept is None for unit in self.units)
         untouched = (self.model.parameters - self.dense_parameters) * size
         return {
-            "rank_fraction": min(1.0, sum(min(unit.rank, unit.full_rank) for unit in self.units) / possible),
+            "rank_fraction": min(1.0, sum(min(unit.rank, unit.full_rank) for unit in self.units) / possible) if ranked else None,
             "param_fraction": self.parameters / self.dense_parameters,
             "model_fraction": kept / self.model.parameters,
             "parameters": kept,
@@ -165,7 +176,8 @@ class RankPlan:
 
 def _unit(raw: dict[str, Any]) -> UnitPlan:
     sequences: dict[str, Sequence[Any]] = {key: tuple(raw.pop(key)) for key in ("layers", "d_outs")}
-    return UnitPlan(**raw, **sequences)  # type: ignore[arg-type]
+    narrowed = raw.pop("narrowed", None)
+    return UnitPlan(**raw, **sequences, narrowed=None if narrowed is None else tuple(narrowed))  # type: ignore[arg-type]
 
 
 def read_plan(path: Path, method: str) -> RankPlan:

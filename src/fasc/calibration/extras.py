@@ -82,6 +82,25 @@ class WeightFisherRows:
         return {f"rows/{name}": (total / max(1, self._sequences)).float() for name, total in self._sums.items()}
 
 
+class Taylor:
+    """``E_s |Σ_t x_ti g_ti|`` over sequences: what removing an input changes in the loss, to first order (LLM-Pruner)."""
+
+    def __init__(self, group: InputGroup, device: torch.device) -> None:
+        self._sum = torch.zeros(group.d_in, dtype=torch.float64, device=device)
+        self._sequences = 0
+
+    def add(self, x: Tensor, gradients: Mapping[str, tuple[Tensor, Tensor]], lengths: Sequence[int]) -> None:
+        """Each sequence apart, before the absolute value."""
+        self._sequences += len(lengths)
+        for part in (x * _input_gradient(gradients)).split(list(lengths)):
+            self._sum += part.sum(0).abs()
+
+    def publish(self, tokens: int) -> dict[str, Tensor]:
+        """``taylor`` [i], nats per sequence."""
+        del tokens
+        return {"taylor": (self._sum / max(1, self._sequences)).float()}
+
+
 class SequenceSketches:
     """Sums of each sequence's ``x xᵀ``, ``g gᵀ``, ``x gᵀ``, ``x`` and ``g`` seen through two random maps to ``m`` dimensions.
 
@@ -125,10 +144,11 @@ def _input_gradient(gradients: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
     return sum(others, start=first)
 
 
-EXTRAS: Mapping[str, type[Magnitude] | type[Product] | type[WeightFisherRows] | type[SequenceSketches]] = {
+EXTRAS: Mapping[str, type[Magnitude] | type[Product] | type[WeightFisherRows] | type[Taylor] | type[SequenceSketches]] = {
     "magnitude": Magnitude,
     "product": Product,
     "rows": WeightFisherRows,
+    "taylor": Taylor,
     "sequences": SequenceSketches,
 }
 """By moment."""

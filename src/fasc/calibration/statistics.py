@@ -16,7 +16,7 @@ from fasc.linalg.moments import Covariance
 from fasc.model.groups import InputGroup
 from fasc.storage import new_file, storage_error
 
-Moment = Literal["input", "gradient", "cross", "magnitude", "product", "rows", "sequences"]
+Moment = Literal["input", "gradient", "cross", "magnitude", "product", "rows", "sequences", "taylor"]
 Scope = Literal["group", "layer"]
 Side = Literal["input", "output"]
 

@@ -64,11 +64,11 @@ def plan(
     source = opt.build(ModelConfig, model=model, dtype=dtype, device="cpu")
     layers = opt.build(LayersConfig, include=include, exclude=exclude)
     from fasc import pipeline
-    from fasc.methods import get_method
+    from fasc.pruning import find_method
     from fasc.reporting.plan_table import print_plan
     from fasc.storage import write_json
 
-    get_method(options.name)
+    find_method(options.name)
     loaded = pipeline.load(source)
     found = None if statistics is None else stored_statistics(statistics, loaded)
     chosen = layers if found is None or include or exclude else None

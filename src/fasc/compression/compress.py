@@ -15,6 +15,7 @@ from fasc.diagnosis.dependence import dependence_violation
 from fasc.diagnosis.forecast import half_energies
 from fasc.methods import decompose_unit, get_method, sketch_fisher_loss, stacked_weight
 from fasc.progress import progress
+from fasc.pruning import PRUNINGS
 
 
 def compress(
@@ -25,7 +26,7 @@ def compress(
     *,
     work: Path | None = None,
 ) -> RankPlan:
-    """Compress a model in place, unit by unit: decompose, truncate at the planned rank, replace.
+    """Compress a model in place, unit by unit: decompose, truncate at the planned rank, replace; or prune it.
 
     Args:
         model: the dense model that the statistics were measured on.
@@ -43,6 +44,10 @@ def compress(
         NonFiniteError: a factor came out as NaN or infinity; names the unit. The model is then partly replaced: reload it.
     """
     options = options or MethodConfig(name=plan.method)
+    if plan.method in PRUNINGS:
+        statistics.require(PRUNINGS[plan.method].needs)
+        PRUNINGS[plan.method].apply(model, statistics, plan)
+        return plan
     for unit in plan.units:
         if unit.layout != "dense":
             scope: Scope = "group" if unit.unit == unit.group else "layer"

@@ -1,7 +1,7 @@
 """Budget, shapes and forecast → :class:`~fasc.budget.plan.RankPlan`."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from math import inf
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,11 @@ from fasc.calibration.statistics import Need, Scope, Statistics
 from fasc.compression.gates import gate_needs
 from fasc.config import BudgetConfig, MethodConfig
 from fasc.diagnosis.forecast import loss_curves
-from fasc.errors import BudgetError, StatisticsError
+from fasc.errors import BudgetError, StatisticsError, UsageError
 from fasc.methods import get_method
 from fasc.model.checkpoint import header_bytes
 from fasc.model.groups import InputGroup
+from fasc.pruning import PRUNINGS, Pruning, find_method
 
 Curves = Mapping[str, NDArray[np.float64]]
 
@@ -53,9 +54,14 @@ def scopes_of(options: MethodConfig, budget: BudgetConfig) -> tuple[Scope, ...]:
     return allowed if allocation_of(options, budget) == "fisher" and budget.kind != "rank_fraction" else allowed[:1]
 
 
-def needs_for(options: MethodConfig, budget: BudgetConfig) -> frozenset[Need]:
-    """The moments that planning and compressing with a method under a budget need."""
-    method = get_method(options.name)
+def needs_for(options: MethodConfig, budget: BudgetConfig | None) -> frozenset[Need]:
+    """The moments that planning and compressing with a method under a budget need; without one, whatever any budget may need."""
+    found = find_method(options.name)
+    if isinstance(found, Pruning):
+        return found.needs
+    if budget is None:
+        return found.needs_in(found.scopes)
+    method = found
     needs = method.needs_in(scopes_of(options, budget))
     if budget.kind in ("max_kl", "max_perplexity_increase"):
         needs |= frozenset(Need("gradient", scope) for scope in scopes_of(options, budget))
@@ -86,6 +92,8 @@ def plan_model(
         BudgetError: the budget cannot be kept, or needs a forecast that cannot be had.
         StatisticsError: the statistics lack a moment or a group.
     """
+    if options.name in PRUNINGS:
+        return _plan_pruning(model, groups, options, budget)
     allocation = allocation_of(options, budget)
     scopes = scopes_of(options, budget)
     rules = _rules(options, budget, bytes_per_parameter=model.dtype.itemsize)
@@ -101,7 +109,7 @@ def plan_model(
     curves = known.get(key, {})
     size = ModelSize(model.num_parameters(), model.dtype.itemsize, header_bytes(model, groups))
     menus = [_menu(group, scopes, rules, curves) for group in groups]
-    dense = RankPlan(options.name, tuple(unit_of(group, group.layers) for group in groups), size)
+    dense = _dense_plan(groups, options, size)
     units = _fisher(menus, dense, budget) if allocation == "fisher" else _uniform(menus, dense, budget)
     return RankPlan(
         method=options.name,
@@ -112,6 +120,40 @@ def plan_model(
         forecast_memory=memory_forecast(model, groups, needs_for(options, budget)),
         dense_nll=None if statistics is None else statistics.meta.get("nll"),
     )
+
+
+def _plan_pruning(model: PreTrainedModel, groups: Sequence[InputGroup], options: MethodConfig, budget: BudgetConfig) -> RankPlan:
+    pruning = PRUNINGS[options.name]
+    if options.propagate or options.gate != "none" or options.allocation == "fisher":
+        raise UsageError(
+            f"`{options.name}` prunes and finds no subspaces: it takes no --propagate, no --gate and no --allocation fisher",
+            "leave them out, or use a subspace method such as fasc",
+        )
+    possible = ("param_fraction", "model_fraction", *(("max_bytes",) if pruning.structured else ()))
+    if budget.kind not in possible:
+        why = (
+            "it has no rank and no forecast" if pruning.structured else "it has no rank and no forecast, and its zeros are stored"
+        )
+        raise BudgetError(
+            f"`{options.name}` cannot keep {budget.kind}: {why}",
+            f"ask for {' or '.join('--' + name.replace('_', '-') for name in possible)}",
+        )
+    size = ModelSize(model.num_parameters(), model.dtype.itemsize, header_bytes(model, groups))
+    dense = _dense_plan(groups, options, size)
+    limit = _limit(dense, budget, ())
+    if budget.kind == "max_bytes":
+        limit /= model.dtype.itemsize
+    units = pruning.make_plan(model, groups, min(limit, float(dense.dense_parameters)), budget.rank_multiple)
+    return replace(
+        dense,
+        units=units,
+        budget=budget.model_dump(mode="json", exclude_none=True),
+        forecast_memory=memory_forecast(model, groups, pruning.needs),
+    )
+
+
+def _dense_plan(groups: Sequence[InputGroup], options: MethodConfig, size: ModelSize) -> RankPlan:
+    return RankPlan(options.name, tuple(unit_of(group, group.layers) for group in groups), size)
 
 
 def _rules(options: MethodConfig, budget: BudgetConfig, *, bytes_per_parameter: int) -> Rules:
@@ -204,7 +246,7 @@ def _uniform(menus: Sequence[GroupCandidates], dense: RankPlan, budget: BudgetCo
 def _fisher(menus: Sequence[GroupCandidates], dense: RankPlan, budget: BudgetConfig) -> list[UnitPlan]:
     by_loss = budget.kind in ("max_kl", "max_perplexity_increase")
     limit = budget.loss_limit if by_loss else _limit(dense, budget, menus)
-    found = allocate_by_loss(menus, min(limit, inf), limited="loss" if by_loss else "cost")
+    found = allocate_by_loss(menus, limit, limited="loss" if by_loss else "cost")
     units = []
     for menu, (shared, separate) in zip(menus, found.picks, strict=True):
         if shared is not None and menu.shared is not None:

@@ -74,7 +74,7 @@ class Method:
         return (self.decompose.__doc__ or "").strip().splitlines()[0]
 
 
-_OF_THE_INPUT: frozenset[Moment] = frozenset({"input", "magnitude", "product", "rows", "sequences"})
+_OF_THE_INPUT: frozenset[Moment] = frozenset({"input", "magnitude", "product", "rows", "sequences", "taylor"})
 
 METHODS: dict[str, Method] = {}
 """Every registered method by name."""

@@ -19,7 +19,7 @@ tags: [fasc, low-rank, compression]
 
 | | |
 |---|--:|
-| rank fraction | {rank_fraction:.3f} |
+| rank fraction | {rank_fraction} |
 | parameters of the compressed layers | {param_fraction:.1%} of dense |
 | parameters of the model | {parameters:,} ({model_fraction:.1%} of dense) |
 | weights | {megabytes:,.0f} MB (dense: {dense_megabytes:,.0f} MB) |
@@ -38,7 +38,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")"""
 
-_LOAD_MERGED = """from transformers import AutoModelForCausalLM, AutoTokenizer  # an ordinary dense checkpoint
+_LOAD_DENSE = """from transformers import AutoModelForCausalLM, AutoTokenizer  # an ordinary dense checkpoint
 
 model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")"""
@@ -64,7 +64,7 @@ def model_card(recipe: Recipe, plan: RankPlan, summary: str, provenance: Mapping
         method=plan.method,
         method_summary=summary,
         version=provenance["versions"].get("fasc", ""),
-        rank_fraction=totals["rank_fraction"],
+        rank_fraction="–" if totals["rank_fraction"] is None else f"{totals['rank_fraction']:.3f}",
         param_fraction=totals["param_fraction"],
         model_fraction=totals["model_fraction"],
         parameters=totals["parameters"],
@@ -75,5 +75,5 @@ def model_card(recipe: Recipe, plan: RankPlan, summary: str, provenance: Mapping
         corpus=calibration.corpus,
         labels=calibration.labels,
         forecast=forecast,
-        load=_LOAD_MERGED if merged else _LOAD_FACTORED,
+        load=_LOAD_DENSE if merged or totals["rank_fraction"] is None else _LOAD_FACTORED,
     )

@@ -23,7 +23,18 @@ def print_plan(plan: RankPlan) -> None:
         loss = "–" if unit.predicted_loss is None else f"{unit.predicted_loss:.5f}"
         chosen = [unit.method or plan.method] if gated else []
         shape = f"{unit.d_out}×{unit.d_in}"
-        table.add_row(unit.unit, shape, str(unit.rank), unit.layout, *chosen, f"{unit.parameters:,}", share, loss)
+        if unit.narrowed is not None:
+            shape += f" → {unit.narrowed[1]}×{unit.narrowed[0]}"
+        table.add_row(
+            unit.unit,
+            shape,
+            str(unit.rank) if unit.kept is None else "–",
+            unit.layout,
+            *chosen,
+            f"{unit.parameters:,}",
+            share,
+            loss,
+        )
     console.print(table)
     print_totals(plan)
 
@@ -32,7 +43,8 @@ def print_totals(plan: RankPlan) -> None:
     """The three fractions, the bytes and, if known, the forecasts of loss and memory."""
     totals = plan.totals
     table = Table(show_header=False, box=None)
-    table.add_row("rank fraction", f"{totals['rank_fraction']:.3f}")
+    if totals["rank_fraction"] is not None:
+        table.add_row("rank fraction", f"{totals['rank_fraction']:.3f}")
     table.add_row("parameters of the compressed layers", f"{totals['param_fraction']:.1%} of dense")
     table.add_row("parameters of the model", f"{totals['parameters']:,} ({totals['model_fraction']:.1%} of dense)")
     size, dense = (totals["bytes"] or 0) / 1e6, (totals["dense_bytes"] or 0) / 1e6

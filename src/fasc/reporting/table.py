@@ -48,7 +48,7 @@ def comparison(entries: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
 
 def _weight_cells(totals: Mapping[str, Any]) -> list[str]:
     return [
-        f"{totals['rank_fraction']:.2f}",
+        "–" if totals["rank_fraction"] is None else f"{totals['rank_fraction']:.2f}",
         f"{totals['param_fraction']:.1%}",
         f"{totals['parameters'] / 1e6:,.1f} M ({totals['model_fraction']:.1%})",
         f"{totals['bytes'] / 1e6:,.0f} MB",
