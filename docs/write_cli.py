@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-VERBS = ("demo", "run", "pull", "collect", "diagnose", "plan", "compress", "evaluate", "report")
+from fasc.cli.app import app
+
+VERBS = [command.callback.__name__.replace("_", "-") for command in app.registered_commands if command.callback is not None]
 PAGE = Path(__file__).with_name("cli.md")
 
 

@@ -600,4 +600,5 @@ def test_diagnose_and_validate_write_tables_and_figures(fasc, model_folder, text
     found = json.loads(file.read_text())
     assert len(found["rows"]) == 16
     assert {"pearson", "spearman", "median_ratio"} <= set(found["summary"][0])
+    assert [plan["budget"] for plan in found["plans"]] == [f"params{f}" for f in (0.95, 0.9, 0.8, 0.7, 0.6)]
     assert png.stat().st_size > 1000

@@ -12,7 +12,7 @@ from fasc.calibration.collect import collect
 from fasc.calibration.extras import SKETCH, SequenceSketches
 from fasc.compression.alone import UnitTester
 from fasc.compression.gates import gate_needs, gate_plan
-from fasc.compression.validate import summarise, validate
+from fasc.compression.validate import summarise, validate, validate_plans
 from fasc.config import BudgetConfig, MethodConfig
 from fasc.diagnosis.bootstrap import rho_interval
 from fasc.diagnosis.diagnose import diagnose, diagnosis_needs
@@ -170,6 +170,27 @@ def test_validation_measures_the_true_divergence(statistics, tokens):
     )
     assert whole["n"] == 16
     assert whole["pearson"] > 0.5, "½J orders the groups of a random model, too"
+
+
+def test_validation_of_a_whole_plan_is_that_of_the_compressed_model(statistics, tokens):
+    from fasc.compression.compress import compress
+
+    model, options, budget = tiny_model(), MethodConfig(damping=1e-3), BudgetConfig(param_fraction=0.6, rank_multiple=1)
+    held_out = torch.randint(3, 128, (4, 16), generator=torch.Generator().manual_seed(5))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    budgets = [budget, BudgetConfig(param_fraction=0.9, rank_multiple=1)]
+    row, milder = validate_plans(model, statistics, held_out, options, budgets)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
+    assert row["half_j"] > milder["half_j"] > 0
+    whole = tiny_model()
+    done = compress(whole, statistics, pipeline.plan(whole, options, budget, statistics=statistics), options)
+    assert row["half_j"] == pytest.approx(done.predicted_loss)
+    with torch.no_grad():
+        p = model(input_ids=held_out).logits.double().log_softmax(-1)
+        q = whole(input_ids=held_out).logits.double().log_softmax(-1)
+    assert row["kl"] == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-3)
+    taken = (p - q)[:, :-1].gather(-1, held_out[:, 1:, None])
+    assert row["nll_increase"] == pytest.approx(float(taken.mean()), rel=1e-3)
 
 
 @pytest.mark.parametrize("gate", ["rho", "predicted", "kl"])

@@ -24,7 +24,8 @@ class CalibrationConfig(_Part):
     """Which text the statistics are measured on, and how."""
 
     corpus: str = "self"
-    """`self` (text sampled from the model), `wikitext2`, `c4`, `alpaca`, or a .txt/.jsonl/.jsonl.gz file or folder."""
+    """`self` (text sampled from the model), `wikitext2`, `c4`, `alpaca`, a .txt/.jsonl/.jsonl.gz file or folder, or
+    facts as sentences: `facts`, `negated-facts`, `lama`, `negated-lama`."""
 
     sequences: PositiveInt = 128
     """How many calibration sequences."""

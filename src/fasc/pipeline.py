@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from shutil import rmtree
+from time import perf_counter
 from typing import NamedTuple
 
 import tomli_w
@@ -352,8 +353,12 @@ def _run_method(recipe: Recipe, statistics: Statistics, folder: Path, shared: _S
     if not (folder / "plan.json").is_file():
         work = folder / "work"
         loaded = load(recipe.source)
+        start = perf_counter()
         made = gated_plan(loaded, statistics, recipe, shared.known)
+        planned = perf_counter()
         done = compress_and_save(loaded, statistics, recipe, checkpoint, rank_plan=made, overwrite=True, work=work)
+        seconds = {"plan": planned - start, "compress": perf_counter() - planned}
+        write_json(folder / "timing.json", {"seconds": seconds, "provenance": provenance()})
         write_json(folder / "plan.json", done.to_dict())
         rmtree(work, ignore_errors=True)
     source = recipe.source.model_copy(update={"model": str(checkpoint)})

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fasc.calibration.sampling import sample_text
+from fasc.calibration.statements import lama_statements, shipped_statements
 from fasc.errors import CorpusError, UnknownNameError
 from fasc.provenance import digest
 
@@ -61,6 +62,9 @@ NAMED = {
         splits=dict.fromkeys(("calibration", "evaluation"), "train"),
     ),
 }
+
+STATEMENTS = ("facts", "negated-facts", "lama", "negated-lama")
+"""Corpora made of facts, to compare subspaces on; a model calibrated on one must not be scored on the facts in it."""
 
 _HUB_DOCUMENTS = 20_000
 """Documents streamed from the hub at most: more than any calibration here needs."""
@@ -166,10 +170,12 @@ def load_corpus(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requ
 def _documents(corpus: str, role: Role, data_dir: Path | None) -> Iterator[str]:
     path = Path(corpus)
     folder = data_folder(data_dir)
-    if not path.exists() and corpus not in NAMED and folder is not None and (folder / corpus).exists():
+    if not path.exists() and corpus not in (*NAMED, *STATEMENTS) and folder is not None and (folder / corpus).exists():
         path = folder / corpus
     if corpus in NAMED and not path.exists():
         yield from _named_documents(corpus, role, folder)
+    elif corpus in STATEMENTS and not path.exists():
+        yield _statements(corpus, role, folder)
     elif path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.name.endswith(SUFFIXES))
         if not files:
@@ -179,7 +185,7 @@ def _documents(corpus: str, role: Role, data_dir: Path | None) -> Iterator[str]:
     elif path.is_file():
         yield from read_documents(path)
     else:
-        raise UnknownNameError("corpus", corpus, ["self", *NAMED], or_else=", or the path of a text file or folder")
+        raise UnknownNameError("corpus", corpus, ["self", *NAMED, *STATEMENTS], or_else=", or the path of a text file or folder")
 
 
 def _named_documents(name: str, role: Role, folder: Path | None) -> Iterator[str]:
@@ -200,6 +206,13 @@ def _named_documents(name: str, role: Role, folder: Path | None) -> Iterator[str
     for index, document in enumerate(documents):
         if not shared or (index % 2 == 0) == (role == "calibration"):
             yield document
+
+
+def _statements(name: str, role: Role, folder: Path | None) -> str:
+    """Every second fact, joined to one text."""
+    negated = name.startswith("negated-")
+    made = shipped_statements(negated=negated) if name.endswith("facts") else lama_statements(folder, read_rows, negated=negated)
+    return " ".join(made[0 if role == "calibration" else 1 :: 2])
 
 
 def _hub_documents(source: NamedCorpus, split: str) -> Iterator[str]:

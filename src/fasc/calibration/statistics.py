@@ -44,6 +44,19 @@ class GradientMoment:
     cross: Tensor | None = None
     """``E[x̃ g̃ᵀ]`` or ``E[x̃ h̃ᵀ]``, [d_in, d_in or d_out], if a method asked for it."""
 
+    def at_input(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+        """``Σ_gg`` and ``Σ_xg`` [d_in, d_in], float64, whichever side they were formed on: ``g = Wᵀh``.
+
+        Args:
+            weight: the unit's stacked weight, [d_out, d_in].
+        """
+        w = weight.double()
+        matrix = self.covariance.matrix.to(w)
+        cross = None if self.cross is None else self.cross.to(w)
+        if self.side == "input":
+            return matrix, cross
+        return w.mT @ matrix @ w, None if cross is None else cross @ w
+
 
 @dataclass(frozen=True, slots=True)
 class UnitStatistics:

@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from fasc.cli import calibration_verbs, checkpoint_verbs, model_verbs, plan_verbs, run_verbs, validation_verbs
+from fasc.cli import calibration_verbs, checkpoint_verbs, model_verbs, overlap_verbs, plan_verbs, run_verbs, validation_verbs
 from fasc.errors import FascError
 from fasc.progress import INTERRUPT
 from fasc.storage import _FULL
@@ -52,6 +52,7 @@ for _verb in (
     calibration_verbs.collect,
     calibration_verbs.diagnose,
     validation_verbs.validate,
+    overlap_verbs.subspace_overlap,
     plan_verbs.plan,
     plan_verbs.compress,
     checkpoint_verbs.evaluate,

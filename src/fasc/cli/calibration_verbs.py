@@ -28,6 +28,9 @@ def collect(
     data_dir: opt.DataDir = None,
     batch_tokens: opt.BatchTokens = None,
     gradient_checkpointing: opt.Checkpointing = None,
+    diagnosis: Annotated[
+        bool, typer.Option("--diagnosis", help="Also measure what ρ, its interval, ½J and the gates need.")
+    ] = False,
     include: opt.Include = None,
     exclude: opt.Exclude = None,
     dtype: opt.DTypeName = None,
@@ -49,10 +52,14 @@ def collect(
     layers = opt.build(LayersConfig, include=include, exclude=exclude)
     source = opt.build(ModelConfig, model=model, dtype=dtype, device=device)
     from fasc import pipeline
+    from fasc.diagnosis.diagnose import diagnosis_needs
     from fasc.storage import refuse_existing
 
     refuse_existing(out, overwrite=overwrite)
-    needs = pipeline.needs_of([MethodConfig(name=name) for name in opt.names(methods) or DEFAULT_METHODS])
+    chosen = [MethodConfig(name=name) for name in opt.names(methods) or DEFAULT_METHODS]
+    needs = pipeline.needs_of(chosen)
+    if diagnosis:
+        needs |= diagnosis_needs(chosen)
     loaded = pipeline.load(source)
     statistics = pipeline.calibrate(loaded.model, loaded.tokenizer, needs, calibration, layers)
     typer.echo(statistics.save(out))

@@ -13,7 +13,12 @@ from fasc.config import BudgetConfig, CalibrationConfig, LayersConfig, MethodCon
 def validate(
     model: opt.Model,
     methods: opt.Methods = None,
-    rank_fractions: Annotated[str, typer.Option("--rank-fractions", help="Rank fractions, separated by commas.")] = "0.3,0.5,0.7",
+    rank_fractions: Annotated[
+        str, typer.Option("--rank-fractions", help="Rank fractions of single groups, separated by commas, or `none`.")
+    ] = "0.3,0.5,0.7",
+    param_fractions: Annotated[
+        str, typer.Option("--param-fractions", help="Parameter fractions of whole models of the first method, or `none`.")
+    ] = "0.95,0.9,0.8,0.7,0.6",
     held_out: Annotated[int, typer.Option("--held-out", min=1, help="Held-out sequences, from the same corpus.")] = 8,
     statistics: opt.StatisticsFile = None,
     json: opt.Json = None,
@@ -33,7 +38,10 @@ def validate(
     dtype: opt.DTypeName = None,
     device: opt.Device = None,
 ) -> None:
-    """Compress one group at a time, measure the true KL on held-out text, and report how well ρ and ½J predicted it."""
+    """Compress one group at a time, measure the true KL on held-out text, and report how well ρ and ½J predicted it.
+
+    Then the whole model at several sizes: forecast against measured.
+    """
     calibration = opt.build(
         CalibrationConfig,
         corpus=corpus,
@@ -45,29 +53,40 @@ def validate(
         batch_tokens=batch_tokens,
     )
     chosen = [opt.build(MethodConfig, name=name, damping=damping) for name in opt.names(methods) or DEFAULT_METHODS]
-    fractions = [opt.build(BudgetConfig, rank_fraction=text).rank_fraction or 0.5 for text in opt.names(rank_fractions) or ()]
+    ranks = [opt.build(BudgetConfig, rank_fraction=text).rank_fraction or 0.5 for text in _fractions(rank_fractions)]
+    budgets = [opt.build(BudgetConfig, param_fraction=text) for text in _fractions(param_fractions)]
     source = opt.build(ModelConfig, model=model, dtype=dtype, device=device)
     layers = opt.build(LayersConfig, include=include, exclude=exclude)
     from fasc import pipeline
-    from fasc.compression.validate import summarise
+    from fasc.compression.validate import summarise, validate_plans
     from fasc.compression.validate import validate as measure
     from fasc.diagnosis.diagnose import diagnosis_needs
     from fasc.provenance import provenance
-    from fasc.reporting.validation import print_validation, validation_figure
+    from fasc.reporting.validation import print_plans, print_validation, validation_figure
     from fasc.storage import write_json
 
     needs = diagnosis_needs(chosen)
+    if budgets:
+        needs |= pipeline.needs_of(chosen[:1], budgets)
     loaded = pipeline.load(source)
     if statistics is None:
         found = pipeline.calibrate(loaded.model, loaded.tokenizer, needs, calibration, layers)
     else:
         found = stored_statistics(statistics, loaded)
-    rows = measure(loaded.model, found, pipeline.held_out(loaded, calibration, held_out), chosen, fractions)
+    tokens = pipeline.held_out(loaded, calibration, held_out)
+    rows = measure(loaded.model, found, tokens, chosen, ranks) if ranks else []
     summary = summarise(rows)
-    print_validation(summary)
+    if rows:
+        print_validation(summary)
+    plans = validate_plans(loaded.model, found, tokens, chosen[0], budgets)
+    if plans:
+        print_plans(plans)
     if json is not None:
-        write_json(
-            json, {"rows": rows, "summary": summary, "provenance": provenance(calibration=dict(found.meta["calibration"]))}
-        )
-    if figure is not None:
+        made = provenance(calibration=dict(found.meta["calibration"]))
+        write_json(json, {"rows": rows, "summary": summary, "plans": plans, "provenance": made})
+    if figure is not None and rows:
         typer.echo(validation_figure(rows, figure))
+
+
+def _fractions(text: str) -> tuple[str, ...]:
+    return () if text.strip() == "none" else opt.names(text) or ()

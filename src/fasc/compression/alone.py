@@ -1,6 +1,6 @@
 """What compressing one unit alone really costs: the KL divergence to the dense model on held-out text."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,10 +24,16 @@ _ROWS = 1024
 
 @dataclass(frozen=True, slots=True)
 class MeasuredLoss:
-    """A mean over tokens and its standard error over sequences."""
+    """Means over tokens, nats per token."""
 
     nats: float
+    """KL(dense ‖ compressed)."""
+
     error: float
+    """Its standard error over sequences."""
+
+    nll_increase: float
+    """Loss on the text's own next tokens, above the dense model's: the logarithm of the ratio of perplexities."""
 
 
 class UnitTester:
@@ -44,38 +50,52 @@ class UnitTester:
         names = [layer.name for group in statistics.groups.values() for layer in group.group.layers]
         self._blocks = block_names(model, names)
         with evaluating(model):
-            self._runner = TailRunner(model, tokens.to(model.device), self._blocks)
+            self._tokens = tokens.to(model.device)
+            self._runner = TailRunner(model, self._tokens, self._blocks)
             self._dense = F.log_softmax(self._runner.logits.float(), dim=-1)
         self._runner.logits = self._runner.logits[:0]
 
     def measure(self, units: Sequence[tuple[UnitPlan, Decomposition]]) -> MeasuredLoss:
-        """KL(dense ‖ compressed) in nats per token with these units of one block compressed, all others dense.
+        """What compressing these units costs, all others dense; see :meth:`measure_plan`."""
+        known = {unit.unit: decomposition for unit, decomposition in units}
+        return self.measure_plan([unit for unit, _ in units], lambda unit: known[unit.unit])
+
+    def measure_plan(self, units: Sequence[UnitPlan], decompose: Callable[[UnitPlan], Decomposition]) -> MeasuredLoss:
+        """What compressing these units costs, all others dense.
 
         Args:
-            units: with the rank and layout to test, and their decompositions.
+            units: with the rank and layout to test, in the order of the blocks; none is ``dense``.
+            decompose: gives the decomposition of a unit, when it is that unit's turn.
 
         Raises:
             NonFiniteError: the compressed model's logits are not finite.
         """
-        layers = [name for unit, _ in units for name in unit.layers]
+        layers = [name for unit in units for name in unit.layers]
         with restored(self._model, layers), evaluating(self._model), torch.no_grad():
-            for unit, decomposition in units:
+            for unit in units:
                 inputs = self._statistics.groups[unit.group].input
-                install(self._model, unit, decomposition.truncate(unit.rank, inputs.mean.to(decomposition.down)), inputs)
+                full = decompose(unit)
+                install(self._model, unit, full.truncate(unit.rank, inputs.mean.to(full.down)), inputs)
             block = next((name for name in self._blocks if layers[0].startswith(f"{name}.")), None)
             logits = self._runner.logits_from(block)
         if not bool(torch.isfinite(logits).all()):
-            raise NonFiniteError(f"the logits with only `{units[0][0].group}` compressed", "raise --damping")
-        return self._divergence(logits)
+            raise NonFiniteError(f"the logits with `{units[0].group}` compressed", "raise --damping")
+        return self._compare(logits)
 
-    def _divergence(self, logits: Tensor) -> MeasuredLoss:
-        per_token = []
-        for mine, dense in zip(logits.flatten(0, 1).split(_ROWS), self._dense.flatten(0, 1).split(_ROWS), strict=True):
+    def _compare(self, logits: Tensor) -> MeasuredLoss:
+        per_token, increase = [], 0.0
+        targets = self._tokens.roll(-1, dims=1)
+        scored = torch.ones_like(targets, dtype=torch.bool)
+        scored[:, -1] = False  # nothing follows the last token
+        parts = (logits.flatten(0, 1), self._dense.flatten(0, 1), targets.flatten(), scored.flatten())
+        for mine, dense, target, counts in zip(*(part.split(_ROWS) for part in parts), strict=True):
             ours = F.log_softmax(mine.float(), dim=-1)
-            per_token.append((dense.exp() * (dense - ours)).sum(-1))
+            difference = dense - ours
+            per_token.append((dense.exp() * difference).sum(-1))
+            increase += float(difference.gather(1, target[:, None])[counts].double().sum())
         by_sequence = torch.cat(per_token).view(logits.shape[0], -1).double().mean(1)
         spread = float(by_sequence.std()) / max(1, len(by_sequence)) ** 0.5 if len(by_sequence) > 1 else 0.0
-        return MeasuredLoss(float(by_sequence.mean()), spread)
+        return MeasuredLoss(float(by_sequence.mean()), spread, increase / int(scored.sum()))
 
 
 def options_of(unit: UnitPlan, options: MethodConfig) -> MethodConfig:

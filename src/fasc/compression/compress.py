@@ -11,7 +11,7 @@ from fasc.compression.alone import options_of
 from fasc.compression.install import finish, install
 from fasc.compression.propagate import compress_in_order
 from fasc.config import MethodConfig
-from fasc.diagnosis.dependence import dependence_violation
+from fasc.diagnosis.dependence import group_dependence
 from fasc.diagnosis.forecast import half_energies
 from fasc.methods import decompose_unit, get_method, sketch_fisher_loss, stacked_weight
 from fasc.progress import progress
@@ -87,7 +87,7 @@ def _compress_sketched(
     """From a sketch, or exactly where it cannot be shown to be good enough; the structure's entry says which, and the bound."""
     weight = stacked_weight(model, statistics, unit)
     group = statistics.groups[unit.group]
-    dependence = dependence_violation(group, weight)
+    dependence = group_dependence(model, group)
     wide = dependence is not None and dependence.rho > options.gate_threshold
     sketched = sketch_fisher_loss(
         weight, group.unit(unit.unit), options.damping, unit.rank, tolerance=options.sketch_tolerance, wide=wide

@@ -10,12 +10,11 @@ from fasc.budget.plan import RankPlan, UnitPlan
 from fasc.calibration.statistics import Need, Statistics
 from fasc.compression.alone import UnitTester
 from fasc.config import MethodConfig
-from fasc.diagnosis.dependence import dependence_violation
+from fasc.diagnosis.dependence import group_dependence
 from fasc.diagnosis.forecast import predicted_losses
 from fasc.errors import StatisticsError, UsageError
 from fasc.linalg.decomposition import Decomposition
 from fasc.methods import decompose_unit, get_method
-from fasc.model.layers import weight_of
 from fasc.progress import progress
 
 Decide = Callable[[UnitPlan, Mapping[str, Decomposition]], tuple[str, float]]
@@ -90,8 +89,7 @@ def _choose(
 
 def _rho(model: PreTrainedModel, statistics: Statistics, unit: UnitPlan) -> float:
     group = statistics.groups[unit.group]
-    weight = torch.cat([weight_of(model, layer).detach() for layer in group.group.layers])
-    found = dependence_violation(group, weight)
+    found = group_dependence(model, group)
     if found is None:
         raise StatisticsError(
             f"`{unit.group}`: the statistics hold no cross covariance, which ρ needs", "collect again with --gate rho"

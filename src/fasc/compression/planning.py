@@ -180,8 +180,7 @@ def _curves(
     units: dict[str, UnitPlan] = {}
     for group in groups:
         for scope in scopes:
-            parts = [group.layers] if scope == "group" else [(layer,) for layer in group.layers]
-            units |= {one.unit: one for one in (unit_of(group, layers) for layers in parts)}
+            units |= {one.unit: one for one in (unit_of(group, layers) for layers in group.parts(scope))}
     statistics.require(get_method(options.name).needs_in(scopes))
     known = {name for group in statistics.groups.values() for name in group.gradients}
     absent = [name for name in units if name not in known]

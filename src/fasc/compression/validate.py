@@ -14,13 +14,13 @@ from fasc.budget.candidates import unit_of
 from fasc.budget.plan import UnitPlan
 from fasc.calibration.statistics import GroupStatistics, Statistics
 from fasc.compression.alone import UnitTester
-from fasc.config import MethodConfig
-from fasc.diagnosis.dependence import dependence_violation
+from fasc.compression.planning import Curves, plan_model
+from fasc.config import BudgetConfig, MethodConfig
+from fasc.diagnosis.dependence import group_dependence
 from fasc.diagnosis.forecast import loss_curve
 from fasc.linalg.decomposition import Decomposition
 from fasc.methods import decompose_unit, get_method
-from fasc.model.layers import weight_of
-from fasc.progress import progress
+from fasc.progress import Advance, progress
 
 Row = dict[str, Any]
 
@@ -50,8 +50,7 @@ def validate(
     rows: list[Row] = []
     with progress("compressing groups one at a time", total, "groups") as advance, torch.no_grad():
         for group in statistics.groups.values():
-            weight = torch.cat([weight_of(model, layer).detach().cpu() for layer in group.group.layers])
-            found = dependence_violation(group, weight)
+            found = group_dependence(model, group)
             scores = {"rho": found and found.rho, "rho_debiased": found and found.debiased}
             for options in methods:
                 parts = _parts(model, statistics, group, options)
@@ -61,12 +60,62 @@ def validate(
     return rows
 
 
+def validate_plans(
+    model: PreTrainedModel,
+    statistics: Statistics,
+    tokens: Tensor,
+    options: MethodConfig,
+    budgets: Sequence[BudgetConfig],
+) -> list[Row]:
+    """Compress the whole model at each budget and measure what the plan forecast, on held-out text.
+
+    Args:
+        model: dense; is dense again afterwards.
+        statistics: with what the method needs.
+        tokens: held-out text, [sequences, length].
+        options: a method.
+        budgets: to plan for.
+
+    Returns:
+        A row per budget: ``budget``, ``param_fraction``, ``half_j`` (Σ½J), ``kl``, ``kl_error``, ``ratio`` (kl ÷ Σ½J),
+        ``nll_increase``, all in nats per token.
+    """
+    tester = UnitTester(model, statistics, tokens)
+    groups = [group.group for group in statistics.groups.values()]
+    known: dict[str, Curves] = {}
+    rows: list[Row] = []
+    for budget in budgets:
+        plan = plan_model(model, groups, options, budget, statistics, known=known)
+        units = [unit for unit in plan.units if unit.layout != "dense"]
+        if not units:
+            continue
+        with progress(f"measuring {options.name} at {budget.label}", len(units), "units") as advance:
+
+            def decompose(unit: UnitPlan, advance: Advance = advance) -> Decomposition:
+                advance()
+                return decompose_unit(model, statistics, unit, options)
+
+            measured = tester.measure_plan(units, decompose)
+        half_j = plan.predicted_loss
+        rows.append(
+            {
+                "budget": budget.label,
+                "method": options.name,
+                "param_fraction": plan.totals["param_fraction"],
+                "half_j": half_j,
+                "kl": measured.nats,
+                "kl_error": measured.error,
+                "ratio": measured.nats / half_j if half_j else None,
+                "nll_increase": measured.nll_increase,
+            }
+        )
+    return rows
+
+
 def _parts(
     model: PreTrainedModel, statistics: Statistics, group: GroupStatistics, options: MethodConfig
 ) -> list[tuple[UnitPlan, Decomposition]]:
-    layers = group.group.layers
-    units = [layers] if get_method(options.name).scope == "group" else [(layer,) for layer in layers]
-    plans = [unit_of(group.group, members) for members in units]
+    plans = [unit_of(group.group, layers) for layers in group.group.parts(get_method(options.name).scope)]
     return [(unit, decompose_unit(model, statistics, unit, options)) for unit in plans]
 
 

@@ -4,8 +4,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from fasc.calibration.statistics import GroupStatistics, as_float64
+from fasc.model.groups import InputGroup
+from fasc.model.layers import weight_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +45,19 @@ def dependence_violation(statistics: GroupStatistics, weight: Tensor) -> Depende
     if gradient is None or gradient.cross is None:
         return None
     _, xx = as_float64(statistics.input)
-    _, gg = as_float64(gradient.covariance)
-    cross = gradient.cross.double()
-    if gradient.side == "output":
-        weight = weight.double()
-        cross, gg = cross @ weight, weight.mT @ gg @ weight
+    gg, cross = gradient.at_input(weight)
+    assert cross is not None  # noqa: S101 - seen above
     scale = float((torch.linalg.matrix_norm(xx) * torch.linalg.matrix_norm(gg)).clamp_min(torch.finfo(torch.float64).tiny).sqrt())
     rho = float(torch.linalg.matrix_norm(cross)) / scale
     noise = float((xx.trace() * gg.trace() / statistics.tokens).clamp_min(0).sqrt()) / scale
     return Dependence(rho, noise, max(0.0, rho**2 - noise**2) ** 0.5, float(torch.linalg.matrix_norm(gg)))
+
+
+def group_dependence(model: PreTrainedModel, statistics: GroupStatistics) -> Dependence | None:
+    """:func:`dependence_violation` of a group of a dense model, on the CPU."""
+    return dependence_violation(statistics, group_weight(model, statistics.group))
+
+
+def group_weight(model: PreTrainedModel, group: InputGroup) -> Tensor:
+    """The weights of a group's layers one below the other, [Σ d_out, d_in], on the CPU."""
+    return torch.cat([weight_of(model, layer).detach().cpu() for layer in group.layers])

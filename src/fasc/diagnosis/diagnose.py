@@ -12,14 +12,14 @@ from transformers import PreTrainedModel
 from fasc.calibration.statistics import GroupStatistics, Need, Statistics
 from fasc.config import MethodConfig
 from fasc.diagnosis.bootstrap import rho_interval
-from fasc.diagnosis.dependence import dependence_violation
+from fasc.diagnosis.dependence import group_dependence
 from fasc.diagnosis.exclusions import Policy, excluded
 from fasc.diagnosis.forecast import loss_curve
 from fasc.diagnosis.spectra import effective_rank, principal_angles, rank_keeping, stable_rank
 from fasc.linalg.decomposition import Decomposition
 from fasc.linalg.moments import Covariance
-from fasc.methods import Unit, decompose_unit, get_method
-from fasc.model.layers import weight_of
+from fasc.methods import Unit, decompose_unit, get_method, unit_in
+from fasc.model.groups import InputGroup
 from fasc.progress import progress
 from fasc.storage import new_file, read_json, write_json
 
@@ -111,7 +111,7 @@ def diagnose(
     rows = []
     with progress("diagnosing", len(statistics.groups), "groups") as advance, torch.no_grad():
         for group in statistics.groups.values():
-            parts = {options.name: _decompose(model, group, options) for options in methods}
+            parts = {options.name: _decompose(model, statistics, group.group, options) for options in methods}
             energies = {name: _energies(model, statistics, found, name, rank_fraction) for name, found in parts.items()}
             losses = {name: e["predicted_loss"] for name, e in energies.items() if "predicted_loss" in e}
             scores = _dependence(model, group) | {"angle": _angle(parts, rank_fraction)}
@@ -140,8 +140,7 @@ def _row(group: GroupStatistics) -> dict[str, Any]:
 
 
 def _dependence(model: PreTrainedModel, group: GroupStatistics) -> dict[str, Any]:
-    weight = torch.cat([weight_of(model, layer).detach().cpu() for layer in group.group.layers])
-    found = dependence_violation(group, weight)
+    found = group_dependence(model, group)
     if found is None:
         return dict.fromkeys(("rho", "rho_floor", "rho_debiased", "rho_low", "rho_high", "gradient_norm"))
     low, high = rho_interval(group.extras, found.rho) if "sequences/xg" in group.extras else (None, None)
@@ -174,19 +173,11 @@ def _spectrum(covariance: Covariance) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True, slots=True)
-class _Unit:
-    unit: str
-    group: str
-    layers: tuple[str, ...]
-
-
-def _decompose(model: PreTrainedModel, group: GroupStatistics, options: MethodConfig) -> list[tuple[Unit, Decomposition]]:
+def _decompose(
+    model: PreTrainedModel, statistics: Statistics, group: InputGroup, options: MethodConfig
+) -> list[tuple[Unit, Decomposition]]:
     """The group as one unit, or each of its layers, whichever is the method's own way."""
-    name, layers = group.group.name, tuple(layer.name for layer in group.group.layers)
-    alone = [_Unit(layer, name, (layer,)) for layer in layers]
-    units = [_Unit(name, name, layers)] if get_method(options.name).scope == "group" else alone
-    statistics = Statistics({name: group}, {})
+    units = [unit_in(group, layers) for layers in group.parts(get_method(options.name).scope)]
     return [(unit, decompose_unit(model, statistics, unit, options)) for unit in units]
 
 

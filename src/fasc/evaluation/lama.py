@@ -5,14 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from fasc.calibration.corpus import data_folder, read_rows
+from fasc.calibration.statements import LAMA_FILE
 from fasc.config import EvaluationConfig
 from fasc.errors import CorpusError
 from fasc.evaluation._cloze import ClozeItem, score_items
 from fasc.evaluation._registry import Subject, benchmark
 from fasc.evaluation.score import Score
-
-FILE = "lama/trex.jsonl.gz"
-"""In the data folder: one fact a line, with relation, type, template, subject, object."""
 
 _FIELDS = ("relation", "template", "subject", "object")
 
@@ -49,8 +47,8 @@ def read_trex(file: Path) -> list[ClozeItem]:
 def lama(subject: Subject, config: EvaluationConfig) -> Sequence[Score]:
     """LAMA T-REx: top-1 accuracy among the relation's candidates, by relation and type; needs --data-dir."""
     folder = data_folder(config.data_dir)
-    file = None if folder is None else folder / FILE
+    file = None if folder is None else folder / LAMA_FILE
     if file is None or not file.is_file():
         where = "no data folder is set" if file is None else f"`{file}` does not exist"
-        raise CorpusError(f"`lama` needs {FILE}: {where}", "pass --data-dir, or use the shipped `facts` benchmark")
+        raise CorpusError(f"`lama` needs {LAMA_FILE}: {where}", "pass --data-dir, or use the shipped `facts` benchmark")
     return score_items("lama", subject, read_trex(file), config)

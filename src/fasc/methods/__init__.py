@@ -9,7 +9,7 @@ from pkgutil import iter_modules
 
 from fasc.methods._registry import METHODS, Method, get_method, method
 from fasc.methods._sketched import Sketched, sketch_fisher_loss
-from fasc.methods._unit import Unit, decompose_unit, stacked_weight, unit_energies
+from fasc.methods._unit import LayerUnit, Unit, decompose_unit, stacked_weight, unit_energies, unit_in
 
 for _module in iter_modules(__path__):
     if not _module.name.startswith("_"):
@@ -17,6 +17,7 @@ for _module in iter_modules(__path__):
 
 __all__ = [
     "METHODS",
+    "LayerUnit",
     "Method",
     "Sketched",
     "Unit",
@@ -26,4 +27,5 @@ __all__ = [
     "sketch_fisher_loss",
     "stacked_weight",
     "unit_energies",
+    "unit_in",
 ]

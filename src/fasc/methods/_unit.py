@@ -1,5 +1,7 @@
 """One unit of a model through one method."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -11,6 +13,7 @@ from fasc.config import MethodConfig
 from fasc.errors import StatisticsError
 from fasc.linalg.decomposition import Decomposition
 from fasc.methods._registry import get_method
+from fasc.model.groups import InputGroup
 from fasc.model.layers import Layer, weight_of
 
 
@@ -29,6 +32,21 @@ class Unit(Protocol):
     @property
     def layers(self) -> tuple[str, ...]:
         """Qualified names."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerUnit:
+    """A unit that has no plan yet."""
+
+    unit: str
+    group: str
+    layers: tuple[str, ...]
+
+
+def unit_in(group: InputGroup, layers: Sequence[Layer]) -> LayerUnit:
+    """Some layers of a group as a unit."""
+    names = tuple(layer.name for layer in layers)
+    return LayerUnit(names[0] if len(names) == 1 else group.name, group.name, names)
 
 
 def decompose_unit(model: PreTrainedModel, statistics: Statistics, unit: Unit, options: MethodConfig) -> Decomposition:

@@ -50,12 +50,9 @@ def fasc_eq6(weight: Float[Tensor, "o i"], statistics: UnitStatistics, options: 
 
 
 def _printed_matrix(weight: Float[Tensor, "o i"], statistics: UnitStatistics) -> Float[Tensor, "i i"]:
-    """``Σ_xg Σ_gg Σ_xgᵀ``, from moments on either side: ``Σ_xg = Σ_xh W`` and ``Σ_gg = Wᵀ Σ_hh W``."""
-    gradient = statistics.require_gradient()
-    cross = statistics.require_cross().to(weight.device, torch.float64)
-    _, covariance_g = as_float64(gradient.covariance, weight.device)
-    if gradient.side == "output":
-        cross = cross @ weight
-        covariance_g = weight.mT @ covariance_g @ weight
+    """``Σ_xg Σ_gg Σ_xgᵀ``, from moments on either side."""
+    statistics.require_cross()
+    covariance_g, cross = statistics.require_gradient().at_input(weight)
+    assert cross is not None  # noqa: S101 - required above
     matrix = cross @ covariance_g @ cross.mT
     return (matrix + matrix.mT) / 2

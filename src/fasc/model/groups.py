@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,10 @@ class InputGroup:
     def kind(self) -> str:
         """The members' kinds, joined: ``q_proj+k_proj+v_proj``."""
         return "+".join(layer.kind for layer in self.layers)
+
+    def parts(self, scope: Literal["group", "layer"]) -> list[tuple[Layer, ...]]:
+        """The layers as one part, or each by itself: what is decomposed together."""
+        return [self.layers] if scope == "group" else [(layer,) for layer in self.layers]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -1,13 +1,13 @@
 """A diagnosis on the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from statistics import median
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from fasc.diagnosis.diagnose import Diagnosis
+from fasc.reporting.console import print_results
 
 
 def print_diagnosis(diagnosis: Diagnosis) -> None:
@@ -41,23 +41,21 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
         cells += [f"{values['rank_95']}/{values['directions']}" for values in found]
         cells += [_number(values.get("predicted_loss"), 5) for values in found]
         table.add_row(*cells, row["excluded"] or "")
-    console = Console(width=None if Console().is_terminal else 220)
-    console.print(table)
-    _print_summary(console, diagnosis, methods)
+    print_results(table, *_summary(diagnosis, methods))
 
 
-def _print_summary(console: Console, diagnosis: Diagnosis, methods: list[str]) -> None:
+def _summary(diagnosis: Diagnosis, methods: list[str]) -> Iterator[str]:
     rows = diagnosis.rows
     scored = [row for row in rows if row["rho"] is not None and row["excluded"] is None]
     if scored:
         rho, floor = median(row["rho"] for row in scored), median(row["rho_floor"] for row in scored)
         above = sum(row["rho"] > 0.3 for row in scored)
-        console.print(f"{len(scored)} groups, {len(rows) - len(scored)} excluded: median ρ {rho:.3f}, of noise alone {floor:.3f}")
-        console.print(f"{above} of them have ρ > 0.3; {sum(row['rho_debiased'] > 0.3 for row in scored)} after debiasing")
+        yield f"{len(scored)} groups, {len(rows) - len(scored)} excluded: median ρ {rho:.3f}, of noise alone {floor:.3f}"
+        yield f"{above} of them have ρ > 0.3; {sum(row['rho_debiased'] > 0.3 for row in scored)} after debiasing"
     for name in methods:
         losses = [row["predicted_loss"].get(name) for row in rows]
         if all(loss is not None for loss in losses):
-            console.print(f"forecast of {name} on all groups, Σ ½J: {sum(losses):.4f} nats/token")
+            yield f"forecast of {name} on all groups, Σ ½J: {sum(losses):.4f} nats/token"
 
 
 def _interval(row: Mapping[str, Any]) -> str:

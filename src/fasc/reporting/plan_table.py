@@ -3,15 +3,14 @@
 from collections import Counter
 from math import exp
 
-from rich.console import Console
 from rich.table import Table
 
 from fasc.budget.plan import RankPlan
+from fasc.reporting.console import print_results
 
 
 def print_plan(plan: RankPlan) -> None:
     """Every unit with its rank, layout, parameters and predicted loss, then the totals."""
-    console = Console(width=None if Console().is_terminal else 160)
     table = Table(title=f"{plan.allocation} rank plan for {plan.method}", title_justify="left")
     gated = any(unit.method is not None for unit in plan.units)
     columns = ["unit", "shape", "rank", "stored as", *(["method"] if gated else []), "parameters", "of dense", "½J"]
@@ -35,7 +34,7 @@ def print_plan(plan: RankPlan) -> None:
             share,
             loss,
         )
-    console.print(table)
+    print_results(table)
     print_totals(plan)
 
 
@@ -56,7 +55,7 @@ def print_totals(plan: RankPlan) -> None:
     if plan.forecast_memory is not None:
         parts = ", ".join(f"{name} {size / 1e6:,.0f}" for name, size in plan.forecast_memory.items())
         table.add_row("memory to make it", f"{sum(plan.forecast_memory.values()) / 1e6:,.0f} MB ({parts}) and one batch")
-    Console(width=None if Console().is_terminal else 160).print(table)
+    print_results(table)
 
 
 def _perplexity(plan: RankPlan) -> str:

@@ -1,15 +1,16 @@
 """What a validation found, on the terminal and as a figure."""
 
 from collections.abc import Mapping, Sequence
+from math import exp
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from rich.console import Console
 from rich.table import Table
 
+from fasc.reporting.console import print_results
 from fasc.storage import new_file
 
 Rows = Sequence[Mapping[str, Any]]
@@ -27,7 +28,30 @@ def print_validation(summary: Rows) -> None:
             scores = [f"{row[key]:.3f} ({row[f'{key}_p']:.1g})" for key in ("pearson", "spearman")]
         ratio = "–" if row["median_ratio"] is None else f"{row['median_ratio']:.2f}"
         table.add_row(row["forecast"], row["method"], fraction, str(row["n"]), *scores, ratio)
-    Console(width=None if Console().is_terminal else 140).print(table)
+    print_results(table)
+
+
+def print_plans(rows: Rows) -> None:
+    """A row per budget: what the plan of the whole model forecast, and what was measured."""
+    table = Table(title="the forecast of the whole model, on held-out text", title_justify="left")
+    for title in (
+        "method",
+        "budget",
+        "parameters",
+        "Σ ½J",
+        "measured KL",
+        "measured ÷ forecast",
+        "perplexity × forecast",
+        "measured",
+    ):
+        table.add_column(title, justify="left" if title in ("method", "budget") else "right", overflow="fold")
+    for row in rows:
+        kl = f"{row['kl']:.4f} ± {1.96 * row['kl_error']:.4f}"
+        known = row["half_j"] is not None
+        forecast = [f"{row['half_j']:.4f}" if known else "–", kl, f"{row['ratio']:.2f}" if row["ratio"] else "–"]
+        ratios = [f"{exp(row['half_j']):.3f}" if known else "–", f"{exp(row['nll_increase']):.3f}"]
+        table.add_row(row["method"], row["budget"], f"{row['param_fraction']:.1%}", *forecast, *ratios)
+    print_results(table)
 
 
 def validation_figure(rows: Rows, path: Path, *, better: str = "fasc", worse: str = "svd") -> Path:
