@@ -8,7 +8,7 @@ from fasc.calibration.collect import collect
 from fasc.compression.compress import compress
 from fasc.config import BudgetConfig, MethodConfig
 from fasc.linalg.sketch import gaussian, residual_norms, sketch_width, sketched_eigenpairs
-from fasc.methods import METHODS, sketch_fisher_loss
+from fasc.methods import METHODS
 from tests.conftest import tiny_model
 from tests.methods.test_every_method import unit
 
@@ -56,7 +56,7 @@ def test_power_iterations_help_where_the_decay_is_slow():
 def test_a_sketch_of_fasc_is_the_exact_solution_within_its_bound(shape):
     weight, statistics, x, _ = unit(*shape)
     exact = METHODS["fasc"].decompose(weight, statistics, MethodConfig(damping=1e-6))
-    sketched = sketch_fisher_loss(weight, statistics, 1e-6, 6, tolerance=10.0, wide=True)
+    sketched = METHODS["fasc"].sketch(weight, statistics, MethodConfig(damping=1e-6, sketch_tolerance=10), 6, wide=True)
     assert not sketched.exact
     optimum, found = float(exact.energies[6:].sum()), float(exact.energies.sum() - sketched.decomposition.energies[:6].sum())
     assert optimum <= found * (1 + 1e-9)
@@ -69,7 +69,7 @@ def test_a_sketch_of_fasc_is_the_exact_solution_within_its_bound(shape):
 
 def test_a_sketch_that_cannot_show_its_worth_is_not_used():
     weight, statistics, *_ = unit(60, 50)
-    strict = sketch_fisher_loss(weight, statistics, 1e-6, 6, tolerance=0.0)
+    strict = METHODS["fasc"].sketch(weight, statistics, MethodConfig(damping=1e-6, sketch_tolerance=0), 6)
     assert strict.exact
     assert strict.lost_bound > 0
     exact = METHODS["fasc"].decompose(weight, statistics, MethodConfig(damping=1e-6))
@@ -98,3 +98,29 @@ def test_a_sketched_model_is_close_to_the_exact_one_and_says_what_it_did(tokens)
         a, b = (model(input_ids=tokens).logits for model in (exact, sketched))
     assert (a - b).norm() < 0.2 * a.norm()
     assert done.method == "fasc"
+
+
+@pytest.mark.parametrize("reading", ["orthonormal", "oblique"])
+@pytest.mark.parametrize("wide", [False, True])
+def test_the_papers_sketch_of_eq6_says_what_it_lost(reading, wide):
+    weight, statistics, *_ = unit(50, 60)
+    options = MethodConfig(name="fasc-eq6", reading=reading, sketch_tolerance=1e9)
+    rank = 10
+    sketched = METHODS["fasc-eq6"].sketch(weight, statistics, options, rank, wide=wide)
+    assert not sketched.exact
+    # What the exact solution and the sketch keep of the printed problem, from scipy's own solver.
+    import scipy.linalg
+
+    gg, cross = statistics.gradient.at_input(weight)
+    printed = cross @ gg @ cross.mT
+    values = scipy.linalg.eigh(printed.numpy(), statistics.input.matrix.numpy(), eigvals_only=True)[::-1]
+    down = sketched.decomposition.down[:rank].mT
+    inside = scipy.linalg.eigh(
+        (down.mT @ printed @ down).numpy(), (down.mT @ statistics.input.matrix @ down).numpy(), eigvals_only=True
+    )
+    lost, dropped = values[:rank].sum() - inside.sum(), values.sum() - inside.sum()
+    assert 0 <= lost / dropped <= sketched.lost_bound * (1 + 1e-6)
+    strict = METHODS["fasc-eq6"].sketch(weight, statistics, options.model_copy(update={"sketch_tolerance": 0.0}), rank)
+    assert strict.exact
+    exact = METHODS["fasc-eq6"].decompose(weight, statistics, options)
+    torch.testing.assert_close(strict.decomposition.energies, exact.energies)

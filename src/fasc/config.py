@@ -86,7 +86,7 @@ class MethodConfig(_Part):
     """The other method of a gate."""
 
     sketch: bool = False
-    """Solve `fasc` and `two-sided` from a randomised sketch where it can be shown to be good enough."""
+    """Solve `fasc`, `two-sided` and `fasc-eq6` from a randomised sketch where it can be shown to be good enough."""
 
     sketch_tolerance: Annotated[float, Field(ge=0)] = 0.02
     """Largest share of the dropped energy that a sketch may have lost; beyond it the unit is solved exactly."""

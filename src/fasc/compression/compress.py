@@ -13,7 +13,7 @@ from fasc.compression.propagate import compress_in_order
 from fasc.config import MethodConfig
 from fasc.diagnosis.dependence import group_dependence
 from fasc.diagnosis.forecast import half_energies
-from fasc.methods import decompose_unit, get_method, sketch_fisher_loss, stacked_weight
+from fasc.methods import Sketch, decompose_unit, get_method, stacked_weight
 from fasc.progress import progress
 from fasc.pruning import PRUNINGS
 
@@ -71,10 +71,11 @@ def _compress_unit(
     model: PreTrainedModel, statistics: Statistics, unit: UnitPlan, options: MethodConfig, losses: dict[str, float]
 ) -> dict[str, object]:
     chosen = options_of(unit, options)
-    if chosen.sketch and get_method(chosen.name).is_loss:
-        return _compress_sketched(model, statistics, unit, chosen, losses)
+    method = get_method(chosen.name)
+    if chosen.sketch and method.sketch is not None:
+        return _compress_sketched(model, statistics, unit, (chosen, method.sketch), losses)
     decomposition = decompose_unit(model, statistics, unit, chosen)
-    if get_method(chosen.name).is_loss:
+    if method.is_loss:
         losses[unit.unit] = float(half_energies(decomposition)[unit.rank])
     inputs = statistics.groups[unit.group].input
     factors = decomposition.truncate(unit.rank, inputs.mean.to(decomposition.down))
@@ -82,20 +83,19 @@ def _compress_unit(
 
 
 def _compress_sketched(
-    model: PreTrainedModel, statistics: Statistics, unit: UnitPlan, options: MethodConfig, losses: dict[str, float]
+    model: PreTrainedModel, statistics: Statistics, unit: UnitPlan, how: tuple[MethodConfig, Sketch], losses: dict[str, float]
 ) -> dict[str, object]:
     """From a sketch, or exactly where it cannot be shown to be good enough; the structure's entry says which, and the bound."""
+    options, sketch = how
     weight = stacked_weight(model, statistics, unit)
     group = statistics.groups[unit.group]
     dependence = group_dependence(model, group)
     wide = dependence is not None and dependence.rho > options.gate_threshold
-    sketched = sketch_fisher_loss(
-        weight, group.unit(unit.unit), options.damping, unit.rank, tolerance=options.sketch_tolerance, wide=wide
-    )
+    sketched = sketch(weight, group.unit(unit.unit), options, unit.rank, wide=wide)
     full = sketched.decomposition
     mean = group.input.mean.to(full.down)
     factors = full.truncate(unit.rank, mean, weight.to(full.up) @ mean)
-    if sketched.exact:
+    if sketched.exact and get_method(options.name).is_loss:
         losses[unit.unit] = float(half_energies(full)[unit.rank])
     entry = install(model, unit, factors, group.input)
     note = {"exact": sketched.exact, "lost_estimate": sketched.lost_estimate, "lost_bound": sketched.lost_bound}

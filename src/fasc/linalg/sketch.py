@@ -77,6 +77,18 @@ def sketched_eigenpairs(
     basis, _ = torch.linalg.qr(apply(start))
     for _ in range(power):
         basis, _ = torch.linalg.qr(apply(basis))
+    return ritz_pairs(apply, basis, trace=trace, seed=seed)
+
+
+def ritz_pairs(apply: Apply, basis: Float[Tensor, "d m"], *, trace: float, seed: int = 0) -> SketchedEigenpairs:
+    """The best that a subspace holds of an operator, and a bound of what lies outside.
+
+    Args:
+        apply: ``V ↦ A V``, for ``A`` symmetric positive semidefinite.
+        basis: orthonormal columns.
+        trace: ``tr A``.
+        seed: of the vectors that bound what is outside.
+    """
     image = apply(basis)
     small = basis.mT @ image
     values, rotation = descending_eigh((small + small.mT) / 2)

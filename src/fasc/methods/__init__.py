@@ -7,8 +7,7 @@ function is registered.
 from importlib import import_module
 from pkgutil import iter_modules
 
-from fasc.methods._registry import METHODS, Method, get_method, method
-from fasc.methods._sketched import Sketched, sketch_fisher_loss
+from fasc.methods._registry import METHODS, Method, Sketch, Sketched, get_method, method
 from fasc.methods._unit import LayerUnit, Unit, decompose_unit, stacked_weight, unit_energies, unit_in
 
 for _module in iter_modules(__path__):
@@ -19,12 +18,12 @@ __all__ = [
     "METHODS",
     "LayerUnit",
     "Method",
+    "Sketch",
     "Sketched",
     "Unit",
     "decompose_unit",
     "get_method",
     "method",
-    "sketch_fisher_loss",
     "stacked_weight",
     "unit_energies",
     "unit_in",

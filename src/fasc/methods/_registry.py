@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -20,6 +20,31 @@ Decompose = Callable[[Tensor, UnitStatistics, MethodConfig], Decomposition]
 
 Energies = Callable[[Tensor, UnitStatistics, MethodConfig], Tensor]
 """The same arguments → the energies of that decomposition."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sketched:
+    """A decomposition that holds only its leading directions, and how good it is."""
+
+    decomposition: Decomposition
+    lost_estimate: float
+    """Estimated energy lost against the exact solution, ÷ energy dropped."""
+
+    lost_bound: float
+    """Probabilistic bound of the same."""
+
+    exact: bool
+    """Whether the bound was beyond the tolerance and the exact solution was taken instead."""
+
+
+@runtime_checkable
+class Sketch(Protocol):
+    """Solves a unit for one rank from a sketch, and exactly where the sketch cannot be shown to be good enough."""
+
+    def __call__(
+        self, weight: Tensor, statistics: UnitStatistics, options: MethodConfig, rank: int, *, wide: bool = False
+    ) -> Sketched:
+        """``options.sketch_tolerance`` says what is good enough; ``wide`` asks for the paper's larger sketch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +72,9 @@ class Method:
     decompose: Decompose
     energies: Energies | None = None
     """The energies alone, where they can be had without the directions."""
+
+    sketch: Sketch | None = None
+    """The sketched form, where there is one."""
 
     @property
     def scope(self) -> Scope:
@@ -90,6 +118,7 @@ def method(  # noqa: PLR0913 - what a method declares about itself, by name
     reference: str,
     coordinate_free: bool = True,
     energies: Energies | None = None,
+    sketch: Sketch | None = None,
 ) -> Callable[[Decompose], Decompose]:
     """Register ``decompose(weight, statistics, options) → Decomposition`` as a method.
 
@@ -102,11 +131,14 @@ def method(  # noqa: PLR0913 - what a method declares about itself, by name
         reference: paper and equation.
         coordinate_free: whether a rotation of the inputs changes nothing.
         energies: computes the energies alone, where that is cheaper.
+        sketch: solves from a sketch.
     """
 
     def register(decompose: Decompose) -> Decompose:
         moments = frozenset(needs)
-        METHODS[name] = Method(name, scopes, moments, energy_unit, surrogate, reference, coordinate_free, decompose, energies)
+        METHODS[name] = Method(
+            name, scopes, moments, energy_unit, surrogate, reference, coordinate_free, decompose, energies, sketch
+        )
         return decompose
 
     return register

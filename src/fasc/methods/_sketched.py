@@ -1,11 +1,10 @@
 """The sketched form of ``fasc``: the same optimum from a randomised range finder, with what it may have lost."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from fasc.calibration.statistics import UnitStatistics, as_float64
+from fasc.config import MethodConfig
 from fasc.linalg.decomposition import Decomposition
 from fasc.linalg.psd import cholesky, damped
 from fasc.linalg.sketch import (
@@ -17,25 +16,11 @@ from fasc.linalg.sketch import (
     sketched_eigenpairs,
 )
 from fasc.methods._fisher import minimise_fisher_loss
-
-
-@dataclass(frozen=True, slots=True)
-class Sketched:
-    """A decomposition that holds only its leading directions, and how good it is."""
-
-    decomposition: Decomposition
-    lost_estimate: float
-    """Estimated energy lost against the exact solution, ÷ energy dropped."""
-
-    lost_bound: float
-    """Probabilistic bound of the same."""
-
-    exact: bool
-    """Whether the bound was beyond the tolerance and the exact solution was taken instead."""
+from fasc.methods._registry import Sketched
 
 
 def sketch_fisher_loss(
-    weight: Tensor, statistics: UnitStatistics, damping: float, rank: int, *, tolerance: float, wide: bool = False
+    weight: Tensor, statistics: UnitStatistics, options: MethodConfig, rank: int, *, wide: bool = False
 ) -> Sketched:
     """Minimise the Fisher loss for one rank from a sketch; solve exactly where the sketch cannot be shown to be good enough.
 
@@ -45,9 +30,8 @@ def sketch_fisher_loss(
     Args:
         weight: rows of all layers of the unit, float64.
         statistics: as for :func:`~fasc.methods._fisher.minimise_fisher_loss`.
-        damping: likewise.
+        options: damping; ``sketch_tolerance``, the largest bound of the lost energy as a share of what is dropped.
         rank: directions that will be kept.
-        tolerance: largest bound of the lost energy, as a share of the dropped energy.
         wide: the paper's larger sketch, for high ρ.
 
     Raises:
@@ -57,12 +41,12 @@ def sketch_fisher_loss(
     _, covariance_x = as_float64(statistics.input, weight.device)
     _, covariance_g = as_float64(gradient.covariance, weight.device)
     on_inputs = gradient.side == "input"
-    inverted = damped(covariance_x if on_inputs else covariance_g, damping)
+    inverted = damped(covariance_x if on_inputs else covariance_g, options.damping)
     which = "inputs'" if on_inputs else "output gradients'"
     chol = cholesky(inverted, where=f"`{statistics.name}`: the {which}", tokens=statistics.tokens)
     width = sketch_width(rank, chol.shape[0], wide=wide)
     if width >= chol.shape[0]:
-        return Sketched(minimise_fisher_loss(weight, statistics, damping), 0.0, 0.0, exact=True)
+        return Sketched(minimise_fisher_loss(weight, statistics, options.damping), 0.0, 0.0, exact=True)
     products = (inverted, covariance_g) if on_inputs else (weight @ covariance_x, inverted @ weight)
     trace = float((products[0] * products[1]).sum())
     apply = _operator(weight, (chol, covariance_x, covariance_g), on_inputs=on_inputs)
@@ -70,8 +54,8 @@ def sketch_fisher_loss(
     dropped = max(pairs.dropped(rank), torch.finfo(torch.float64).tiny)
     bound = pairs.lost_bound(rank) / dropped
     estimate = pairs.lost_estimate(rank, residual_norms(apply, pairs)) / dropped
-    if bound > tolerance:
-        return Sketched(minimise_fisher_loss(weight, statistics, damping), estimate, bound, exact=True)
+    if bound > options.sketch_tolerance:
+        return Sketched(minimise_fisher_loss(weight, statistics, options.damping), estimate, bound, exact=True)
     return Sketched(_decomposition(weight, chol, pairs, on_inputs=on_inputs), estimate, bound, exact=False)
 
 

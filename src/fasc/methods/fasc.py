@@ -8,6 +8,7 @@ from fasc.config import MethodConfig
 from fasc.linalg.decomposition import Decomposition
 from fasc.methods._fisher import fisher_energies, minimise_fisher_loss
 from fasc.methods._registry import method
+from fasc.methods._sketched import sketch_fisher_loss
 
 
 @method(
@@ -18,6 +19,7 @@ from fasc.methods._registry import method
     surrogate="tr((I−P)ᵀ Σ_gg (I−P) Σ_xx)",
     reference="arXiv:2601.07197 Eq. 1, solved in docs/method.md",
     energies=fisher_energies,
+    sketch=sketch_fisher_loss,
 )
 def fasc(weight: Float[Tensor, "o i"], statistics: UnitStatistics, options: MethodConfig) -> Decomposition:
     """Fisher-aligned subspace: least expected squared change of the loss, one projector per input group."""

@@ -8,6 +8,7 @@ from fasc.config import MethodConfig
 from fasc.linalg.decomposition import Decomposition
 from fasc.methods._fisher import fisher_energies, minimise_fisher_loss
 from fasc.methods._registry import method
+from fasc.methods._sketched import sketch_fisher_loss
 
 
 @method(
@@ -18,6 +19,7 @@ from fasc.methods._registry import method
     surrogate="‖Σ_hh^½ (W − W') Σ_xx^½‖²",
     reference="arXiv:1503.05671 (K-FAC); GFWSVD; OBD-LLM",
     energies=fisher_energies,
+    sketch=sketch_fisher_loss,
 )
 def two_sided(weight: Float[Tensor, "o i"], statistics: UnitStatistics, options: MethodConfig) -> Decomposition:
     """K-FAC two-sided whitening: the same loss as `fasc`, with separate factors for every layer."""
