@@ -10,12 +10,15 @@ from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
+    GptOssConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     Phi3Config,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 VOCABULARY = 128
@@ -122,3 +125,20 @@ def model_folder(tmp_path_factory, tokenizer):
     tiny_model().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(params=["mixtral", "qwen3_moe", "gpt_oss"])
+def mixture(request):
+    """A tiny mixture of experts whose fused weights lie in one of the ways transformers knows."""
+    sizes = _COMMON | {"num_experts_per_tok": 2}
+    config = {
+        "mixtral": lambda: MixtralConfig(**sizes, num_local_experts=4),
+        "qwen3_moe": lambda: Qwen3MoeConfig(**sizes, num_experts=4, moe_intermediate_size=24),
+        "gpt_oss": lambda: GptOssConfig(**sizes, num_local_experts=4),
+    }[request.param]()
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3) if parameter.dim() > 1 else parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()

@@ -141,7 +141,7 @@ def plan(
     """
     options = MethodConfig(name=method) if isinstance(method, str) else method
     if statistics is not None and layers is None:
-        groups = [group.group for group in statistics.groups.values()]
+        groups = [group.group for group in statistics.groups.values() if group.group.layers[0].expert is None]
     else:
         groups = find_groups(model, layers or LayersConfig())
     return plan_model(model, groups, options, budget, statistics, known=known)

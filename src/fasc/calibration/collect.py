@@ -17,7 +17,7 @@ from fasc.errors import CorpusError, NonFiniteError
 from fasc.model.blocks import block_names
 from fasc.model.groups import InputGroup, evaluating, find_groups
 from fasc.model.load import model_fingerprint
-from fasc.progress import progress
+from fasc.progress import progress, say
 from fasc.provenance import digest, provenance
 
 
@@ -59,10 +59,16 @@ def collect(
             stack.enter_context(_checkpointed_blocks(model, groups))
         nll = _run(model, captures, tokens, mask, calibration)
     published: dict[str, Any] = {}
+    idle: list[str] = []
     while captures:  # free each group's sums as its moments are made
         capture = captures.pop(0)
-        published[capture.group.name] = capture.publish()
+        if capture.tokens:
+            published[capture.group.name] = capture.publish()
+        else:
+            idle.append(capture.group.name)
         del capture
+    if idle:
+        say(f"{len(idle)} groups got no token and have no moments, the first is `{idle[0]}`: give more text to hear all experts")
     meta = {
         "model_fingerprint": fingerprint,
         "token_digest": digest([tokens.cpu().numpy().tobytes()]),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fasc.calibration.extras import EXTRAS, FORWARD_ONLY, Extra
 from fasc.calibration.statistics import GradientMoment, GroupStatistics, Need, Scope, smaller_side
-from fasc.errors import NonFiniteError
+from fasc.errors import CorpusError, NonFiniteError
 from fasc.linalg.moments import Covariance, CrossSum, SymmetricSum, VectorSum
 from fasc.model.groups import InputGroup
 
@@ -93,6 +93,8 @@ class GroupCapture:
         if not self.listening:
             return
         x = self._rows(args[0].detach())
+        if not len(x):  # an expert without tokens
+            return
         self.tokens += x.shape[0]
         self._input_vector.add(x)
         self._input_square.add(x)
@@ -125,6 +127,11 @@ class GroupCapture:
         """[…, d] → [tokens, d] in float32, without padding."""
         flat = tensor.flatten(0, -2)
         if self.mask is not None:
+            if len(flat) != self.mask.numel():
+                raise CorpusError(
+                    f"`{self.group.name}` reads {len(flat)} of {self.mask.numel()} tokens, padding or not",
+                    "measure experts on sequences without padding",
+                )
             flat = flat[self.mask.flatten().bool()]
         return flat.float()
 

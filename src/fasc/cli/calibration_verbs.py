@@ -1,5 +1,6 @@
 """``fasc collect`` and ``fasc diagnose``."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -53,6 +54,7 @@ def collect(
     source = opt.build(ModelConfig, model=model, dtype=dtype, device=device)
     from fasc import pipeline
     from fasc.diagnosis.diagnose import diagnosis_needs
+    from fasc.model.experts import expert_layers
     from fasc.storage import refuse_existing
 
     refuse_existing(out, overwrite=overwrite)
@@ -61,7 +63,8 @@ def collect(
     if diagnosis:
         needs |= diagnosis_needs(chosen)
     loaded = pipeline.load(source)
-    statistics = pipeline.calibrate(loaded.model, loaded.tokenizer, needs, calibration, layers)
+    with expert_layers(loaded.model) if diagnosis else nullcontext():
+        statistics = pipeline.calibrate(loaded.model, loaded.tokenizer, needs, calibration, layers)
     typer.echo(statistics.save(out))
 
 
@@ -89,7 +92,10 @@ def diagnose(
     dtype: opt.DTypeName = None,
     device: opt.Device = None,
 ) -> None:
-    """Print, per input group: ρ and its noise floor, spectra, the ranks that keep most of the energy, the forecast loss."""
+    """Print, per input group: ρ and its noise floor, spectra, the ranks that keep most of the energy, the forecast loss.
+
+    Every expert of a mixture of experts has rows of its own.
+    """
     calibration = opt.build(
         CalibrationConfig,
         corpus=corpus,
@@ -106,6 +112,7 @@ def diagnose(
     from fasc import pipeline
     from fasc.diagnosis.diagnose import diagnose as diagnose_groups
     from fasc.diagnosis.diagnose import diagnosis_needs
+    from fasc.model.experts import expert_layers
     from fasc.reporting.diagnosis_table import print_diagnosis
     from fasc.storage import write_json
 
@@ -113,12 +120,13 @@ def diagnose(
         raise UsageError(f"--exclusions is `{exclusions}`", "known: paper, none")
     needs = diagnosis_needs(chosen)
     loaded = pipeline.load(source)
-    if statistics is None:
-        found = pipeline.calibrate(loaded.model, loaded.tokenizer, needs, calibration, LayersConfig())
-    else:
-        found = stored_statistics(statistics, loaded)
     policy: Literal["paper", "none"] = "paper" if exclusions == "paper" else "none"
-    diagnosis = diagnose_groups(loaded.model, found, chosen, rank_fraction=budget.rank_fraction or 0.5, policy=policy)
+    with expert_layers(loaded.model):
+        if statistics is None:
+            found = pipeline.calibrate(loaded.model, loaded.tokenizer, needs, calibration, LayersConfig())
+        else:
+            found = stored_statistics(statistics, loaded)
+        diagnosis = diagnose_groups(loaded.model, found, chosen, rank_fraction=budget.rank_fraction or 0.5, policy=policy)
     print_diagnosis(diagnosis)
     if json is not None:
         write_json(json, list(diagnosis.rows))

@@ -126,6 +126,7 @@ def _row(group: GroupStatistics) -> dict[str, Any]:
     row: dict[str, Any] = {
         "group": group.group.name,
         "block": group.group.block,
+        "expert": group.group.layers[0].expert,
         "kind": group.group.kind,
         "layers": [layer.name for layer in group.group.layers],
         "d_in": group.group.d_in,

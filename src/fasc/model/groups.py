@@ -82,7 +82,7 @@ class _Probe:
     def __call__(self, name: str, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
         x = args[0]
         self._held.append(x)
-        storage = x.untyped_storage().data_ptr()
+        storage = x.untyped_storage().data_ptr() or id(x)  # tensors without entries have no address
         identity = (storage, x.storage_offset(), tuple(x.shape), x.stride(), x._version)
         self.read.setdefault(name, []).append(identity)
 

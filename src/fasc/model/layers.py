@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from fasc.config import LayersConfig
 from fasc.errors import ModelError
 
+_EXPERT = re.compile(r"\.experts\.(\d+)\.")
 _FIRST_INDEX = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 
 
@@ -37,6 +38,12 @@ class Layer:
     def block(self) -> int | None:
         """Index of the decoder block the layer belongs to, or ``None`` outside the blocks."""
         found = _FIRST_INDEX.search(self.name)
+        return int(found.group(1)) if found else None
+
+    @property
+    def expert(self) -> int | None:
+        """Index of the expert the layer belongs to, or ``None`` outside a mixture of experts."""
+        found = _EXPERT.search(self.name)
         return int(found.group(1)) if found else None
 
     @property

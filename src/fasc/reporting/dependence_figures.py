@@ -51,10 +51,13 @@ def _heatmap(rows: Rows) -> Figure:
         top = max(row["rho"] for row in rows)
         image = None
         for axis, (key, title) in zip(axes, panels, strict=True):
-            grid = np.full((len(kinds), len(blocks)), np.nan)
+            cells: dict[tuple[int, int], list[float]] = {}
             for row in rows:
                 if row["block"] is not None:
-                    grid[kinds.index(row["kind"]), blocks.index(row["block"])] = row[key]
+                    cells.setdefault((kinds.index(row["kind"]), blocks.index(row["block"])), []).append(row[key])
+            grid = np.full((len(kinds), len(blocks)), np.nan)
+            for place, values in cells.items():
+                grid[place] = np.mean(values)  # of a block's experts
             image = axis.imshow(grid, aspect="auto", cmap="viridis", vmin=0, vmax=top)
             axis.set_yticks(range(len(kinds)), kinds)
             axis.set_title(title, fontsize=9)
