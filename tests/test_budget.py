@@ -364,3 +364,16 @@ def test_every_methods_loss_can_be_forecast(statistics):
         assert (half_energies(ours) <= curve[: len(half_energies(ours))] * (1 + 1e-4) + 1e-12).all(), (
             "no method beats fasc on its own loss"
         )
+
+
+def test_a_weight_without_full_rank_is_forecast_all_the_same():
+    from fasc.diagnosis.forecast import _at_input
+
+    generator = torch.Generator().manual_seed(0)
+    full = torch.randn(9, 6, generator=generator, dtype=torch.float64)
+    poor = full @ torch.diag(torch.tensor([1.0, 1, 1, 1, 0, 0], dtype=torch.float64))
+    for weight in (full, poor):
+        inputs = torch.randn(6, 4, generator=generator, dtype=torch.float64)
+        found = _at_input(weight, weight @ inputs)
+        torch.testing.assert_close(weight @ found, weight @ inputs)
+        torch.testing.assert_close(found, torch.linalg.pinv(weight) @ weight @ inputs)
