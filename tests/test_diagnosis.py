@@ -12,8 +12,8 @@ from fasc.calibration.collect import collect
 from fasc.calibration.extras import SKETCH, SequenceSketches
 from fasc.compression.alone import UnitTester
 from fasc.compression.gates import gate_needs, gate_plan
-from fasc.compression.validate import summarise, validate, validate_plans
-from fasc.config import BudgetConfig, MethodConfig
+from fasc.compression.validate import held_out_moments, summarise, validate, validate_plans
+from fasc.config import BudgetConfig, CalibrationConfig, MethodConfig
 from fasc.diagnosis.bootstrap import rho_interval
 from fasc.diagnosis.diagnose import diagnose, diagnosis_needs
 from fasc.diagnosis.exclusions import excluded
@@ -179,7 +179,9 @@ def test_validation_of_a_whole_plan_is_that_of_the_compressed_model(statistics, 
     held_out = torch.randint(3, 128, (4, 16), generator=torch.Generator().manual_seed(5))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     budgets = [budget, BudgetConfig(param_fraction=0.9, rank_multiple=1)]
-    row, milder = validate_plans(model, statistics, held_out, options, budgets)
+    same = held_out_moments(model, statistics, tokens, CalibrationConfig(batch_tokens=160))
+    row, milder = validate_plans(model, statistics, held_out, options, budgets, held_out=same)
+    assert row["half_j_held_out"] == pytest.approx(row["half_j"], rel=0.02), "moments of the same tokens say the same"
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
     assert row["half_j"] > milder["half_j"] > 0
     whole = tiny_model()

@@ -124,6 +124,7 @@ def plan(
     layers: LayersConfig | None = None,
     statistics: Statistics | None = None,
     known: dict[str, Curves] | None = None,
+    forecast: bool = True,
 ) -> RankPlan:
     """A rank and a layout for every unit of the model.
 
@@ -134,6 +135,7 @@ def plan(
         layers: which layers; those of the statistics if there are any.
         statistics: without them only a uniform plan of a fraction can be had, and no forecast.
         known: forecasts of earlier calls on the same statistics, which this one adds to.
+        forecast: as for :func:`~fasc.compression.planning.plan_model`.
 
     Raises:
         UnknownNameError: no such method.
@@ -144,7 +146,7 @@ def plan(
         groups = [group.group for group in statistics.groups.values() if group.group.layers[0].expert is None]
     else:
         groups = find_groups(model, layers or LayersConfig())
-    return plan_model(model, groups, options, budget, statistics, known=known)
+    return plan_model(model, groups, options, budget, statistics, known=known, forecast=forecast)
 
 
 def compress_and_save(  # noqa: PLR0913 - each is a switch of one of its stages
@@ -188,7 +190,7 @@ def compress_and_save(  # noqa: PLR0913 - each is a switch of one of its stages
 def gated_plan(loaded: LoadedModel, statistics: Statistics, recipe: Recipe, known: dict[str, Curves] | None = None) -> RankPlan:
     """The plan of the recipe's first method and budget, with its gate; ``known`` as in :func:`plan`."""
     options = recipe.methods[0]
-    made = plan(loaded.model, options, recipe.budgets[0], statistics=statistics, known=known)
+    made = plan(loaded.model, options, recipe.budgets[0], statistics=statistics, known=known, forecast=False)
     if options.name in PRUNINGS:
         return made
 

@@ -9,6 +9,7 @@ that this bound excludes are dropped, and what is left is solved exactly, group 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,13 +84,22 @@ def allocate_by_loss(groups: Sequence[GroupCandidates], limit: float, *, limited
             f"the budget is {limit:,.6g} and the smallest possible plan needs {least:,.6g}",
             "ask for more, or allow more layouts (--layouts) and no --floor",
         )
-    feasible, lower = _relaxed(choices, limit)
-    best = _value(choices, feasible)
-    if best - lower > _GAP * max(abs(best), 1e-300):
-        price = lower_price(choices, limit)
-        feasible = _close_the_gap(choices, limit, feasible, price)
-        best = _value(choices, feasible)
-    return Allocation(feasible, best, lower)
+    relaxed = _relaxed(choices, limit)
+    picks, best = relaxed.picks, relaxed.objective
+    if best - relaxed.lower_bound > _GAP * max(abs(best), 1e-300):
+        picks = _close_the_gap(choices, limit, relaxed)
+        best = _value(choices, picks)
+    return Allocation(picks, best, relaxed.lower_bound)
+
+
+class _Relaxed(NamedTuple):
+    """The exact minimum at the price at which the limit is just kept."""
+
+    picks: Picks
+    objective: float
+    price: float
+    lower_bound: float
+    """``objective + price · (used − limit)``: of any choice within the limit."""
 
 
 def _menu(unit: Candidates, *, swap: bool) -> _Menu:
@@ -134,23 +144,17 @@ def _bracket(choices: Sequence[_Choice], limit: float) -> tuple[float, float]:
     return low, high
 
 
-def lower_price(choices: Sequence[_Choice], limit: float) -> float:
-    """The smallest price at which the relaxed choice keeps the limit."""
+def _relaxed(choices: Sequence[_Choice], limit: float) -> _Relaxed:
+    """The least price whose choice keeps the limit, by bisection; nothing is paid where the limit does not bind."""
+    picks, objective, used = _cheapest_at(choices, 0.0)
+    if used <= limit:
+        return _Relaxed(picks, objective, 0.0, objective)
     low, high = _bracket(choices, limit)
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         low, high = (low, middle) if _cheapest_at(choices, middle)[2] <= limit else (middle, high)
-    return high
-
-
-def _relaxed(choices: Sequence[_Choice], limit: float) -> tuple[Picks, float]:
-    """The relaxed choice that keeps the limit, and the lower bound of any."""
-    if _cheapest_at(choices, 0.0)[2] <= limit:
-        picks, objective, _ = _cheapest_at(choices, 0.0)
-        return picks, objective
-    price = lower_price(choices, limit)
-    picks, objective, used = _cheapest_at(choices, price)
-    return picks, objective + price * (used - limit)
+    picks, objective, used = _cheapest_at(choices, high)
+    return _Relaxed(picks, objective, high, objective + high * (used - limit))
 
 
 def _value(choices: Sequence[_Choice], picks: Picks) -> float:
@@ -162,15 +166,15 @@ def _value(choices: Sequence[_Choice], picks: Picks) -> float:
     return total
 
 
-def _close_the_gap(choices: Sequence[_Choice], limit: float, feasible: Picks, price: float) -> Picks:
-    """Exact search among the options that could be part of something better than ``feasible``.
+def _close_the_gap(choices: Sequence[_Choice], limit: float, relaxed: _Relaxed) -> Picks:
+    """Exact search among the options that could be part of something better than the relaxed choice.
 
     Totals are measured from the relaxed minimum: of each group, its objective and its reduced cost
     ``objective + price · limited − minimum``. A partial choice whose reduced costs sum to more than the gap cannot be completed
     to anything better than what is known.
     """
-    _, objective, used = _cheapest_at(choices, price)
-    gap = _value(choices, feasible) - (objective + price * (used - limit))
+    feasible, price = relaxed.picks, relaxed.price
+    gap = relaxed.objective - relaxed.lower_bound
     gap += 1e-9 * abs(gap)
     limited, reduced = np.zeros(1), np.zeros(1)
     trail: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []

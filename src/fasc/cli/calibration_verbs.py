@@ -39,19 +39,10 @@ def collect(
     overwrite: opt.Overwrite = False,
 ) -> None:
     """Measure the moments that the methods need and write them to --out (.safetensors)."""
-    calibration = opt.build(
-        CalibrationConfig,
-        corpus=corpus,
-        sequences=sequences,
-        sequence_length=sequence_length,
-        seed=seed,
-        labels=labels,
-        data_dir=data_dir,
-        batch_tokens=batch_tokens,
-        gradient_checkpointing=gradient_checkpointing,
-    )
-    layers = opt.build(LayersConfig, include=include, exclude=exclude)
-    source = opt.build(ModelConfig, model=model, dtype=dtype, device=device)
+    given = locals()
+    calibration = opt.take(CalibrationConfig, given)
+    layers = opt.take(LayersConfig, given)
+    source = opt.take(ModelConfig, given)
     from fasc import pipeline
     from fasc.diagnosis.diagnose import diagnosis_needs
     from fasc.model.experts import expert_layers
@@ -96,19 +87,11 @@ def diagnose(
 
     Every expert of a mixture of experts has rows of its own.
     """
-    calibration = opt.build(
-        CalibrationConfig,
-        corpus=corpus,
-        sequences=sequences,
-        sequence_length=sequence_length,
-        seed=seed,
-        labels=labels,
-        data_dir=data_dir,
-        batch_tokens=batch_tokens,
-    )
-    chosen = [opt.build(MethodConfig, name=name, damping=damping) for name in opt.names(methods) or DEFAULT_METHODS]
+    given = locals()
+    calibration = opt.take(CalibrationConfig, given)
+    chosen = [opt.take(MethodConfig, given, name=name) for name in opt.names(methods) or DEFAULT_METHODS]
     budget = opt.build(BudgetConfig, rank_fraction=rank_fraction)
-    source = opt.build(ModelConfig, model=model, dtype=dtype, device=device)
+    source = opt.take(ModelConfig, given)
     from fasc import pipeline
     from fasc.diagnosis.diagnose import diagnose as diagnose_groups
     from fasc.diagnosis.diagnose import diagnosis_needs

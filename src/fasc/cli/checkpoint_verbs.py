@@ -28,18 +28,9 @@ def evaluate(
     device: opt.Device = None,
 ) -> None:
     """Score a checkpoint, dense or compressed, with 95 % intervals."""
-    config = opt.build(
-        EvaluationConfig,
-        benchmarks=opt.names(benchmarks),
-        corpus=corpus,
-        limit=limit,
-        data_dir=data_dir,
-        context=context,
-        windows=windows,
-        seed=seed,
-        batch_tokens=batch_tokens,
-    )
-    source = opt.build(ModelConfig, model=checkpoint, dtype=dtype, device=device)
+    given = locals()
+    config = opt.take(EvaluationConfig, given, benchmarks=opt.names(benchmarks))
+    source = opt.take(ModelConfig, given, model=checkpoint)
     from fasc import pipeline
     from fasc.evaluation import get_benchmark
     from fasc.evaluation.evaluate import evaluate as measure
@@ -74,8 +65,9 @@ def bench(
     device: opt.Device = None,
 ) -> None:
     """Time a compressed model and the dense one on this machine, in turn, and say what was gained and why not more."""
-    config = opt.build(SpeedConfig, prefill=prefill, prompt=prompt, decode=decode, batches=opt.names(batches), repeats=repeats)
-    source = opt.build(ModelConfig, model=checkpoint, dtype=dtype, device=device)
+    given = locals()
+    config = opt.take(SpeedConfig, given, batches=opt.names(batches))
+    source = opt.take(ModelConfig, given, model=checkpoint)
     from fasc import pipeline
     from fasc.evaluation._speed import compare_speed
     from fasc.provenance import provenance

@@ -1,6 +1,7 @@
 """The options that several verbs share, with help and defaults taken from the recipe's own fields."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -49,6 +50,17 @@ def build(part: type[Part], **values: Any) -> Part:
             for field in part.model_fields:
                 reason = re.sub(rf"\b{field}\b", "--" + field.replace("_", "-"), reason)
         raise UsageError(reason, explain(problem, "").hint) from problem
+
+
+def take(part: type[Part], given: Mapping[str, Any], **others: Any) -> Part:
+    """:func:`build` from a verb's own arguments, by name.
+
+    Args:
+        part: of the recipe.
+        given: the verb's ``locals()``; arguments that are no fields of the part are passed over.
+        others: fields that the verb calls by another name, or has changed.
+    """
+    return build(part, **{key: given[key] for key in part.model_fields if key in given and key not in others}, **others)
 
 
 def names(text: str | None) -> tuple[str, ...] | None:

@@ -52,21 +52,13 @@ def subspace_overlap(
     device: opt.Device = None,
 ) -> None:
     """Compare the subspaces a method chooses on several corpora and seeds, by principal angles, beside what chance gives."""
+    given = locals()
     options = opt.build(MethodConfig, name=method, damping=damping)
     fractions = [opt.build(BudgetConfig, rank_fraction=text).rank_fraction or 0.5 for text in opt.names(rank_fractions) or ()]
-    source = opt.build(ModelConfig, model=model, dtype=dtype, device=device)
-    layers = opt.build(LayersConfig, include=include, exclude=exclude)
+    source = opt.take(ModelConfig, given)
+    layers = opt.take(LayersConfig, given)
     calibrations = {
-        f"{corpus} #{seed}": opt.build(
-            CalibrationConfig,
-            corpus=corpus,
-            seed=seed,
-            sequences=sequences,
-            sequence_length=sequence_length,
-            labels=labels,
-            data_dir=data_dir,
-            batch_tokens=batch_tokens,
-        )
+        f"{corpus} #{seed}": opt.take(CalibrationConfig, given, corpus=corpus, seed=seed)
         for corpus in opt.names(corpora) or ()
         for seed in opt.names(seeds) or ()
     }

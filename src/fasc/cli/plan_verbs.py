@@ -38,31 +38,13 @@ def plan(
     Without statistics the plan is uniform. Budgets: one of --rank-fraction, --param-fraction, --model-fraction, --max-bytes,
     --max-perplexity-increase, --max-kl.
     """
-    budget = opt.build(
-        BudgetConfig,
-        rank_fraction=rank_fraction,
-        param_fraction=param_fraction,
-        model_fraction=model_fraction,
-        max_bytes=max_bytes,
-        max_perplexity_increase=max_perplexity_increase,
-        max_kl=max_kl,
-        rank_multiple=rank_multiple,
-        floor=floor,
-        min_saving=min_saving,
-    )
+    given = locals()
+    budget = opt.take(BudgetConfig, given)
     if statistics is None and allocation is None and budget.kind not in ("max_kl", "max_perplexity_increase"):
         allocation = "uniform"
-    options = opt.build(
-        MethodConfig,
-        name=method,
-        damping=damping,
-        allocation=allocation,
-        layouts=opt.names(layouts),
-        gate=gate,
-        gate_threshold=gate_threshold,
-    )
-    source = opt.build(ModelConfig, model=model, dtype=dtype, device="cpu")
-    layers = opt.build(LayersConfig, include=include, exclude=exclude)
+    options = opt.take(MethodConfig, given, name=method, allocation=allocation, layouts=opt.names(layouts))
+    source = opt.take(ModelConfig, given, device="cpu")
+    layers = opt.take(LayersConfig, given)
     from fasc import pipeline
     from fasc.pruning import find_method
     from fasc.reporting.plan_table import print_plan
@@ -124,49 +106,13 @@ def compress(
     Budgets: one of --rank-fraction, --param-fraction, --model-fraction, --max-bytes, --max-perplexity-increase, --max-kl. What an
     interrupted run has measured is kept beside --out, and the same command goes on from there.
     """
+    given = locals()
     recipe = Recipe(
-        source=opt.build(ModelConfig, model=model, dtype=dtype, device=device),
-        calibration=opt.build(
-            CalibrationConfig,
-            corpus=corpus,
-            sequences=sequences,
-            sequence_length=sequence_length,
-            seed=seed,
-            labels=labels,
-            data_dir=data_dir,
-            batch_tokens=batch_tokens,
-            gradient_checkpointing=gradient_checkpointing,
-        ),
-        layers=opt.build(LayersConfig, include=include, exclude=exclude),
-        methods=(
-            opt.build(
-                MethodConfig,
-                name=method,
-                damping=damping,
-                reading=reading,
-                allocation=allocation,
-                layouts=opt.names(layouts),
-                propagate=propagate,
-                sketch=sketch,
-                sketch_tolerance=sketch_tolerance,
-                gate=gate,
-                gate_threshold=gate_threshold,
-            ),
-        ),
-        budgets=(
-            opt.build(
-                BudgetConfig,
-                rank_fraction=rank_fraction,
-                param_fraction=param_fraction,
-                model_fraction=model_fraction,
-                max_bytes=max_bytes,
-                max_perplexity_increase=max_perplexity_increase,
-                max_kl=max_kl,
-                rank_multiple=rank_multiple,
-                floor=floor,
-                min_saving=min_saving,
-            ),
-        ),
+        source=opt.take(ModelConfig, given),
+        calibration=opt.take(CalibrationConfig, given),
+        layers=opt.take(LayersConfig, given),
+        methods=(opt.take(MethodConfig, given, name=method, layouts=opt.names(layouts)),),
+        budgets=(opt.take(BudgetConfig, given),),
     )
     from fasc import pipeline
     from fasc.budget.plan import read_plan

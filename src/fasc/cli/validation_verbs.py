@@ -42,23 +42,15 @@ def validate(
 
     Then the whole model at several sizes: forecast against measured.
     """
-    calibration = opt.build(
-        CalibrationConfig,
-        corpus=corpus,
-        sequences=sequences,
-        sequence_length=sequence_length,
-        seed=seed,
-        labels=labels,
-        data_dir=data_dir,
-        batch_tokens=batch_tokens,
-    )
-    chosen = [opt.build(MethodConfig, name=name, damping=damping) for name in opt.names(methods) or DEFAULT_METHODS]
+    given = locals()
+    calibration = opt.take(CalibrationConfig, given)
+    chosen = [opt.take(MethodConfig, given, name=name) for name in opt.names(methods) or DEFAULT_METHODS]
     ranks = [opt.build(BudgetConfig, rank_fraction=text).rank_fraction or 0.5 for text in _fractions(rank_fractions)]
     budgets = [opt.build(BudgetConfig, param_fraction=text) for text in _fractions(param_fractions)]
-    source = opt.build(ModelConfig, model=model, dtype=dtype, device=device)
-    layers = opt.build(LayersConfig, include=include, exclude=exclude)
+    source = opt.take(ModelConfig, given)
+    layers = opt.take(LayersConfig, given)
     from fasc import pipeline
-    from fasc.compression.validate import summarise, validate_plans
+    from fasc.compression.validate import held_out_moments, summarise, validate_plans
     from fasc.compression.validate import validate as measure
     from fasc.diagnosis.diagnose import diagnosis_needs
     from fasc.provenance import provenance
@@ -74,11 +66,12 @@ def validate(
     else:
         found = stored_statistics(statistics, loaded)
     tokens = pipeline.held_out(loaded, calibration, held_out)
-    rows = measure(loaded.model, found, tokens, chosen, ranks) if ranks else []
+    unseen = held_out_moments(loaded.model, found, tokens, calibration)
+    rows = measure(loaded.model, found, tokens, chosen, ranks, held_out=unseen) if ranks else []
     summary = summarise(rows)
     if rows:
         print_validation(summary)
-    plans = validate_plans(loaded.model, found, tokens, chosen[0], budgets)
+    plans = validate_plans(loaded.model, found, tokens, chosen[0], budgets, held_out=unseen)
     if plans:
         print_plans(plans)
     if json is not None:

@@ -12,7 +12,7 @@ from fasc.compression.install import finish, install
 from fasc.compression.propagate import compress_in_order
 from fasc.config import MethodConfig
 from fasc.diagnosis.dependence import group_dependence
-from fasc.diagnosis.forecast import half_energies
+from fasc.diagnosis.forecast import half_energies, loss_curve
 from fasc.methods import Sketch, decompose_unit, get_method, stacked_weight
 from fasc.progress import progress
 from fasc.pruning import PRUNINGS
@@ -37,7 +37,7 @@ def compress(
         work: folder for finished blocks, with ``propagate``: an interrupted compression goes on there.
 
     Returns:
-        The plan with ``predicted_loss`` (½J, nats per token) filled in where the method's energies are a loss.
+        The plan with ``predicted_loss`` (½J, nats per token) filled in where the statistics hold the unit's gradients.
 
     Raises:
         StatisticsError: a moment or a group is missing.
@@ -75,8 +75,8 @@ def _compress_unit(
     if chosen.sketch and method.sketch is not None:
         return _compress_sketched(model, statistics, unit, (chosen, method.sketch), losses)
     decomposition = decompose_unit(model, statistics, unit, chosen)
-    if method.is_loss:
-        losses[unit.unit] = float(half_energies(decomposition)[unit.rank])
+    if unit.unit in statistics.groups[unit.group].gradients:
+        losses[unit.unit] = float(loss_curve(model, statistics, unit, chosen.name, decomposition)[unit.rank])
     inputs = statistics.groups[unit.group].input
     factors = decomposition.truncate(unit.rank, inputs.mean.to(decomposition.down))
     return install(model, unit, factors, inputs)

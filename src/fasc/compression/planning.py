@@ -76,6 +76,7 @@ def plan_model(
     statistics: Statistics | None = None,
     *,
     known: dict[str, Curves] | None = None,
+    forecast: bool = True,
 ) -> RankPlan:
     """A rank and a layout for every unit of the model.
 
@@ -86,6 +87,8 @@ def plan_model(
         budget: how much is kept, or how much may be lost.
         statistics: without them only a uniform plan can be had, and no forecast.
         known: forecasts of earlier calls on the same statistics, which this one adds to.
+        forecast: fill in the predicted losses even where the ranks do not depend on them and they take whole decompositions;
+            ``compress`` fills them in from the decompositions it makes anyway.
 
     Raises:
         UnknownNameError: no such method.
@@ -104,7 +107,9 @@ def plan_model(
         )
     known = {} if known is None else known
     key = f"{options.name} {options.reading} {options.damping} {scopes}"
-    if statistics is not None and not known.get(key):
+    decides = allocation == "fisher" or budget.kind in ("max_kl", "max_perplexity_increase")
+    cheap = get_method(options.name).energies is not None
+    if statistics is not None and not known.get(key) and (forecast or decides or cheap):
         known[key] = _curves(model, groups, options, scopes, statistics, needed=allocation == "fisher")
     curves = known.get(key, {})
     size = ModelSize(model.num_parameters(), model.dtype.itemsize, header_bytes(model, groups))

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from itertools import product
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,12 +13,13 @@ from transformers import PreTrainedModel
 
 from fasc.budget.candidates import unit_of
 from fasc.budget.plan import UnitPlan
-from fasc.calibration.statistics import GroupStatistics, Statistics
+from fasc.calibration.collect import collect
+from fasc.calibration.statistics import GroupStatistics, Need, Scope, Statistics
 from fasc.compression.alone import UnitTester
 from fasc.compression.planning import Curves, plan_model
-from fasc.config import BudgetConfig, MethodConfig
+from fasc.config import BudgetConfig, CalibrationConfig, MethodConfig
 from fasc.diagnosis.dependence import group_dependence
-from fasc.diagnosis.forecast import loss_curve
+from fasc.diagnosis.forecast import loss_curve, loss_on
 from fasc.linalg.decomposition import Decomposition
 from fasc.methods import decompose_unit, get_method
 from fasc.progress import Advance, progress
@@ -31,6 +33,8 @@ def validate(
     tokens: Tensor,
     methods: Sequence[MethodConfig],
     rank_fractions: Sequence[float],
+    *,
+    held_out: Statistics | None = None,
 ) -> list[Row]:
     """Compress every group alone, with each method and at each rank fraction, and measure the KL divergence on held-out text.
 
@@ -40,10 +44,11 @@ def validate(
         tokens: held-out text, [sequences, length].
         methods: to compare.
         rank_fractions: of ``d_in`` for a shared projector, of ``min(d_in, d_out)`` for a layer.
+        held_out: moments of the held-out text, see :func:`held_out_moments`.
 
     Returns:
-        A row per group, method and fraction: ``half_j``, ``kl``, ``kl_error`` (standard error) in nats per token, ``rho``,
-        ``rho_debiased``.
+        A row per group, method and fraction: ``half_j``, ``half_j_held_out`` (if there are such moments), ``kl``, ``kl_error``
+        (standard error) in nats per token, ``rho``, ``rho_debiased``.
     """
     tester = UnitTester(model, statistics, tokens)
     total = len(statistics.groups) * len(methods)
@@ -55,7 +60,8 @@ def validate(
             for options in methods:
                 parts = _parts(model, statistics, group, options)
                 for fraction in rank_fractions:
-                    rows.append(_measure(model, statistics, (parts, fraction, options.name), tester) | scores)
+                    case = _Case(parts, fraction, options.name)
+                    rows.append(_measure(model, (statistics, held_out), case, tester) | scores)
                 advance()
     return rows
 
@@ -66,6 +72,8 @@ def validate_plans(
     tokens: Tensor,
     options: MethodConfig,
     budgets: Sequence[BudgetConfig],
+    *,
+    held_out: Statistics | None = None,
 ) -> list[Row]:
     """Compress the whole model at each budget and measure what the plan forecast, on held-out text.
 
@@ -75,10 +83,11 @@ def validate_plans(
         tokens: held-out text, [sequences, length].
         options: a method.
         budgets: to plan for.
+        held_out: moments of the held-out text, see :func:`held_out_moments`.
 
     Returns:
-        A row per budget: ``budget``, ``param_fraction``, ``half_j`` (Σ½J), ``kl``, ``kl_error``, ``ratio`` (kl ÷ Σ½J),
-        ``nll_increase``, all in nats per token.
+        A row per budget: ``budget``, ``param_fraction``, ``half_j`` (Σ½J), ``half_j_held_out``, ``kl``, ``kl_error``, ``ratio``
+        (kl ÷ Σ½J), ``nll_increase``, all in nats per token.
     """
     tester = UnitTester(model, statistics, tokens)
     groups = [group.group for group in statistics.groups.values()]
@@ -90,10 +99,14 @@ def validate_plans(
         if not units:
             continue
         with progress(f"measuring {options.name} at {budget.label}", len(units), "units") as advance:
+            unseen: list[float] = []
 
-            def decompose(unit: UnitPlan, advance: Advance = advance) -> Decomposition:
+            def decompose(unit: UnitPlan, advance: Advance = advance, unseen: list[float] = unseen) -> Decomposition:
+                full = decompose_unit(model, statistics, unit, options)
+                if held_out is not None:
+                    unseen.append(float(loss_on(model, held_out, unit, full)[unit.rank]))
                 advance()
-                return decompose_unit(model, statistics, unit, options)
+                return full
 
             measured = tester.measure_plan(units, decompose)
         half_j = plan.predicted_loss
@@ -103,6 +116,7 @@ def validate_plans(
                 "method": options.name,
                 "param_fraction": plan.totals["param_fraction"],
                 "half_j": half_j,
+                "half_j_held_out": sum(unseen) if held_out is not None else None,
                 "kl": measured.nats,
                 "kl_error": measured.error,
                 "ratio": measured.nats / half_j if half_j else None,
@@ -119,31 +133,49 @@ def _parts(
     return [(unit, decompose_unit(model, statistics, unit, options)) for unit in plans]
 
 
-def _measure(
-    model: PreTrainedModel,
-    statistics: Statistics,
-    case: tuple[Sequence[tuple[UnitPlan, Decomposition]], float, str],
-    tester: UnitTester,
-) -> Row:
-    parts, fraction, name = case
+class _Case(NamedTuple):
+    parts: Sequence[tuple[UnitPlan, Decomposition]]
+    fraction: float
+    method: str
+
+
+def _measure(model: PreTrainedModel, moments: tuple[Statistics, Statistics | None], case: _Case, tester: UnitTester) -> Row:
+    statistics, held_out = moments
     units: list[tuple[UnitPlan, Decomposition]] = []
-    half_j = 0.0
-    for unit, full in parts:
-        rank = max(1, int(fraction * unit.full_rank + 1e-9))
+    half_j, unseen = 0.0, 0.0
+    for unit, full in case.parts:
+        rank = max(1, int(case.fraction * unit.full_rank + 1e-9))
         units.append((replace(unit, rank=rank, layout="factors" if len(unit.layers) == 1 else "shared"), full))
-        half_j += float(loss_curve(model, statistics, unit, name, full)[min(rank, full.full_rank)])
+        kept = min(rank, full.full_rank)
+        half_j += float(loss_curve(model, statistics, unit, case.method, full)[kept])
+        unseen += 0.0 if held_out is None else float(loss_on(model, held_out, unit, full)[kept])
     measured = tester.measure(units)
-    group = statistics.groups[parts[0][0].group].group
+    group = statistics.groups[case.parts[0][0].group].group
     return {
         "group": group.name,
         "block": group.block,
         "kind": group.kind,
-        "method": name,
-        "rank_fraction": fraction,
+        "method": case.method,
+        "rank_fraction": case.fraction,
         "half_j": half_j,
+        "half_j_held_out": None if held_out is None else unseen,
         "kl": measured.nats,
         "kl_error": measured.error,
     }
+
+
+def held_out_moments(
+    model: PreTrainedModel, statistics: Statistics, tokens: Tensor, calibration: CalibrationConfig
+) -> Statistics:
+    """Input and gradient moments of held-out text, for every unit of which ``statistics`` holds gradients.
+
+    A subspace looks better on the tokens that chose it than on others; moments of others say how much.
+    """
+    scopes: set[Scope] = {
+        "group" if unit == name else "layer" for name, group in statistics.groups.items() for unit in group.gradients
+    }
+    needs = frozenset({Need("input", "group"), *(Need("gradient", scope) for scope in scopes)})
+    return collect(model, tokens, needs, calibration=calibration)
 
 
 def summarise(rows: Sequence[Mapping[str, Any]], *, better: str = "fasc", worse: str = "svd") -> list[Row]:
@@ -159,12 +191,15 @@ def summarise(rows: Sequence[Mapping[str, Any]], *, better: str = "fasc", worse:
         ``spearman``, ``spearman_p``, ``median_ratio`` (measured ÷ forecast, for ½J), ``n``.
     """
     fractions = sorted({row["rank_fraction"] for row in rows})
+    forecasts = {"½J → KL": "half_j"}
+    if any(row.get("half_j_held_out") is not None for row in rows):
+        forecasts["½J on held-out moments → KL"] = "half_j_held_out"
     found: list[Row] = []
     for method in dict.fromkeys(row["method"] for row in rows):
-        for fraction in [None, *fractions]:
+        for (name, key), fraction in product(forecasts.items(), [None, *fractions]):
             chosen = [r for r in rows if r["method"] == method and fraction in (None, r["rank_fraction"]) and r["kl"] > 0]
-            pairs = [(r["half_j"], r["kl"]) for r in chosen if r["half_j"] > 0]
-            found.append(_row("½J → KL", method, fraction, pairs, logs=True))
+            pairs = [(r[key], r["kl"]) for r in chosen if r[key] > 0]
+            found.append(_row(name, method, fraction, pairs, logs=True))
     for fraction in [None, *fractions]:
         found += _gains(rows, fraction, better, worse)
     return found

@@ -126,8 +126,8 @@ def _row(group: GroupStatistics) -> dict[str, Any]:
     row: dict[str, Any] = {
         "group": group.group.name,
         "block": group.group.block,
-        "expert": group.group.layers[0].expert,
         "kind": group.group.kind,
+        "expert": group.group.layers[0].expert,
         "layers": [layer.name for layer in group.group.layers],
         "d_in": group.group.d_in,
         "d_out": group.group.d_out,

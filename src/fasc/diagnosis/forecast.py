@@ -16,7 +16,6 @@ from fasc.linalg.decomposition import Decomposition
 from fasc.methods import Unit, decompose_unit, get_method, stacked_weight, unit_energies
 from fasc.progress import progress
 
-
 _SINGULAR = 1e-9
 """Relative size of a diagonal entry of R below which a weight is taken for rank-deficient."""
 
@@ -62,8 +61,16 @@ def loss_curve(
     """½J at each rank of a unit that any method has decomposed."""
     if get_method(method).is_loss:
         return half_energies(decomposition)
-    found = statistics.groups[unit.group].unit(unit.unit)
-    return fisher_loss_curve(decomposition, stacked_weight(model, statistics, unit), found)
+    return loss_on(model, statistics, unit, decomposition)
+
+
+def loss_on(model: PreTrainedModel, moments: Statistics, unit: Unit, decomposition: Decomposition) -> Float[Tensor, " r1"]:
+    """½J at each rank of a decomposition by moments that did not choose it, such as those of held-out text.
+
+    Raises:
+        StatisticsError: those moments lack the unit.
+    """
+    return fisher_loss_curve(decomposition, stacked_weight(model, moments, unit), moments.groups[unit.group].unit(unit.unit))
 
 
 def predicted_losses(
@@ -116,4 +123,5 @@ def _at_input(weight: Float[Tensor, "o i"], up: Float[Tensor, "o r"]) -> Float[T
     if r.shape[0] == r.shape[1] and float(size.min()) > _SINGULAR * float(size.max()):
         found: Tensor = torch.linalg.solve_triangular(r, q.mT @ up, upper=True)
         return found
-    return torch.linalg.pinv(weight) @ up
+    shortest: Tensor = torch.linalg.pinv(weight) @ up
+    return shortest

@@ -34,21 +34,24 @@ def print_validation(summary: Rows) -> None:
 def print_plans(rows: Rows) -> None:
     """A row per budget: what the plan of the whole model forecast, and what was measured."""
     table = Table(title="the forecast of the whole model, on held-out text", title_justify="left")
-    for title in (
+    titles = (
         "method",
         "budget",
         "parameters",
         "Σ ½J",
+        "on held-out",
         "measured KL",
-        "measured ÷ forecast",
+        "÷ Σ ½J",
         "perplexity × forecast",
         "measured",
-    ):
+    )
+    for title in titles:
         table.add_column(title, justify="left" if title in ("method", "budget") else "right", overflow="fold")
     for row in rows:
         kl = f"{row['kl']:.4f} ± {1.96 * row['kl_error']:.4f}"
         known = row["half_j"] is not None
-        forecast = [f"{row['half_j']:.4f}" if known else "–", kl, f"{row['ratio']:.2f}" if row["ratio"] else "–"]
+        unseen = "–" if row["half_j_held_out"] is None else f"{row['half_j_held_out']:.4f}"
+        forecast = [f"{row['half_j']:.4f}" if known else "–", unseen, kl, f"{row['ratio']:.2f}" if row["ratio"] else "–"]
         ratios = [f"{exp(row['half_j']):.3f}" if known else "–", f"{exp(row['nll_increase']):.3f}"]
         table.add_row(row["method"], row["budget"], f"{row['param_fraction']:.1%}", *forecast, *ratios)
     print_results(table)
