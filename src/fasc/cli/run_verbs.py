@@ -42,12 +42,11 @@ def _run(recipe: Recipe, out: Path, *, overwrite: bool) -> None:
 
 
 def _show(path: Path) -> None:
-    from rich.console import Console
-
+    from fasc.reporting.console import print_results
     from fasc.reporting.entries import read_entries
     from fasc.reporting.table import terminal_table
 
-    Console().print(terminal_table(read_entries(path.parent)))
+    print_results(terminal_table(read_entries(path.parent)))
     typer.echo(f"report: {path}")
     typer.echo(f"figure: {path.parent / 'figures' / 'summary.png'}")
 

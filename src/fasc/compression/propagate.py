@@ -7,7 +7,7 @@ and ``Σ_x'x'`` for ``Σ_xx``. Every method is propagated by the same substituti
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from fasc.budget.plan import RankPlan, UnitPlan
 from fasc.calibration.statistics import GradientMoment, GroupStatistics, Statistics, UnitStatistics, as_float64
+from fasc.compression.alone import options_of
 from fasc.compression.install import finish, install
 from fasc.config import MethodConfig
 from fasc.diagnosis.forecast import half_energies
@@ -30,7 +31,7 @@ from fasc.linalg.decomposition import Decomposition
 from fasc.linalg.moments import Covariance, CrossSum, SymmetricSum, VectorSum
 from fasc.linalg.psd import cholesky, damped
 from fasc.methods import get_method, stacked_weight
-from fasc.model.blocks import BlockInputs, block_inputs, block_names, run_block
+from fasc.model.blocks import BlockInputs, block_inputs, block_names, input_of, run_block
 from fasc.model.groups import evaluating
 from fasc.model.quantizer import build_structure
 from fasc.progress import progress
@@ -115,31 +116,9 @@ class _Block:
         inner = layer.removeprefix(f"{self.name}.")
         compressed = self.model.get_submodule(self.name)
         for plain, changed in zip(self.states.dense, self.states.compressed, strict=True):
-            x = _input_of(self.dense, inner, lambda: run_block(self.dense, plain, self.states.inputs.rest(self.name, plain)))  # noqa: B023
-            y = _input_of(compressed, inner, lambda: run_block(compressed, changed, self.states.inputs.rest(self.name, changed)))  # noqa: B023
+            x = input_of(self.dense, inner, lambda: run_block(self.dense, plain, self.states.inputs.rest(self.name, plain)))  # noqa: B023
+            y = input_of(compressed, inner, lambda: run_block(compressed, changed, self.states.inputs.rest(self.name, changed)))  # noqa: B023
             yield x.flatten(0, -2).float(), y.flatten(0, -2).float()
-
-
-class _Stop(Exception):  # noqa: N818 - no error: what was asked for has been seen
-    pass
-
-
-def _input_of(block: nn.Module, layer: str, run: Callable[[], Tensor]) -> Tensor:
-    """What a layer is given when the block runs; the block is left as soon as it is known."""
-    seen: list[Tensor] = []
-
-    def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        seen.append(args[0])
-        raise _Stop
-
-    handle = block.get_submodule(layer).register_forward_pre_hook(hook)
-    try:
-        run()
-    except _Stop:
-        pass
-    finally:
-        handle.remove()
-    return seen[0]
 
 
 def _compress_block(block: _Block, statistics: Statistics, units: Sequence[UnitPlan], options: MethodConfig) -> dict[str, Any]:
@@ -152,7 +131,7 @@ def _compress_block(block: _Block, statistics: Statistics, units: Sequence[UnitP
         change = _measure(block, found, options.damping)
         pairs = [(unit, _decompose(block.model, statistics, unit, options, change)) for unit in members]
         for unit, (decomposition, target) in pairs:
-            if get_method(unit.method or options.name).is_loss:
+            if get_method(options_of(unit, options).name).is_loss:
                 losses[unit.unit] = float(half_energies(decomposition)[unit.rank])
             factors = decomposition.truncate(unit.rank, change.inputs.mean.to(decomposition.down), target)
             structure.append(install(block.model, unit, factors, change.inputs))
@@ -221,8 +200,8 @@ def _decompose(
     one = statistics.groups[unit.group].unit(unit.unit)
     predictor = change.predictor.to(weight.device)
     fitted, changed = propagated(weight, one, predictor, change.inputs)
-    method = get_method(unit.method or options.name)
-    return method.decompose(fitted, changed, options), weight @ change.dense_mean.to(weight)
+    chosen = options_of(unit, options)
+    return get_method(chosen.name).decompose(fitted, changed, chosen), weight @ change.dense_mean.to(weight)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Run a model block by block, whatever its architecture: what each block is called with is seen, not assumed."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -121,3 +121,20 @@ def run_block(block: nn.Module, hidden: Tensor, given: Arguments) -> Tensor:
         result = block(hidden, *given["args"], **given["kwargs"])
     after: Tensor = result[0] if isinstance(result, tuple) else result
     return after
+
+
+def input_of(block: nn.Module, layer: str, run: Callable[[], Tensor]) -> Tensor:
+    """What a layer is given when the block runs; the block is left as soon as it is known."""
+    seen: list[Tensor] = []
+
+    def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen.append(args[0])
+        raise _Stop
+
+    handle = block.get_submodule(layer).register_forward_pre_hook(hook)
+    try:
+        with suppress(_Stop):
+            run()
+    finally:
+        handle.remove()
+    return seen[0]

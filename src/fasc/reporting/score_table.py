@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
 
 from fasc.evaluation.score import Score
+from fasc.reporting.console import print_results
 from fasc.reporting.table import format_score
 
 
@@ -16,4 +16,4 @@ def print_scores(scores: Sequence[Score]) -> None:
         table.add_column(title, justify="left" if title in ("benchmark", "metric") else "right", overflow="fold")
     for score in scores:
         table.add_row(score.benchmark, score.metric, format_score(score.to_dict()), f"{score.n:,}")
-    Console().print(table)
+    print_results(table)

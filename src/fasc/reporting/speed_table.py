@@ -1,9 +1,9 @@
 """Two models' speed and size on the terminal."""
 
-from rich.console import Console
 from rich.table import Table
 
 from fasc.evaluation._speed import SpeedReport
+from fasc.reporting.console import print_results
 
 
 def print_speed(report: SpeedReport) -> None:
@@ -14,8 +14,5 @@ def print_speed(report: SpeedReport) -> None:
     for one in report.comparisons:
         spread = f" [{one.low:.2f}, {one.high:.2f}]" if one.high > one.low else ""
         table.add_row(one.what, f"{one.dense:,.1f} {one.unit}", f"{one.compressed:,.1f} {one.unit}", f"{one.ratio:.2f} ×{spread}")
-    console = Console()
-    console.print(table)
-    console.print(f"the blocks hold {report.ideal:.2f} × fewer parameters: no speed-up of theirs can be larger")
-    for remark in report.remarks:
-        console.print(remark)
+    ideal = f"the blocks hold {report.ideal:.2f} × fewer parameters: no speed-up of theirs can be larger"
+    print_results(table, ideal, *report.remarks)
