@@ -236,3 +236,13 @@ def test_a_gated_plan_compresses_each_unit_with_its_own_method(tokens):
     compress(plain, statistics, pipeline.plan(plain, "svd", budget, statistics=statistics), MethodConfig(name="svd"))
     for name, value in plain.state_dict().items():
         assert torch.equal(value, model.state_dict()[name]), name
+
+
+def test_the_diagnosis_forecasts_what_the_plan_does(statistics):
+    model = tiny_model()
+    table = diagnose(model, statistics, BOTH, rank_fraction=0.5)
+    for options in BOTH:
+        plan = pipeline.plan(model, options, BudgetConfig(rank_fraction=0.5, rank_multiple=1), statistics=statistics)
+        losses = {unit.unit: unit.predicted_loss for unit in plan.units}
+        for row in table.rows:
+            assert row["predicted_loss"][options.name] == pytest.approx(losses[row["group"]], rel=1e-6), row["group"]

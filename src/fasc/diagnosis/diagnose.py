@@ -100,7 +100,7 @@ def diagnose(
         model: the dense model that the statistics were measured on.
         statistics: with the moments that the methods need; what else is there (cross moments, sketches, gradients) adds columns.
         methods: whose energies to look at.
-        rank_fraction: ½J and the angles are given at this fraction of each decomposition's directions.
+        rank_fraction: ½J is given at the rank that a uniform plan of it has, the angles at this fraction of the directions.
         policy: which groups are marked as excluded; see :func:`~fasc.diagnosis.exclusions.excluded`.
 
     Raises:
@@ -196,9 +196,17 @@ def _energies(
         "curve": _curve([full for _, full in parts]),
     }
     if all(unit.unit in statistics.groups[unit.group].gradients for unit, _ in parts):
-        curves = [(loss_curve(model, statistics, unit, name, full), full.full_rank) for unit, full in parts]
-        result["predicted_loss"] = sum(float(curve[round(rank_fraction * full)]) for curve, full in curves)
+        curves = [loss_curve(model, statistics, unit, name, full) for unit, full in parts]
+        ranks = [int(rank_fraction * _full_rank(statistics.groups[unit.group].group, unit) + 1e-9) for unit, _ in parts]
+        result["predicted_loss"] = sum(float(curve[min(rank, len(curve) - 1)]) for curve, rank in zip(curves, ranks, strict=True))
     return result
+
+
+def _full_rank(group: InputGroup, unit: Unit) -> int:
+    """The whole of a rank fraction, as for a plan: ``d_in`` of a shared projector, ``min(d_in, d_out)`` of a layer."""
+    if len(unit.layers) > 1:
+        return group.d_in
+    return min(group.d_in, next(layer.d_out for layer in group.layers if layer.name == unit.layers[0]))
 
 
 def _curve(parts: Sequence[Decomposition]) -> list[float]:
