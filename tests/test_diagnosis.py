@@ -246,3 +246,24 @@ def test_the_diagnosis_forecasts_what_the_plan_does(statistics):
         losses = {unit.unit: unit.predicted_loss for unit in plan.units}
         for row in table.rows:
             assert row["predicted_loss"][options.name] == pytest.approx(losses[row["group"]], rel=1e-6), row["group"]
+
+
+def test_noise_falls_with_the_tokens_and_dependence_stays(tokens):
+    from fasc.calibration.extras import SequenceSketches
+    from fasc.diagnosis.bootstrap import rho_by_tokens
+    from fasc.model.groups import InputGroup
+    from fasc.model.layers import Layer
+
+    generator = torch.Generator().manual_seed(0)
+    found = {}
+    for coupled in (False, True):
+        sketches = SequenceSketches(InputGroup((Layer("a.0.b", 24, 24, bias=False),)), torch.device("cpu"))
+        for _ in range(64):
+            x = torch.randn(20, 24, generator=generator)
+            g = torch.randn(20, 24, generator=generator) + (x if coupled else 0)
+            sketches.add(x, {"a": (g, g)}, [20])
+        found[coupled] = rho_by_tokens(sketches.publish(1280), 0.5)
+        assert list(found[coupled]) == [160, 320, 640, 1280]
+        assert found[coupled][1280] == pytest.approx(0.5)
+    assert found[False][160] == pytest.approx(0.5 * 8**0.5, rel=0.2), "1/√n"
+    assert found[True][160] == pytest.approx(0.5, rel=0.25)

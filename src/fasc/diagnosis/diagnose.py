@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from fasc.calibration.statistics import GroupStatistics, Need, Statistics
 from fasc.config import MethodConfig
-from fasc.diagnosis.bootstrap import rho_interval
+from fasc.diagnosis.bootstrap import rho_by_tokens, rho_interval
 from fasc.diagnosis.dependence import group_dependence
 from fasc.diagnosis.exclusions import Policy, excluded
 from fasc.diagnosis.forecast import loss_curve
@@ -143,14 +143,16 @@ def _row(group: GroupStatistics) -> dict[str, Any]:
 def _dependence(model: PreTrainedModel, group: GroupStatistics) -> dict[str, Any]:
     found = group_dependence(model, group)
     if found is None:
-        return dict.fromkeys(("rho", "rho_floor", "rho_debiased", "rho_low", "rho_high", "gradient_norm"))
-    low, high = rho_interval(group.extras, found.rho) if "sequences/xg" in group.extras else (None, None)
+        return dict.fromkeys(("rho", "rho_floor", "rho_debiased", "rho_low", "rho_high", "rho_by_tokens", "gradient_norm"))
+    resampled = "sequences/xg" in group.extras
+    low, high = rho_interval(group.extras, found.rho) if resampled else (None, None)
     return {
         "rho": found.rho,
         "rho_floor": found.floor,
         "rho_debiased": found.debiased,
         "rho_low": low,
         "rho_high": high,
+        "rho_by_tokens": rho_by_tokens(group.extras, found.rho) if resampled else None,
         "gradient_norm": found.gradient_norm,
     }
 

@@ -52,6 +52,10 @@ def _summary(diagnosis: Diagnosis, methods: list[str]) -> Iterator[str]:
         above = sum(row["rho"] > 0.3 for row in scored)
         yield f"{len(scored)} groups, {len(rows) - len(scored)} excluded: median ρ {rho:.3f}, of noise alone {floor:.3f}"
         yield f"{above} of them have ρ > 0.3; {sum(row['rho_debiased'] > 0.3 for row in scored)} after debiasing"
+    parts = [row["rho_by_tokens"] for row in scored if row["rho_by_tokens"]]
+    if parts and len({tuple(part) for part in parts}) == 1:
+        by_tokens = [f"{median(part[n] for part in parts):.3f} on {int(n):,}" for n in parts[0]]
+        yield f"median ρ by the tokens it is measured on: {', '.join(by_tokens)}; noise alone would halve with four times as many"
     for name in methods:
         losses = [row["predicted_loss"].get(name) for row in rows]
         if all(loss is not None for loss in losses):
