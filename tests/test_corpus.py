@@ -126,3 +126,23 @@ def test_a_data_folder_that_lacks_the_corpus_is_named(tokenizer, tmp_path):
         load(tokenizer, "wikitext2", data_dir=tmp_path)
     with pytest.raises(CorpusError, match="does not exist"):
         load(tokenizer, "wikitext2", data_dir=tmp_path / "nowhere")
+
+
+def test_several_corpora_take_turns(model, tokenizer, text_file, tmp_path):
+    other = tmp_path / "other.txt"
+    other.write_text("zyx " * 400, encoding="utf-8")
+    both = f"{text_file}, {other}"
+
+    def load(corpus, sequences):
+        return load_corpus(
+            model, tokenizer, TextRequest(corpus=corpus, sequences=sequences, sequence_length=16, seed=0, role="calibration")
+        )
+
+    mixed = load(both, 7)
+    one, two = load(str(text_file), 4), load(str(other), 3)
+    assert torch.equal(mixed.tokens[0::2], one.tokens)
+    assert torch.equal(mixed.tokens[1::2], two.tokens)
+    assert torch.equal(load(both, 12).tokens[:7], mixed.tokens), "a longer draw begins with a shorter one"
+    assert mixed.text_digest not in (one.text_digest, two.text_digest)
+    with pytest.raises(CorpusError, match="cannot be shared out"):
+        load(both, 1)

@@ -6,8 +6,8 @@ A named corpus has two disjoint parts: what calibrates is never what evaluates.
 import gzip
 import json
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -142,6 +142,9 @@ def load_corpus(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requ
         CorpusError: empty, too short, or not UTF-8; names the file and the line.
     """
     corpus, length = request.corpus, request.sequence_length
+    names = [name.strip() for name in corpus.split(",") if name.strip()]
+    if len(names) > 1 and not Path(corpus).exists():
+        return _mixture(model, tokenizer, request, names)
     if corpus == "self":
         tokens = sample_text(model, tokenizer, request.sequences or 64, length, request.seed)
         return TokenBlock(tokens, corpus, digest([tokens.numpy().tobytes()]))
@@ -165,6 +168,23 @@ def load_corpus(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requ
         windows = windows[torch.randperm(available, generator=generator)[:wanted]]
     prefix = torch.tensor(head, dtype=torch.long).expand(windows.shape[0], -1)
     return TokenBlock(torch.cat([prefix, windows], dim=1), corpus, text_digest)
+
+
+def _mixture(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, request: TextRequest, names: Sequence[str]
+) -> TokenBlock:
+    """Sequences of several corpora in turn, so that a longer draw begins with a shorter one."""
+    if request.sequences is None or request.sequences < len(names):
+        raise CorpusError(
+            f"{request.sequences or 'all'} sequences cannot be shared out among {len(names)} corpora", "raise --sequences"
+        )
+    shares = [len(range(position, request.sequences, len(names))) for position in range(len(names))]
+    blocks = [
+        load_corpus(model, tokenizer, replace(request, corpus=name, sequences=share))
+        for name, share in zip(names, shares, strict=True)
+    ]
+    rows = [block.tokens[turn] for turn in range(shares[0]) for block in blocks if turn < len(block.tokens)]
+    return TokenBlock(torch.stack(rows), request.corpus, digest(block.text_digest.encode() for block in blocks))
 
 
 def _documents(corpus: str, role: Role, data_dir: Path | None) -> Iterator[str]:
