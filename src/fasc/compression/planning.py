@@ -55,9 +55,15 @@ def scopes_of(options: MethodConfig, budget: BudgetConfig) -> tuple[Scope, ...]:
 
 
 def needs_for(options: MethodConfig, budget: BudgetConfig | None) -> frozenset[Need]:
-    """The moments that planning and compressing with a method under a budget need; without one, whatever any budget may need."""
+    """The moments that planning and compressing with a method under a budget need; without one, whatever any budget may need.
+
+    Raises:
+        UsageError, BudgetError: pruning cannot do what is asked.
+    """
     found = find_method(options.name)
     if isinstance(found, Pruning):
+        if budget is not None:
+            _check_pruning(found, options, budget)
         return found.needs
     if budget is None:
         return found.needs_in(found.scopes)
@@ -127,8 +133,8 @@ def plan_model(
     )
 
 
-def _plan_pruning(model: PreTrainedModel, groups: Sequence[InputGroup], options: MethodConfig, budget: BudgetConfig) -> RankPlan:
-    pruning = PRUNINGS[options.name]
+def _check_pruning(pruning: Pruning, options: MethodConfig, budget: BudgetConfig) -> None:
+    """Raise ``UsageError`` or ``BudgetError`` if pruning has no answer to what is asked."""
     if options.propagate or options.gate != "none" or options.allocation == "fisher":
         raise UsageError(
             f"`{options.name}` prunes and finds no subspaces: it takes no --propagate, no --gate and no --allocation fisher",
@@ -143,6 +149,11 @@ def _plan_pruning(model: PreTrainedModel, groups: Sequence[InputGroup], options:
             f"`{options.name}` cannot keep {budget.kind}: {why}",
             f"ask for {' or '.join('--' + name.replace('_', '-') for name in possible)}",
         )
+
+
+def _plan_pruning(model: PreTrainedModel, groups: Sequence[InputGroup], options: MethodConfig, budget: BudgetConfig) -> RankPlan:
+    pruning = PRUNINGS[options.name]
+    _check_pruning(pruning, options, budget)
     size = ModelSize(model.num_parameters(), model.dtype.itemsize, header_bytes(model, groups))
     dense = _dense_plan(groups, options, size)
     limit = _limit(dense, budget, ())

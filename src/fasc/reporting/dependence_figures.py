@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from fasc.storage import new_file
 
@@ -82,5 +83,7 @@ def _angles(rows: Rows) -> Figure:
                 axis.hist(angles, bins=np.linspace(0, 90, 31).tolist(), alpha=0.6, label=label)
         axis.set_xlabel("median principal angle between svd and fasc, degrees")
         axis.set_ylabel("groups")
-        axis.legend(frameon=False)
+        axis.set_ylim(top=1.3 * axis.get_ylim()[1])  # room for the legend
+        axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.legend(frameon=False, loc="upper left")
     return figure
