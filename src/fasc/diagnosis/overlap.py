@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 
 from fasc.calibration.statistics import Statistics
 from fasc.config import MethodConfig
-from fasc.diagnosis.spectra import principal_angles
 from fasc.errors import StatisticsError
 from fasc.methods import decompose_unit, unit_in
 from fasc.progress import progress
@@ -26,7 +25,9 @@ def overlap(a: Float[Tensor, "d k"], b: Float[Tensor, "d k"]) -> float:
     It is the share of one subspace that lies in the other, ``‖U_aᵀ U_b‖_F² / k``; of two random ones of dimension k in d it is
     ``k / d`` on average (:func:`chance`).
     """
-    return float(torch.deg2rad(principal_angles(a, b)).cos().square().mean())
+    qa, _ = torch.linalg.qr(a)
+    qb, _ = torch.linalg.qr(b)
+    return float((qa.mT @ qb).square().sum()) / a.shape[1]
 
 
 def chance(rank: int, d: int) -> float:
@@ -74,19 +75,25 @@ def compare_subspaces(
     rows: list[Row] = []
     with progress(f"comparing subspaces of {options.name}", len(first.groups), "groups") as advance, torch.no_grad():
         for name, found in first.groups.items():
-            sides = {label: reading_directions(model, statistics, name, options) for label, statistics in measured.items()}
+            # The first k columns of Q span what the first k directions do, for every k.
+            sides = {
+                label: torch.linalg.qr(reading_directions(model, statistics, name, options))[0]
+                for label, statistics in measured.items()
+            }
             place = {"group": name, "block": found.group.block, "kind": found.group.kind}
             for a, b in combinations(sides, 2):
-                rows += [place | {"a": a, "b": b} | row for row in _overlaps(sides[a], sides[b], rank_fractions)]
+                rows += [
+                    place | {"a": a, "b": b} | row for row in _overlaps(sides[a].mT @ sides[b], found.group.d_in, rank_fractions)
+                ]
             advance()
     return rows
 
 
-def _overlaps(a: Tensor, b: Tensor, rank_fractions: Sequence[float]) -> Iterator[Row]:
-    d, full = a.shape
+def _overlaps(cosines: Tensor, d: int, rank_fractions: Sequence[float]) -> Iterator[Row]:
+    """From the products of two nested orthonormal bases in ``d`` dimensions."""
     for fraction in rank_fractions:
-        rank = max(1, int(fraction * full + 1e-9))
-        value = overlap(a[:, :rank], b[:, :rank])
+        rank = max(1, int(fraction * len(cosines) + 1e-9))
+        value = float(cosines[:rank, :rank].square().sum()) / rank
         yield {"rank_fraction": fraction, "rank": rank, "d": d, "overlap": value, "chance": chance(rank, d)}
 
 
