@@ -602,3 +602,27 @@ def test_diagnose_and_validate_write_tables_and_figures(fasc, model_folder, text
     assert {"pearson", "spearman", "median_ratio"} <= set(found["summary"][0])
     assert [plan["budget"] for plan in found["plans"]] == [f"params{f}" for f in (0.95, 0.9, 0.8, 0.7, 0.6)]
     assert png.stat().st_size > 1000
+
+
+def test_a_plan_is_forecast_on_text_that_did_not_calibrate(fasc, model_folder, text_file, tmp_path):
+    options = ["--corpus", text_file, "--sequence-length", "16", "--sequences"]
+    seen, unseen = tmp_path / "seen.safetensors", tmp_path / "unseen.safetensors"
+    assert fasc("collect", model_folder, *options, "40", "--out", seen, "--methods", "fasc")[0] == 0
+    assert fasc("collect", model_folder, *options, "40", "--skip", "40", "--out", unseen, "--methods", "fasc")[0] == 0
+    plan = ["plan", model_folder, "--param-fraction", "0.7", "--rank-multiple", "1", "--damping", "1e-3", "--statistics", seen]
+    losses = {}
+    for name, more in {"seen": [], "unseen": ["--held-out", unseen]}.items():
+        file = tmp_path / f"{name}.json"
+        code, _, err = fasc(*plan, *more, "--json", file)
+        assert code == 0, err
+        losses[name] = json.loads(file.read_text())["totals"]["predicted_loss"]
+    assert losses["unseen"] > losses["seen"] > 0, "a subspace looks better on the tokens that chose it"
+    refused(fasc(*plan, "--held-out", seen), "the very tokens that calibrate")
+    out = tmp_path / "out"
+    code, _, err = fasc(
+        "compress", model_folder, "--statistics", seen, "--held-out", unseen, "--param-fraction", "0.7", "--rank-multiple", "1",
+        "--damping", "1e-3", "--out", out,
+    )  # fmt: skip
+    assert code == 0, err
+    assert json.loads((out / "fasc_plan.json").read_text())["totals"]["predicted_loss"] == pytest.approx(losses["unseen"])
+    refused(fasc("collect", model_folder, "--corpus", "self", "--skip", "4", "--out", tmp_path / "x"), "another --seed")

@@ -33,6 +33,9 @@ class CalibrationConfig(_Part):
     sequence_length: Annotated[int, Field(ge=2)] = 128
     """Tokens per sequence."""
 
+    skip: Annotated[int, Field(ge=0)] = 0
+    """Sequences of the draw that are passed over: moments of held-out text are those after the sequences that calibrate."""
+
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the choice of sequences, of the text sampled from the model and of sampled labels."""
 

@@ -30,7 +30,7 @@ from fasc.config import (
     Recipe,
 )
 from fasc.diagnosis.diagnose import diagnose
-from fasc.errors import StorageError
+from fasc.errors import StorageError, UsageError
 from fasc.evaluation import get_benchmark
 from fasc.evaluation.evaluate import evaluate
 from fasc.evaluation.score import Score
@@ -77,19 +77,21 @@ def calibrate(
     layers: LayersConfig,
 ) -> Statistics:
     """Load the calibration text and measure the moments."""
+    if calibration.skip and calibration.corpus == "self":
+        raise UsageError("text sampled from the model has no order to skip in", "draw other text with another --seed")
     block = load_corpus(
         model,
         tokenizer,
         TextRequest(
             corpus=calibration.corpus,
-            sequences=calibration.sequences,
+            sequences=calibration.skip + calibration.sequences,
             sequence_length=calibration.sequence_length,
             seed=calibration.seed,
             role="calibration",
             data_dir=calibration.data_dir,
         ),
     )
-    statistics = collect(model, block.tokens, needs, calibration=calibration, layers=layers)
+    statistics = collect(model, block.tokens[calibration.skip :], needs, calibration=calibration, layers=layers)
     return replace(statistics, meta={**statistics.meta, "text_digest": block.text_digest})
 
 
@@ -104,7 +106,9 @@ def held_out(loaded: LoadedModel, calibration: CalibrationConfig, sequences: int
     Returns:
         Tokens, [sequences, length].
     """
-    extra = 0 if calibration.corpus == "self" else calibration.sequences  # drawn after those, in the same order
+    extra = (
+        0 if calibration.corpus == "self" else calibration.skip + calibration.sequences
+    )  # drawn after those, in the same order
     request = TextRequest(
         corpus=calibration.corpus,
         sequences=extra + sequences,
@@ -116,7 +120,7 @@ def held_out(loaded: LoadedModel, calibration: CalibrationConfig, sequences: int
     return load_corpus(loaded.model, loaded.tokenizer, request).tokens[extra:]
 
 
-def plan(
+def plan(  # noqa: PLR0913 - each is a source or a switch of the plan
     model: PreTrainedModel,
     method: str | MethodConfig,
     budget: BudgetConfig,
@@ -125,6 +129,7 @@ def plan(
     statistics: Statistics | None = None,
     known: dict[str, Curves] | None = None,
     forecast: bool = True,
+    held_out: Statistics | None = None,
 ) -> RankPlan:
     """A rank and a layout for every unit of the model.
 
@@ -136,6 +141,7 @@ def plan(
         statistics: without them only a uniform plan of a fraction can be had, and no forecast.
         known: forecasts of earlier calls on the same statistics, which this one adds to.
         forecast: as for :func:`~fasc.compression.planning.plan_model`.
+        held_out: likewise.
 
     Raises:
         UnknownNameError: no such method.
@@ -146,7 +152,7 @@ def plan(
         groups = [group.group for group in statistics.groups.values() if group.group.layers[0].expert is None]
     else:
         groups = find_groups(model, layers or LayersConfig())
-    return plan_model(model, groups, options, budget, statistics, known=known, forecast=forecast)
+    return plan_model(model, groups, options, budget, statistics, known=known, forecast=forecast, held_out=held_out)
 
 
 def compress_and_save(  # noqa: PLR0913 - each is a switch of one of its stages
@@ -187,10 +193,24 @@ def compress_and_save(  # noqa: PLR0913 - each is a switch of one of its stages
     return done
 
 
-def gated_plan(loaded: LoadedModel, statistics: Statistics, recipe: Recipe, known: dict[str, Curves] | None = None) -> RankPlan:
-    """The plan of the recipe's first method and budget, with its gate; ``known`` as in :func:`plan`."""
+def gated_plan(
+    loaded: LoadedModel,
+    statistics: Statistics,
+    recipe: Recipe,
+    known: dict[str, Curves] | None = None,
+    held_out_moments: Statistics | None = None,
+) -> RankPlan:
+    """The plan of the recipe's first method and budget, with its gate; ``known`` and held-out moments as in :func:`plan`."""
     options = recipe.methods[0]
-    made = plan(loaded.model, options, recipe.budgets[0], statistics=statistics, known=known, forecast=False)
+    made = plan(
+        loaded.model,
+        options,
+        recipe.budgets[0],
+        statistics=statistics,
+        known=known,
+        forecast=False,
+        held_out=held_out_moments,
+    )
     if options.name in PRUNINGS:
         return made
 
@@ -205,6 +225,7 @@ def compress_model(
     out: Path,
     *,
     statistics: Path | None = None,
+    held_out: Path | None = None,
     rank_plan: RankPlan | None = None,
     merged: bool = False,
     overwrite: bool = False,
@@ -218,6 +239,7 @@ def compress_model(
         recipe: its first method and budget are used.
         out: the checkpoint's folder.
         statistics: a file of moments to use instead of measuring.
+        held_out: a file of moments of other text, by which the loss is forecast.
         rank_plan: carried out instead of one made here.
         merged: write an ordinary dense checkpoint.
         overwrite: replace what is there.
@@ -227,6 +249,7 @@ def compress_model(
     """
     work = out.with_name(f".{out.name}.work")
     key = {"recipe": recipe.to_dict(), "statistics": None if statistics is None else file_digest(statistics)}
+    key["held_out"] = None if held_out is None else file_digest(held_out)
     key["plan"] = None if rank_plan is None else rank_plan.to_dict()
     with work_folder(work, key):
         loaded = load(recipe.source)
@@ -235,7 +258,8 @@ def compress_model(
         if rank_plan is None and (work / "plan.json").is_file():
             rank_plan = read_plan(work / "plan.json", recipe.methods[0].name)
         elif rank_plan is None:
-            rank_plan = gated_plan(loaded, found, recipe)
+            unseen = None if held_out is None else Statistics.load(held_out)
+            rank_plan = gated_plan(loaded, found, recipe, held_out_moments=unseen)
             if recipe.methods[0].propagate or recipe.methods[0].gate != "none":  # otherwise it takes seconds
                 write_json(work / "plan.json", rank_plan.to_dict())
         return compress_and_save(loaded, found, recipe, out, rank_plan=rank_plan, merged=merged, overwrite=overwrite, work=work)

@@ -24,6 +24,7 @@ def collect(
     corpus: opt.Corpus = None,
     sequences: opt.Sequences = None,
     sequence_length: opt.SequenceLength = None,
+    skip: opt.Skip = None,
     seed: opt.Seed = None,
     labels: opt.LabelsName = None,
     data_dir: opt.DataDir = None,

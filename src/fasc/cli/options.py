@@ -81,6 +81,15 @@ Device = Annotated[str | None, option(ModelConfig, "device", "--device")]
 DTypeName = Annotated[str | None, option(ModelConfig, "dtype", "--dtype")]
 
 Corpus = Annotated[str | None, option(CalibrationConfig, "corpus", "--corpus")]
+Skip = Annotated[int | None, option(CalibrationConfig, "skip", "--skip")]
+HeldOutFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--held-out",
+        help="Forecast by these moments of other text (from `fasc collect --skip`), and allocate by that.",
+        show_default=False,
+    ),
+]
 Sequences = Annotated[int | None, option(CalibrationConfig, "sequences", "--sequences")]
 SequenceLength = Annotated[int | None, option(CalibrationConfig, "sequence_length", "--sequence-length")]
 Seed = Annotated[int | None, option(CalibrationConfig, "seed", "--seed")]

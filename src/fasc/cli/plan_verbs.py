@@ -25,6 +25,7 @@ def plan(
     floor: opt.Floor = None,
     min_saving: opt.MinSaving = None,
     statistics: opt.StatisticsFile = None,
+    held_out: opt.HeldOutFile = None,
     damping: opt.Damping = None,
     gate: opt.Gate = None,
     gate_threshold: opt.GateThreshold = None,
@@ -54,7 +55,8 @@ def plan(
     loaded = pipeline.load(source)
     found = None if statistics is None else stored_statistics(statistics, loaded)
     chosen = layers if found is None or include or exclude else None
-    result = pipeline.plan(loaded.model, options, budget, layers=chosen, statistics=found)
+    unseen = None if held_out is None else stored_statistics(held_out, loaded)
+    result = pipeline.plan(loaded.model, options, budget, layers=chosen, statistics=found, held_out=unseen)
     print_plan(result)
     if json is not None:
         write_json(json, result.to_dict())
@@ -87,6 +89,7 @@ def compress(
     labels: opt.LabelsName = None,
     data_dir: opt.DataDir = None,
     statistics: opt.StatisticsFile = None,
+    held_out: opt.HeldOutFile = None,
     plan: Annotated[
         Path | None, typer.Option("--plan", help="Carry out this plan (from `fasc plan --json`).", show_default=False)
     ] = None,
@@ -122,6 +125,8 @@ def compress(
     refuse_existing(out, overwrite=overwrite)
     pipeline.needs_of(recipe.methods, recipe.budgets)
     rank_plan = None if plan is None else read_plan(plan, recipe.methods[0].name)
-    done = pipeline.compress_model(recipe, out, statistics=statistics, rank_plan=rank_plan, merged=merge, overwrite=overwrite)
+    done = pipeline.compress_model(
+        recipe, out, statistics=statistics, held_out=held_out, rank_plan=rank_plan, merged=merge, overwrite=overwrite
+    )
     print_totals(done)
     typer.echo(out)

@@ -64,7 +64,8 @@ def compress(
                 structure.append(_compress_unit(model, statistics, unit, options, losses))
             advance()
     finish(model, structure)
-    return plan.with_predicted_losses(losses)
+    known = {unit.unit for unit in plan.units if unit.predicted_loss is not None}  # perhaps by moments of held-out text
+    return plan.with_predicted_losses({name: loss for name, loss in losses.items() if name not in known})
 
 
 def _compress_unit(

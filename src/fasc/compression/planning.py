@@ -74,7 +74,7 @@ def needs_for(options: MethodConfig, budget: BudgetConfig | None) -> frozenset[N
     return needs | gate_needs(options)
 
 
-def plan_model(
+def plan_model(  # noqa: PLR0913 - each is a source or a switch of the plan
     model: PreTrainedModel,
     groups: Sequence[InputGroup],
     options: MethodConfig,
@@ -83,6 +83,7 @@ def plan_model(
     *,
     known: dict[str, Curves] | None = None,
     forecast: bool = True,
+    held_out: Statistics | None = None,
 ) -> RankPlan:
     """A rank and a layout for every unit of the model.
 
@@ -95,6 +96,8 @@ def plan_model(
         known: forecasts of earlier calls on the same statistics, which this one adds to.
         forecast: fill in the predicted losses even where the ranks do not depend on them and they take whole decompositions;
             ``compress`` fills them in from the decompositions it makes anyway.
+        held_out: moments of text that did not calibrate; the loss is then forecast on it. A subspace looks better on the tokens
+            that chose it than on others.
 
     Raises:
         UnknownNameError: no such method.
@@ -112,11 +115,13 @@ def plan_model(
             "give --statistics (from `fasc collect`), or ask for --allocation uniform and a fraction",
         )
     known = {} if known is None else known
-    key = f"{options.name} {options.reading} {options.damping} {scopes}"
+    key = f"{options.name} {options.reading} {options.damping} {scopes} {held_out is not None}"
+    if statistics is not None and held_out is not None:
+        _check_held_out(statistics, held_out)
     decides = allocation == "fisher" or budget.kind in ("max_kl", "max_perplexity_increase")
-    cheap = get_method(options.name).energies is not None
+    cheap = get_method(options.name).energies is not None and held_out is None
     if statistics is not None and not known.get(key) and (forecast or decides or cheap):
-        known[key] = _curves(model, groups, options, scopes, statistics, needed=allocation == "fisher")
+        known[key] = _curves(model, groups, options, scopes, (statistics, held_out), needed=allocation == "fisher")
     curves = known.get(key, {})
     size = ModelSize(model.num_parameters(), model.dtype.itemsize, header_bytes(model, groups))
     menus = [_menu(group, scopes, rules, curves) for group in groups]
@@ -188,11 +193,12 @@ def _curves(
     groups: Iterable[InputGroup],
     options: MethodConfig,
     scopes: Sequence[Scope],
-    statistics: Statistics,
+    moments: tuple[Statistics, Statistics | None],
     *,
     needed: bool,
 ) -> Curves:
     """½J of every unit that may be used; empty if the statistics have no gradients and none are needed."""
+    statistics, held_out = moments
     units: dict[str, UnitPlan] = {}
     for group in groups:
         for scope in scopes:
@@ -202,7 +208,16 @@ def _curves(
     absent = [name for name in units if name not in known]
     if absent and needed:
         raise StatisticsError(f"the statistics hold no gradient moment of `{absent[0]}`", "collect again for this method")
-    return {} if absent else loss_curves(model, statistics, options, list(units.values()))
+    return {} if absent else loss_curves(model, statistics, options, list(units.values()), held_out=held_out)
+
+
+def _check_held_out(statistics: Statistics, held_out: Statistics) -> None:
+    """Raise ``StatisticsError`` unless the held-out moments are of the same model and of other tokens."""
+    held_out.require_model(statistics.meta["model_fingerprint"])
+    if held_out.meta["token_digest"] == statistics.meta["token_digest"]:
+        raise StatisticsError(
+            "the held-out statistics were measured on the very tokens that calibrate", "measure others: `fasc collect --skip`"
+        )
 
 
 def _menu(group: InputGroup, scopes: Sequence[Scope], rules: Rules, curves: Curves) -> GroupCandidates:

@@ -29,7 +29,12 @@ class RankedUnit(Unit, Protocol):
 
 
 def loss_curves(
-    model: PreTrainedModel, statistics: Statistics, options: MethodConfig, units: Sequence[Unit]
+    model: PreTrainedModel,
+    statistics: Statistics,
+    options: MethodConfig,
+    units: Sequence[Unit],
+    *,
+    held_out: Statistics | None = None,
 ) -> dict[str, NDArray[np.float64]]:
     """½J of each unit at each rank, from 0 to its number of directions.
 
@@ -38,6 +43,7 @@ def loss_curves(
         statistics: with what the method needs, and the units' gradient moments.
         options: the method.
         units: whole groups or single layers.
+        held_out: moments of other text to forecast by; takes whole decompositions.
 
     Raises:
         StatisticsError: a moment is missing.
@@ -45,8 +51,11 @@ def loss_curves(
     curves = {}
     with progress(f"forecasting the loss of {options.name}", len(units), "units") as advance, torch.no_grad():
         for unit in units:
-            energies = unit_energies(model, statistics, unit, options) if get_method(options.name).is_loss else None
-            if energies is not None:
+            quick = held_out is None and get_method(options.name).is_loss
+            energies = unit_energies(model, statistics, unit, options) if quick else None
+            if held_out is not None:
+                curve = loss_on(model, held_out, unit, decompose_unit(model, statistics, unit, options))
+            elif energies is not None:
                 curve = half_tails(energies)
             else:
                 curve = loss_curve(model, statistics, unit, options.name, decompose_unit(model, statistics, unit, options))
