@@ -14,7 +14,7 @@ from fasc.cli.app import main
 from fasc.config import CalibrationConfig, LayersConfig, MethodConfig
 from fasc.diagnosis.curvature import compare_with_hessian, hessian_product, leading_eigenvectors
 from fasc.diagnosis.diagnose import DEPENDENCE_NEEDS
-from fasc.diagnosis.overlap import chance, compare_subspaces, overlap, summarise_overlaps
+from fasc.diagnosis.overlap import chance, compare_subspaces, overlap, reading_bases, summarise_overlaps
 from fasc.errors import CorpusError, StatisticsError
 from fasc.methods import METHODS
 from fasc.model.groups import find_groups
@@ -52,14 +52,19 @@ def test_the_same_text_chooses_the_same_subspaces_and_other_text_others(architec
     model = tiny_model(architecture)
     one, other = measured(model, tokens[:12]), measured(model, tokens[12:])
     options = MethodConfig(damping=1e-3)
-    rows = compare_subspaces(model, {"a": one, "again": one, "b": other}, options, [0.25, 1.0])
+    ours, theirs = reading_bases(model, one, options), reading_bases(model, other, options)
+    rows = compare_subspaces(one, {"a": ours, "again": ours, "b": theirs}, [0.25, 1.0])
+    short = {label: reading_bases(model, found, options, 0.25) for label, found in (("a", one), ("b", other))}
+    for row in compare_subspaces(one, short, [0.25], 0.25):
+        same = next(r for r in rows if (r["a"], r["b"], r["group"], r["rank"]) == ("a", "b", row["group"], row["rank"]))
+        assert row["overlap"] == pytest.approx(same["overlap"], abs=1e-5), "bases need not be kept beyond the largest rank"
     assert len(rows) == len(one.groups) * 3 * 2
     for row in rows:
         if row["rank_fraction"] == 1.0 or {row["a"], row["b"]} == {"a", "again"}:
             assert row["overlap"] == pytest.approx(
                 1 if row["rank"] == row["d"] or "again" in (row["b"],) else row["overlap"], abs=1e-6
             )
-        assert -1e-9 <= row["overlap"] <= 1 + 1e-9
+        assert -1e-6 <= row["overlap"] <= 1 + 1e-6
         assert row["chance"] == row["rank"] / row["d"]
     summary = {(row["a"], row["b"], row["rank_fraction"]): row for row in summarise_overlaps(rows)}
     assert summary["a", "again", 0.25]["above_chance"] == pytest.approx(1)
@@ -70,7 +75,7 @@ def test_the_same_text_chooses_the_same_subspaces_and_other_text_others(architec
 def test_statistics_of_other_layers_are_refused(model, tokens):
     some = collect(model, tokens, METHODS["fasc"].needs, layers=LayersConfig(include=("*.mlp.*",)))
     with pytest.raises(StatisticsError, match="other layers"):
-        compare_subspaces(model, {"a": measured(model, tokens), "b": some}, MethodConfig(), [0.5])
+        compare_subspaces(measured(model, tokens), {"b": reading_bases(model, some, MethodConfig())}, [0.5])
 
 
 @pytest.mark.parametrize("kind", ["q_proj+k_proj+v_proj", "down_proj"])

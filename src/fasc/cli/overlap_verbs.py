@@ -55,19 +55,18 @@ def subspace_overlap(
     given = locals()
     options = opt.build(MethodConfig, name=method, damping=damping)
     fractions = [opt.build(BudgetConfig, rank_fraction=text).rank_fraction or 0.5 for text in opt.names(rank_fractions) or ()]
-    source = opt.take(ModelConfig, given)
     layers = opt.take(LayersConfig, given)
     calibrations = {
         f"{corpus} #{seed}": opt.take(CalibrationConfig, given, corpus=corpus, seed=seed)
         for corpus in opt.names(corpora) or ()
         for seed in opt.names(seeds) or ()
     }
-    if len(calibrations) < 2 and not hessian:
+    if not calibrations or not fractions or (len(calibrations) < 2 and not hessian):
         raise UsageError(f"{len(calibrations)} calibration leaves nothing to compare", "give several --corpora or --seeds")
     from fasc import pipeline
     from fasc.diagnosis.curvature import compare_with_hessian
     from fasc.diagnosis.diagnose import DEPENDENCE_NEEDS
-    from fasc.diagnosis.overlap import compare_subspaces, summarise_overlaps
+    from fasc.diagnosis.overlap import compare_subspaces, reading_bases, summarise_overlaps
     from fasc.methods import get_method
     from fasc.progress import say
     from fasc.provenance import provenance
@@ -76,24 +75,28 @@ def subspace_overlap(
 
     chosen = get_method(options.name)
     needs = chosen.needs_in(("group",)) | (DEPENDENCE_NEEDS if hessian else frozenset())
-    loaded = pipeline.load(source)
-    measured: dict[str, Statistics] = {}
-    for label, calibration in calibrations.items():
+    loaded = pipeline.load(opt.take(ModelConfig, given))
+    first: Statistics | None = None
+    bases, digests = {}, {}
+    for label, calibration in calibrations.items():  # one calibration's moments in memory at a time, beside the first's
         say(f"measuring {label}")
-        measured[label] = pipeline.calibrate(loaded.model, loaded.tokenizer, needs, calibration, layers)
-    rows = compare_subspaces(loaded.model, measured, options, fractions)
+        found = pipeline.calibrate(loaded.model, loaded.tokenizer, needs, calibration, layers)
+        bases[label] = reading_bases(loaded.model, found, options, max(fractions))
+        digests[label] = {"token_digest": found.meta["token_digest"], "calibration": found.meta["calibration"]}
+        first = first or found
+    assert first is not None  # noqa: S101 - there is at least one calibration
+    rows = compare_subspaces(first, bases, fractions, max(fractions))
     summary = summarise_overlaps(rows)
     print_overlaps(summary, options.name)
     curvature = []
     if hessian:
-        first = next(iter(measured))
-        tokens = pipeline.held_out(loaded, calibrations[first], hessian_sequences)
-        groups = _spread(measured[first], loaded, hessian_groups)
-        curvature = compare_with_hessian(loaded.model, measured[first], tokens, groups, hessian)
+        tokens = pipeline.held_out(loaded, next(iter(calibrations.values())), hessian_sequences)
+        groups = _spread(first, loaded, hessian_groups)
+        curvature = compare_with_hessian(loaded.model, first, tokens, groups, hessian)
         print_curvature(curvature)
     if json is not None:
-        made = {label: dict(one.meta["calibration"]) for label, one in measured.items()}
-        write_json(json, {"rows": rows, "summary": summary, "hessian": curvature, "provenance": provenance(calibrations=made)})
+        made = provenance(calibrations=digests)
+        write_json(json, {"rows": rows, "summary": summary, "hessian": curvature, "provenance": made})
 
 
 def _spread(statistics: "Statistics", loaded: "LoadedModel", count: int) -> list[str]:

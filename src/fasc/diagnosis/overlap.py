@@ -35,64 +35,70 @@ def chance(rank: int, d: int) -> float:
     return rank / d
 
 
-def reading_directions(model: PreTrainedModel, statistics: Statistics, group: str, options: MethodConfig) -> Float[Tensor, "d r"]:
-    """What a method reads of a group's input, most valuable direction first: columns; the first k span what rank k reads.
+Bases = Mapping[str, Float[Tensor, "d r"]]
+"""By group: orthonormal columns, the first k of which span what rank k reads of the input."""
 
-    A method of single layers is applied to all layers of the group as one.
+
+def reading_bases(model: PreTrainedModel, statistics: Statistics, options: MethodConfig, most: float = 1.0) -> dict[str, Tensor]:
+    """What a method reads of every group's input, most valuable directions first, float32; all that a comparison needs to keep.
+
+    A method of single layers is applied to all layers of a group as one.
+
+    Args:
+        model: dense.
+        statistics: with what the method needs of whole groups.
+        options: the method.
+        most: the largest rank fraction that will be compared.
 
     Raises:
         StatisticsError: a moment is missing.
     """
-    found = statistics.groups[group].group
-    return decompose_unit(model, statistics, unit_in(found, found.layers), options).down.mT
+    bases = {}
+    with progress(f"decomposing with {options.name}", len(statistics.groups), "groups") as advance, torch.no_grad():
+        for name, found in statistics.groups.items():
+            down = decompose_unit(model, statistics, unit_in(found.group, found.group.layers), options).down
+            kept = max(1, int(most * len(down) + 1e-9))
+            bases[name] = torch.linalg.qr(down[:kept].mT)[0].float()
+            advance()
+    return bases
 
 
 def compare_subspaces(
-    model: PreTrainedModel,
-    measured: Mapping[str, Statistics],
-    options: MethodConfig,
-    rank_fractions: Sequence[float],
+    statistics: Statistics, chosen: Mapping[str, Bases], rank_fractions: Sequence[float], most: float = 1.0
 ) -> list[Row]:
-    """The overlap of what a method chooses on each pair of calibrations, for every group.
+    """The overlap of what was chosen on each pair of calibrations, for every group.
 
     Args:
-        model: that all of them were measured on.
-        measured: statistics by label.
-        options: the method.
+        statistics: any of them, for the groups.
+        chosen: :func:`reading_bases` by label.
         rank_fractions: of each group's directions.
+        most: as it was given to :func:`reading_bases`.
 
     Returns:
         A row per group, pair and fraction: ``group``, ``block``, ``kind``, ``a``, ``b``, ``rank_fraction``, ``rank``, ``d``,
         ``overlap``, ``chance``.
 
     Raises:
-        StatisticsError: the calibrations are of different groups, or lack a moment.
+        StatisticsError: the calibrations are of different groups.
     """
-    first = next(iter(measured.values()))
-    for label, statistics in measured.items():
-        if statistics.groups.keys() != first.groups.keys():
+    for label, bases in chosen.items():
+        if bases.keys() != statistics.groups.keys():
             raise StatisticsError(f"`{label}` was measured on other layers than the first", "measure both with the same layers")
     rows: list[Row] = []
-    with progress(f"comparing subspaces of {options.name}", len(first.groups), "groups") as advance, torch.no_grad():
-        for name, found in first.groups.items():
-            # The first k columns of Q span what the first k directions do, for every k.
-            sides = {
-                label: torch.linalg.qr(reading_directions(model, statistics, name, options))[0]
-                for label, statistics in measured.items()
-            }
-            place = {"group": name, "block": found.group.block, "kind": found.group.kind}
-            for a, b in combinations(sides, 2):
-                rows += [
-                    place | {"a": a, "b": b} | row for row in _overlaps(sides[a].mT @ sides[b], found.group.d_in, rank_fractions)
-                ]
-            advance()
+    for name, found in statistics.groups.items():
+        place = {"group": name, "block": found.group.block, "kind": found.group.kind}
+        for a, b in combinations(chosen, 2):
+            cosines = chosen[a][name].mT.double() @ chosen[b][name].double()
+            full = round(len(cosines) / most)
+            rows += [place | {"a": a, "b": b} | row for row in _overlaps(cosines, (full, found.group.d_in), rank_fractions)]
     return rows
 
 
-def _overlaps(cosines: Tensor, d: int, rank_fractions: Sequence[float]) -> Iterator[Row]:
-    """From the products of two nested orthonormal bases in ``d`` dimensions."""
+def _overlaps(cosines: Tensor, sizes: tuple[int, int], rank_fractions: Sequence[float]) -> Iterator[Row]:
+    """From the products of two nested orthonormal bases; ``sizes``: all directions, dimensions."""
+    full, d = sizes
     for fraction in rank_fractions:
-        rank = max(1, int(fraction * len(cosines) + 1e-9))
+        rank = min(max(1, int(fraction * full + 1e-9)), len(cosines))
         value = float(cosines[:rank, :rank].square().sum()) / rank
         yield {"rank_fraction": fraction, "rank": rank, "d": d, "overlap": value, "chance": chance(rank, d)}
 
