@@ -70,7 +70,7 @@ class _Lines:
         if now - self.printed >= 10 or self.done >= self.total:
             self.printed = now
             rate = self.done / max(now - self.start, 1e-9)
-            left = (self.total - self.done) / max(rate, 1e-9)
+            left = max(0, self.total - self.done) / max(rate, 1e-9)
             line = f"{self.what}: {self.done:,}/{self.total:,} {self.unit}, {rate:,.1f} {self.unit}/s, {left:,.0f} s left"
             sys.stderr.write(line + "\n")
             sys.stderr.flush()

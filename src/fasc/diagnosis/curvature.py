@@ -93,7 +93,7 @@ def leading_eigenvectors(product: Product, d: int, k: int, *, what: str, seed: i
         NonFiniteError: Lanczos did not converge.
     """
     products = 10 * d
-    with progress(f"Lanczos on {what}", 3 * k, "products") as advance:
+    with progress(f"Lanczos on {what}", 6 * k, "products") as advance:
 
         def multiply(vector: NDArray[np.float64]) -> NDArray[np.float64]:
             advance()

@@ -12,7 +12,9 @@ Rows = Sequence[Mapping[str, Any]]
 
 def print_overlaps(summary: Rows, method: str) -> None:
     """A row per pair and rank fraction, with what chance gives."""
-    table = Table(title=f"overlap of the subspaces that {method} reads (median over groups [quartiles])", title_justify="left")
+    table = Table(
+        title=f"overlap of the subspaces that {method} reads (median over groups, quartiles in brackets)", title_justify="left"
+    )
     for title in ("a", "b", "rank fraction", "groups", "overlap", "chance", "above chance"):
         table.add_column(title, justify="left" if title in ("a", "b") else "right", overflow="fold")
     for row in summary:
