@@ -7,10 +7,13 @@ with ``fasc`` and with ``svd``.
 
 import argparse
 import json
+import resource
 import statistics as stats
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -22,6 +25,8 @@ from fasc.methods import METHODS, decompose_unit
 from fasc.model.load import load_model
 from fasc.provenance import provenance
 from fasc.storage import write_json
+
+Result = TypeVar("Result")
 
 EXACT = ("svd", "whitened", "two-sided", "fasc", "fasc-eq6")
 
@@ -41,42 +46,45 @@ def unit_of_width(d: int) -> tuple[torch.Tensor, UnitStatistics]:
     return weight, UnitStatistics("layer", 10 * d, Covariance(mean, xx), GradientMoment("input", Covariance(mean, gg), cross))
 
 
-def seconds(work: Callable[[], object], repeats: int) -> float:
-    """Median over repeats."""
+def timed(work: Callable[[], Result], repeats: int) -> tuple[float, Result]:
+    """Median seconds over repeats, and the last result."""
     found = []
     for _ in range(repeats):
         start = time.perf_counter()
-        work()
+        result = work()
         found.append(time.perf_counter() - start)
-    return stats.median(found)
+    return stats.median(found), result
 
 
-def of_width(d: int, repeats: int) -> dict[str, object]:
+def of_width(d: int, repeats: int, methods: Sequence[str]) -> dict[str, object]:
     """Ratios to svd, and what the sketch lost."""
     weight, unit = unit_of_width(d)
     rank = d // 8
-    times = {
-        name: seconds(lambda name=name: METHODS[name].decompose(weight, unit, MethodConfig(name=name)), repeats) for name in EXACT
-    }
+    times: dict[str, float] = {}
+    energies: dict[str, torch.Tensor] = {}
+    for name in methods:
+        options = MethodConfig(name=name)
+        times[name], full = timed(partial(METHODS[name].decompose, weight, unit, options), repeats)
+        energies[name] = full.energies
+        del full
     loose = MethodConfig(sketch_tolerance=1e9)
-    for name in ("fasc", "fasc-eq6"):
+    found = None
+    for name in methods:
         sketch = METHODS[name].sketch
-        times[f"{name}, sketch"] = seconds(lambda sketch=sketch: sketch(weight, unit, loose, rank), repeats)
-    exact = METHODS["fasc"].decompose(weight, unit, MethodConfig()).energies
-    sketched = METHODS["fasc"].sketch(weight, unit, loose, rank)
-    found = sketched.decomposition.energies[:rank].sum()
-    dropped = exact.sum() - found
-    return {
+        if sketch is not None and METHODS[name].scope == "group":
+            times[f"{name}, sketch"], sketched = timed(partial(sketch, weight, unit, loose, rank), repeats)
+            found = sketched if name == "fasc" else found
+    row: dict[str, object] = {
         "d": d,
         "svd_seconds": times["svd"],
         "ratio_to_svd": {name: value / times["svd"] for name, value in times.items()},
-        "sketch": {
-            "rank": rank,
-            "lost": float((exact[:rank].sum() - found) / dropped),
-            "estimate": sketched.lost_estimate,
-            "bound": sketched.lost_bound,
-        },
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
+    if found is not None:
+        exact, kept = energies["fasc"], found.decomposition.energies[:rank].sum()
+        lost = float((exact[:rank].sum() - kept) / (exact.sum() - kept))
+        row["sketch"] = {"rank": rank, "lost": lost, "estimate": found.lost_estimate, "bound": found.lost_bound}
+    return row
 
 
 def of_model(model_name: str, file: Path) -> dict[str, float]:
@@ -95,13 +103,14 @@ def of_model(model_name: str, file: Path) -> dict[str, float]:
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--widths", type=int, nargs="+", default=[512, 1024, 2048])
+    parser.add_argument("--widths", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192])
+    parser.add_argument("--methods", nargs="+", default=list(EXACT), help="with svd among them")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--model")
     parser.add_argument("--statistics", type=Path)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    result: dict[str, object] = {"widths": [of_width(d, options.repeats) for d in options.widths]}
+    result: dict[str, object] = {"widths": [of_width(d, options.repeats, options.methods) for d in options.widths]}
     if options.model and options.statistics:
         result["model"] = {"name": options.model, **of_model(options.model, options.statistics)}
     result["threads"] = torch.get_num_threads()
