@@ -86,3 +86,12 @@ def test_an_idle_expert_has_no_row(mixture, tokens, capsys):
         groups = find_groups(mixture, LayersConfig())
     assert len(statistics.groups) < len(groups)
     assert "got no token" in capsys.readouterr().err
+
+
+def test_stored_statistics_hold_the_layers_that_the_model_has_now(mixture, tokens):
+    with expert_layers(mixture):
+        statistics = collect(mixture, tokens, METHODS["svd"].needs)
+        assert statistics.present_in(mixture).groups.keys() == statistics.groups.keys()
+    outside = statistics.present_in(mixture).groups
+    assert outside.keys() < statistics.groups.keys()
+    assert not any("experts" in name for name in outside)

@@ -55,7 +55,7 @@ def test_the_same_text_chooses_the_same_subspaces_and_other_text_others(architec
     ours, theirs = reading_bases(model, one, options), reading_bases(model, other, options)
     rows = compare_subspaces(one, {"a": ours, "again": ours, "b": theirs}, [0.25, 1.0])
     short = {label: reading_bases(model, found, options, 0.25) for label, found in (("a", one), ("b", other))}
-    for row in compare_subspaces(one, short, [0.25], 0.25):
+    for row in compare_subspaces(one, short, [0.25]):
         same = next(r for r in rows if (r["a"], r["b"], r["group"], r["rank"]) == ("a", "b", row["group"], row["rank"]))
         assert row["overlap"] == pytest.approx(same["overlap"], abs=1e-5), "bases need not be kept beyond the largest rank"
     assert len(rows) == len(one.groups) * 3 * 2

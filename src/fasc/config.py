@@ -159,6 +159,11 @@ class BudgetConfig(_Part):
         return next(name for name in _BUDGETS if getattr(self, name) is not None)
 
     @property
+    def limits_loss(self) -> bool:
+        """Whether the budget says how much may be lost, and not how much is kept."""
+        return self.kind in ("max_kl", "max_perplexity_increase")
+
+    @property
     def label(self) -> str:
         """Short name, for folders and rows: `0.5`, `params0.8`, `model0.8`, `400MB`, `ppl+5%`, `kl0.05`."""
         short = {"rank_fraction": "", "param_fraction": "params", "model_fraction": "model", "max_bytes": ""}

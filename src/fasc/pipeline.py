@@ -149,7 +149,7 @@ def plan(  # noqa: PLR0913 - each is a source or a switch of the plan
     """
     options = MethodConfig(name=method) if isinstance(method, str) else method
     if statistics is not None and layers is None:
-        groups = [group.group for group in statistics.groups.values() if group.group.layers[0].expert is None]
+        groups = [group.group for group in statistics.present_in(model).groups.values()]
     else:
         groups = find_groups(model, layers or LayersConfig())
     return plan_model(model, groups, options, budget, statistics, known=known, forecast=forecast, held_out=held_out)

@@ -60,17 +60,27 @@ def lama_statements(folder: Path | None, rows: Rows, *, negated: bool) -> list[s
     Raises:
         CorpusError: there is no such file.
     """
-    file = None if folder is None else folder / LAMA_FILE
-    if file is None or not file.is_file():
-        raise CorpusError(f"the corpora of LAMA facts need {LAMA_FILE} in a data folder", "pass --data-dir, or use `facts`")
     statements = []
-    for _, row in rows(file):
+    for _, row in rows(lama_file(folder)):
         template = str(row["template"])
         opposite = negate(template)
         if opposite is not None:
             sentence = (opposite if negated else template).replace("[X]", str(row["subject"])).replace("[Y]", str(row["object"]))
             statements.append(sentence.replace(" .", "."))
     return _mixed(statements)
+
+
+def lama_file(folder: Path | None) -> Path:
+    """LAMA's T-REx facts in a data folder.
+
+    Raises:
+        CorpusError: there is no such file.
+    """
+    file = None if folder is None else folder / LAMA_FILE
+    if file is None or not file.is_file():
+        where = "no data folder is set" if file is None else f"`{file}` does not exist"
+        raise CorpusError(f"LAMA needs {LAMA_FILE}: {where}", "pass --data-dir, or use the shipped `facts`")
+    return file
 
 
 def negate(template: str) -> str | None:

@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from fasc.errors import StatisticsError
 from fasc.linalg.moments import Covariance
@@ -150,6 +150,12 @@ class Statistics:
                 f"this one is {fingerprint[:12]}…)",
                 "run `fasc collect` on this model",
             )
+
+    def present_in(self, model: nn.Module) -> "Statistics":
+        """The same without groups whose layers the model does not have: experts, outside of ``expert_layers``."""
+        names = {name for name, _ in model.named_modules()}
+        groups = {name: one for name, one in self.groups.items() if all(layer.name in names for layer in one.group.layers)}
+        return replace(self, groups=groups)
 
     def save(self, path: Path) -> Path:
         """Write ``statistics.safetensors``.

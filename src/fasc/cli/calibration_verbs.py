@@ -11,7 +11,7 @@ from fasc.config import BudgetConfig, CalibrationConfig, LayersConfig, MethodCon
 from fasc.errors import UsageError
 
 if TYPE_CHECKING:
-    from fasc.calibration.statistics import Statistics
+    from fasc.calibration.statistics import Need, Statistics
     from fasc.model.load import LoadedModel
 
 DEFAULT_METHODS = ("fasc", "svd")
@@ -106,10 +106,7 @@ def diagnose(
     loaded = pipeline.load(source)
     policy: Literal["paper", "none"] = "paper" if exclusions == "paper" else "none"
     with expert_layers(loaded.model):
-        if statistics is None:
-            found = pipeline.calibrate(loaded.model, loaded.tokenizer, needs, calibration, LayersConfig())
-        else:
-            found = stored_statistics(statistics, loaded)
+        found = measured_statistics(statistics, loaded, needs, calibration, LayersConfig())
         diagnosis = diagnose_groups(loaded.model, found, chosen, rank_fraction=budget.rank_fraction or 0.5, policy=policy)
     print_diagnosis(diagnosis)
     if json is not None:
@@ -123,11 +120,22 @@ def diagnose(
             typer.echo(path)
 
 
+def measured_statistics(
+    file: Path | None, loaded: "LoadedModel", needs: "frozenset[Need]", calibration: CalibrationConfig, layers: LayersConfig
+) -> "Statistics":
+    """Statistics from a file if there is one, measured otherwise."""
+    from fasc import pipeline
+
+    if file is not None:
+        return stored_statistics(file, loaded)
+    return pipeline.calibrate(loaded.model, loaded.tokenizer, needs, calibration, layers)
+
+
 def stored_statistics(file: Path, loaded: "LoadedModel") -> "Statistics":
-    """Statistics from a file, checked to be of this model."""
+    """Statistics from a file, checked to be of this model, of the layers that it has now: experts may not be layers of it."""
     from fasc.calibration.statistics import Statistics
     from fasc.model.load import model_fingerprint
 
     found = Statistics.load(file)
     found.require_model(model_fingerprint(loaded.model))
-    return found
+    return found.present_in(loaded.model)

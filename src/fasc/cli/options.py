@@ -73,6 +73,16 @@ def names(text: str | None) -> tuple[str, ...] | None:
     return found
 
 
+def fractions(text: str, field: str) -> list[BudgetConfig]:
+    """Budgets from numbers separated by commas; ``none`` gives none.
+
+    Args:
+        text: as typed.
+        field: of the budget, `rank_fraction` or `param_fraction`.
+    """
+    return [] if text.strip() == "none" else [build(BudgetConfig, **{field: part}) for part in names(text) or ()]
+
+
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, Hugging Face folder, .gguf file or `smollm2-135m`.")]
 Out = Annotated[Path, typer.Option("--out", help="Where the result goes.", show_default=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing result, after the new one is complete.")]

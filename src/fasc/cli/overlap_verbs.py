@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fasc.cli import options as opt
-from fasc.config import BudgetConfig, CalibrationConfig, LayersConfig, MethodConfig, ModelConfig
+from fasc.config import CalibrationConfig, LayersConfig, MethodConfig, ModelConfig
 from fasc.errors import UsageError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def subspace_overlap(
     """Compare the subspaces a method chooses on several corpora and seeds, by principal angles, beside what chance gives."""
     given = locals()
     options = opt.build(MethodConfig, name=method, damping=damping)
-    fractions = [opt.build(BudgetConfig, rank_fraction=text).rank_fraction or 0.5 for text in opt.names(rank_fractions) or ()]
+    fractions = [budget.rank_fraction or 0.5 for budget in opt.fractions(rank_fractions, "rank_fraction")]
     layers = opt.take(LayersConfig, given)
     calibrations = {
         f"{corpus} #{seed}": opt.take(CalibrationConfig, given, corpus=corpus, seed=seed)
@@ -85,14 +85,14 @@ def subspace_overlap(
         digests[label] = {"token_digest": found.meta["token_digest"], "calibration": found.meta["calibration"]}
         first = first or found
     assert first is not None  # noqa: S101 - there is at least one calibration
-    rows = compare_subspaces(first, bases, fractions, max(fractions))
+    rows = compare_subspaces(first, bases, fractions)
     summary = summarise_overlaps(rows)
     print_overlaps(summary, options.name)
     curvature = []
     if hessian:
         tokens = pipeline.held_out(loaded, next(iter(calibrations.values())), hessian_sequences)
         groups = _spread(first, loaded, hessian_groups)
-        curvature = compare_with_hessian(loaded.model, first, tokens, groups, hessian)
+        curvature = compare_with_hessian(loaded.model, first, tokens, groups, hessian, options)
         print_curvature(curvature)
     if json is not None:
         made = provenance(calibrations=digests)

@@ -41,7 +41,7 @@ def plan(
     """
     given = locals()
     budget = opt.take(BudgetConfig, given)
-    if statistics is None and allocation is None and budget.kind not in ("max_kl", "max_perplexity_increase"):
+    if statistics is None and allocation is None and not budget.limits_loss:
         allocation = "uniform"
     options = opt.take(MethodConfig, given, name=method, allocation=allocation, layouts=opt.names(layouts))
     source = opt.take(ModelConfig, given, device="cpu")

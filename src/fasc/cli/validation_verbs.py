@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from fasc.cli import options as opt
-from fasc.cli.calibration_verbs import DEFAULT_METHODS, stored_statistics
-from fasc.config import BudgetConfig, CalibrationConfig, LayersConfig, MethodConfig, ModelConfig
+from fasc.cli.calibration_verbs import DEFAULT_METHODS, measured_statistics
+from fasc.config import CalibrationConfig, LayersConfig, MethodConfig, ModelConfig
 
 
 def validate(
@@ -45,8 +45,8 @@ def validate(
     given = locals()
     calibration = opt.take(CalibrationConfig, given)
     chosen = [opt.take(MethodConfig, given, name=name) for name in opt.names(methods) or DEFAULT_METHODS]
-    ranks = [opt.build(BudgetConfig, rank_fraction=text).rank_fraction or 0.5 for text in _fractions(rank_fractions)]
-    budgets = [opt.build(BudgetConfig, param_fraction=text) for text in _fractions(param_fractions)]
+    ranks = [budget.rank_fraction or 0.5 for budget in opt.fractions(rank_fractions, "rank_fraction")]
+    budgets = opt.fractions(param_fractions, "param_fraction")
     source = opt.take(ModelConfig, given)
     layers = opt.take(LayersConfig, given)
     from fasc import pipeline
@@ -61,10 +61,7 @@ def validate(
     if budgets:
         needs |= pipeline.needs_of(chosen[:1], budgets)
     loaded = pipeline.load(source)
-    if statistics is None:
-        found = pipeline.calibrate(loaded.model, loaded.tokenizer, needs, calibration, layers)
-    else:
-        found = stored_statistics(statistics, loaded)
+    found = measured_statistics(statistics, loaded, needs, calibration, layers)
     tokens = pipeline.held_out(loaded, calibration, held_out)
     unseen = held_out_moments(loaded.model, found, tokens, calibration)
     rows = measure(loaded.model, found, tokens, chosen, ranks, held_out=unseen) if ranks else []
@@ -79,7 +76,3 @@ def validate(
         write_json(json, {"rows": rows, "summary": summary, "plans": plans, "provenance": made})
     if figure is not None and rows:
         typer.echo(validation_figure(rows, figure))
-
-
-def _fractions(text: str) -> tuple[str, ...]:
-    return () if text.strip() == "none" else opt.names(text) or ()

@@ -69,7 +69,7 @@ def needs_for(options: MethodConfig, budget: BudgetConfig | None) -> frozenset[N
         return found.needs_in(found.scopes)
     method = found
     needs = method.needs_in(scopes_of(options, budget))
-    if budget.kind in ("max_kl", "max_perplexity_increase"):
+    if budget.limits_loss:
         needs |= frozenset(Need("gradient", scope) for scope in scopes_of(options, budget))
     return needs | gate_needs(options)
 
@@ -109,7 +109,8 @@ def plan_model(  # noqa: PLR0913 - each is a source or a switch of the plan
     allocation = allocation_of(options, budget)
     scopes = scopes_of(options, budget)
     rules = _rules(options, budget, bytes_per_parameter=model.dtype.itemsize)
-    if statistics is None and (allocation == "fisher" or budget.kind in ("max_kl", "max_perplexity_increase")):
+    decides = allocation == "fisher" or budget.limits_loss  # whether ranks depend on the forecast
+    if statistics is None and decides:
         raise BudgetError(
             f"allocation `{allocation}` under {budget.kind} needs the forecast of the loss, and there are no statistics",
             "give --statistics (from `fasc collect`), or ask for --allocation uniform and a fraction",
@@ -118,7 +119,6 @@ def plan_model(  # noqa: PLR0913 - each is a source or a switch of the plan
     key = f"{options.name} {options.reading} {options.damping} {scopes} {held_out is not None}"
     if statistics is not None and held_out is not None:
         _check_held_out(statistics, held_out)
-    decides = allocation == "fisher" or budget.kind in ("max_kl", "max_perplexity_increase")
     cheap = get_method(options.name).energies is not None and held_out is None
     if statistics is not None and not known.get(key) and (forecast or decides or cheap):
         known[key] = _curves(model, groups, options, scopes, (statistics, held_out), needed=allocation == "fisher")
@@ -264,7 +264,7 @@ def _units(menus: Sequence[GroupCandidates]) -> list[Candidates]:
 
 def _uniform(menus: Sequence[GroupCandidates], dense: RankPlan, budget: BudgetConfig) -> list[UnitPlan]:
     units = _units(menus)
-    if budget.kind in ("max_kl", "max_perplexity_increase"):
+    if budget.limits_loss:
         if any(unit.losses is None for unit in units):
             raise BudgetError(f"{budget.kind} needs a forecast, and the statistics hold no gradients", "collect them again")
         share = uniform_share_for_loss(units, budget.loss_limit)
@@ -274,7 +274,7 @@ def _uniform(menus: Sequence[GroupCandidates], dense: RankPlan, budget: BudgetCo
 
 
 def _fisher(menus: Sequence[GroupCandidates], dense: RankPlan, budget: BudgetConfig) -> list[UnitPlan]:
-    by_loss = budget.kind in ("max_kl", "max_perplexity_increase")
+    by_loss = budget.limits_loss
     limit = budget.loss_limit if by_loss else _limit(dense, budget, menus)
     found = allocate_by_loss(menus, limit, limited="loss" if by_loss else "cost")
     units = []

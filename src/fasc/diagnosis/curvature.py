@@ -16,14 +16,13 @@ from transformers import PreTrainedModel
 
 from fasc.calibration.objective import summed_nll
 from fasc.calibration.statistics import Statistics, as_float64
-from fasc.diagnosis.dependence import group_dependence, group_weight
+from fasc.config import MethodConfig
+from fasc.diagnosis.dependence import dependence_violation, group_weight
 from fasc.diagnosis.overlap import chance, overlap
 from fasc.errors import NonFiniteError
 from fasc.linalg.psd import cholesky, damped, descending_eigh
 from fasc.model.groups import InputGroup, evaluating
 from fasc.progress import progress
-
-_DAMPING = 1e-4
 
 Product = Callable[[Tensor], Tensor]
 
@@ -112,7 +111,12 @@ def leading_eigenvectors(product: Product, d: int, k: int, *, what: str, seed: i
 
 
 def compare_with_hessian(
-    model: PreTrainedModel, statistics: Statistics, tokens: Tensor, groups: Sequence[str], k: int
+    model: PreTrainedModel,
+    statistics: Statistics,
+    tokens: Tensor,
+    groups: Sequence[str],
+    k: int,
+    options: MethodConfig | None = None,
 ) -> list[dict[str, Any]]:
     """Overlap of the Hessian's k leading eigenvectors at a group's input with what the Fisher moments and the methods choose.
 
@@ -126,23 +130,26 @@ def compare_with_hessian(
         tokens: held-out or calibration text, [sequences, length], for the Hessian.
         groups: names.
         k: eigenvectors.
+        options: for the damping of Σ_xx.
 
     Raises:
         StatisticsError: a group or its gradient moment is missing.
         NonFiniteError: Lanczos did not converge.
     """
     rows = []
+    damping = (options or MethodConfig()).damping
     for name in groups:
         found = statistics.groups[name]
-        gg, _ = found.unit(name).require_gradient().at_input(group_weight(model, found.group))
+        weight = group_weight(model, found.group)
+        gg, _ = found.unit(name).require_gradient().at_input(weight)
         _, xx = as_float64(found.input)
-        chol = cholesky(damped(xx, _DAMPING), where=f"`{name}`: the inputs'", tokens=found.tokens)
+        chol = cholesky(damped(xx, damping), where=f"`{name}`: the inputs'", tokens=found.tokens)
         with hessian_product(model, tokens, found.group) as product:
             d = found.group.d_in
             values, plain = leading_eigenvectors(product, d, k, what=name)
             white = partial(_white, product, chol)
             _, whitened = leading_eigenvectors(white, d, k, what=f"{name}, white inputs")
-        dependence = group_dependence(model, found)
+        dependence = dependence_violation(found, weight)
         rows.append(
             {
                 "group": name,

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from statistics import quantiles
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -35,12 +35,18 @@ def chance(rank: int, d: int) -> float:
     return rank / d
 
 
-Bases = Mapping[str, Float[Tensor, "d r"]]
-"""By group: orthonormal columns, the first k of which span what rank k reads of the input."""
+class Basis(NamedTuple):
+    """What a method reads of a group's input, most valuable directions first."""
+
+    columns: Float[Tensor, "d r"]
+    """Orthonormal, float32; the first k of them span what rank k reads."""
+
+    directions: int
+    """Of the whole decomposition: a rank fraction is of these."""
 
 
-def reading_bases(model: PreTrainedModel, statistics: Statistics, options: MethodConfig, most: float = 1.0) -> dict[str, Tensor]:
-    """What a method reads of every group's input, most valuable directions first, float32; all that a comparison needs to keep.
+def reading_bases(model: PreTrainedModel, statistics: Statistics, options: MethodConfig, most: float = 1.0) -> dict[str, Basis]:
+    """What a method reads of every group's input; all that a comparison needs to keep.
 
     A method of single layers is applied to all layers of a group as one.
 
@@ -58,21 +64,20 @@ def reading_bases(model: PreTrainedModel, statistics: Statistics, options: Metho
         for name, found in statistics.groups.items():
             down = decompose_unit(model, statistics, unit_in(found.group, found.group.layers), options).down
             kept = max(1, int(most * len(down) + 1e-9))
-            bases[name] = torch.linalg.qr(down[:kept].mT)[0].float()
+            bases[name] = Basis(torch.linalg.qr(down[:kept].mT)[0].float(), len(down))
             advance()
     return bases
 
 
 def compare_subspaces(
-    statistics: Statistics, chosen: Mapping[str, Bases], rank_fractions: Sequence[float], most: float = 1.0
+    statistics: Statistics, chosen: Mapping[str, Mapping[str, Basis]], rank_fractions: Sequence[float]
 ) -> list[Row]:
     """The overlap of what was chosen on each pair of calibrations, for every group.
 
     Args:
         statistics: any of them, for the groups.
         chosen: :func:`reading_bases` by label.
-        rank_fractions: of each group's directions.
-        most: as it was given to :func:`reading_bases`.
+        rank_fractions: of each group's directions, at most what :func:`reading_bases` was asked to keep.
 
     Returns:
         A row per group, pair and fraction: ``group``, ``block``, ``kind``, ``a``, ``b``, ``rank_fraction``, ``rank``, ``d``,
@@ -88,17 +93,16 @@ def compare_subspaces(
     for name, found in statistics.groups.items():
         place = {"group": name, "block": found.group.block, "kind": found.group.kind}
         for a, b in combinations(chosen, 2):
-            cosines = chosen[a][name].mT.double() @ chosen[b][name].double()
-            full = round(len(cosines) / most)
-            rows += [place | {"a": a, "b": b} | row for row in _overlaps(cosines, (full, found.group.d_in), rank_fractions)]
+            one, other = chosen[a][name], chosen[b][name]
+            rows += [place | {"a": a, "b": b} | row for row in _overlaps(one, other, rank_fractions)]
     return rows
 
 
-def _overlaps(cosines: Tensor, sizes: tuple[int, int], rank_fractions: Sequence[float]) -> Iterator[Row]:
-    """From the products of two nested orthonormal bases; ``sizes``: all directions, dimensions."""
-    full, d = sizes
+def _overlaps(one: Basis, other: Basis, rank_fractions: Sequence[float]) -> Iterator[Row]:
+    cosines = one.columns.mT.double() @ other.columns.double()
+    d = len(one.columns)
     for fraction in rank_fractions:
-        rank = min(max(1, int(fraction * full + 1e-9)), len(cosines))
+        rank = max(1, int(fraction * one.directions + 1e-9))
         value = float(cosines[:rank, :rank].square().sum()) / rank
         yield {"rank_fraction": fraction, "rank": rank, "d": d, "overlap": value, "chance": chance(rank, d)}
 

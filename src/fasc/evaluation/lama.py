@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fasc.calibration.corpus import data_folder, read_rows
-from fasc.calibration.statements import LAMA_FILE
+from fasc.calibration.statements import lama_file
 from fasc.config import EvaluationConfig
 from fasc.errors import CorpusError
 from fasc.evaluation._cloze import ClozeItem, score_items
@@ -46,9 +46,4 @@ def read_trex(file: Path) -> list[ClozeItem]:
 @benchmark("lama", reference="arXiv:1909.01066 (LAMA), T-REx facts in the PARAREL version")
 def lama(subject: Subject, config: EvaluationConfig) -> Sequence[Score]:
     """LAMA T-REx: top-1 accuracy among the relation's candidates, by relation and type; needs --data-dir."""
-    folder = data_folder(config.data_dir)
-    file = None if folder is None else folder / LAMA_FILE
-    if file is None or not file.is_file():
-        where = "no data folder is set" if file is None else f"`{file}` does not exist"
-        raise CorpusError(f"`lama` needs {LAMA_FILE}: {where}", "pass --data-dir, or use the shipped `facts` benchmark")
-    return score_items("lama", subject, read_trex(file), config)
+    return score_items("lama", subject, read_trex(lama_file(data_folder(config.data_dir))), config)

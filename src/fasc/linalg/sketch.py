@@ -50,6 +50,11 @@ class SketchedEigenpairs:
         """At most so much of it would have been kept by the exact solution (with that probability)."""
         return min(self.dropped(self.values.shape[0]), rank * self.outside)
 
+    def lost_shares(self, rank: int, apply: Apply) -> tuple[float, float]:
+        """Estimate and bound of the energy lost, ÷ energy dropped; ``apply`` is the operator of these pairs."""
+        dropped = max(self.dropped(rank), torch.finfo(torch.float64).tiny)
+        return self.lost_estimate(rank, residual_norms(apply, self)) / dropped, self.lost_bound(rank) / dropped
+
     def lost_estimate(self, rank: int, residuals: Float[Tensor, " m"]) -> float:
         """Second-order estimate of the same: ``Σ_j ‖r_j‖² / (θ_j − ‖E‖)``, each term at most ``‖E‖`` as the probes saw it.
 

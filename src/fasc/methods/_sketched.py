@@ -11,7 +11,6 @@ from fasc.linalg.sketch import (
     Apply,
     SketchedEigenpairs,
     gaussian,
-    residual_norms,
     sketch_width,
     sketched_eigenpairs,
 )
@@ -51,9 +50,7 @@ def sketch_fisher_loss(
     trace = float((products[0] * products[1]).sum())
     apply = _operator(weight, (chol, covariance_x, covariance_g), on_inputs=on_inputs)
     pairs = sketched_eigenpairs(apply, gaussian(chol.shape[0], width, chol, seed=0), trace=trace)
-    dropped = max(pairs.dropped(rank), torch.finfo(torch.float64).tiny)
-    bound = pairs.lost_bound(rank) / dropped
-    estimate = pairs.lost_estimate(rank, residual_norms(apply, pairs)) / dropped
+    estimate, bound = pairs.lost_shares(rank, apply)
     if bound > options.sketch_tolerance:
         return Sketched(minimise_fisher_loss(weight, statistics, options.damping), estimate, bound, exact=True)
     return Sketched(_decomposition(weight, chol, pairs, on_inputs=on_inputs), estimate, bound, exact=False)

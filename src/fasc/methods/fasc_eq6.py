@@ -9,7 +9,7 @@ from fasc.config import MethodConfig
 from fasc.errors import NonFiniteError
 from fasc.linalg.decomposition import Decomposition
 from fasc.linalg.psd import descending_eigh
-from fasc.linalg.sketch import gaussian, residual_norms, ritz_pairs, sketch_width
+from fasc.linalg.sketch import gaussian, ritz_pairs, sketch_width
 from fasc.methods._registry import Sketched, method
 
 EPSILON = 1e-8
@@ -17,38 +17,6 @@ EPSILON = 1e-8
 
 CUTOFF = 1e-6
 """The paper's τ (App. C): singular values of ``Σ_xx`` below it are left out of the pseudo-inverse."""
-
-
-@method(
-    "fasc-eq6",
-    scopes=("group",),
-    needs={"input", "gradient", "cross"},
-    energy_unit="none",
-    surrogate="Σ of the dropped eigenvalues of Σ_xg Σ_gg Σ_xgᵀ v = λ (Σ_xx + εI) v",
-    reference="arXiv:2601.07197 Eq. 6, B.1, App. C",
-    sketch=lambda weight, statistics, options, rank, *, wide=False: sketch_eq6(weight, statistics, options, rank, wide=wide),
-)
-def fasc_eq6(weight: Float[Tensor, "o i"], statistics: UnitStatistics, options: MethodConfig) -> Decomposition:
-    """The paper's Eq. 6 as printed (readings: orthonormal, oblique); kept for comparison, it collapses models."""
-    _, covariance_x = as_float64(statistics.input, weight.device)
-    printed = _printed_matrix(weight, statistics)
-    covariance_x = covariance_x + EPSILON * torch.eye(covariance_x.shape[0]).to(covariance_x)
-    if not bool(torch.isfinite(printed).all() and torch.isfinite(covariance_x).all()):
-        raise NonFiniteError(f"`{statistics.name}`: Σ_xg Σ_gg Σ_xgᵀ", "check the calibration text and the model's weights")
-    values, vectors = descending_eigh(covariance_x)
-    kept = int((values > CUTOFF).sum())
-    whiten = vectors[:, :kept] / values[:kept].sqrt()
-    energies, rotated = descending_eigh(whiten.mT @ printed @ whiten)
-    v = whiten @ rotated
-    # The directions that the pseudo-inverse leaves out come last and carry no energy, so that full rank stays lossless.
-    rest = vectors[:, kept:]
-    energies = torch.cat([energies.clamp_min(0), energies.new_zeros(rest.shape[1])])
-    if options.reading == "oblique":
-        down = torch.cat([v, rest], dim=1).mT
-        reconstruct = torch.cat([covariance_x @ v, rest], dim=1)
-        return Decomposition(down=down, up=weight @ reconstruct, energies=energies)
-    basis, _ = torch.linalg.qr(torch.cat([v, rest], dim=1))
-    return Decomposition(down=basis.mT, up=weight @ basis, energies=energies)
 
 
 def sketch_eq6(
@@ -94,9 +62,7 @@ def sketch_eq6(
     trace = float(torch.cholesky_solve(cross @ covariance_g @ cross.mT, chol).diagonal().sum())
     basis, _ = torch.linalg.qr(chol.mT @ v[:, :rank])
     pairs = ritz_pairs(apply, basis, trace=trace)
-    dropped = max(pairs.dropped(rank), torch.finfo(torch.float64).tiny)
-    bound = pairs.lost_bound(rank) / dropped
-    estimate = pairs.lost_estimate(rank, residual_norms(apply, pairs)) / dropped
+    estimate, bound = pairs.lost_shares(rank, apply)
     if bound > options.sketch_tolerance:
         return Sketched(fasc_eq6(weight, statistics, options), estimate, bound, exact=True)
     if options.reading == "oblique":
@@ -105,6 +71,38 @@ def sketch_eq6(
         kept, _ = torch.linalg.qr(v)
         found = Decomposition(down=kept.mT, up=weight @ kept, energies=energies.clamp_min(0))
     return Sketched(found, estimate, bound, exact=False)
+
+
+@method(
+    "fasc-eq6",
+    scopes=("group",),
+    needs={"input", "gradient", "cross"},
+    energy_unit="none",
+    surrogate="Σ of the dropped eigenvalues of Σ_xg Σ_gg Σ_xgᵀ v = λ (Σ_xx + εI) v",
+    reference="arXiv:2601.07197 Eq. 6, B.1, App. C",
+    sketch=sketch_eq6,
+)
+def fasc_eq6(weight: Float[Tensor, "o i"], statistics: UnitStatistics, options: MethodConfig) -> Decomposition:
+    """The paper's Eq. 6 as printed (readings: orthonormal, oblique); kept for comparison, it collapses models."""
+    _, covariance_x = as_float64(statistics.input, weight.device)
+    printed = _printed_matrix(weight, statistics)
+    covariance_x = covariance_x + EPSILON * torch.eye(covariance_x.shape[0]).to(covariance_x)
+    if not bool(torch.isfinite(printed).all() and torch.isfinite(covariance_x).all()):
+        raise NonFiniteError(f"`{statistics.name}`: Σ_xg Σ_gg Σ_xgᵀ", "check the calibration text and the model's weights")
+    values, vectors = descending_eigh(covariance_x)
+    kept = int((values > CUTOFF).sum())
+    whiten = vectors[:, :kept] / values[:kept].sqrt()
+    energies, rotated = descending_eigh(whiten.mT @ printed @ whiten)
+    v = whiten @ rotated
+    # The directions that the pseudo-inverse leaves out come last and carry no energy, so that full rank stays lossless.
+    rest = vectors[:, kept:]
+    energies = torch.cat([energies.clamp_min(0), energies.new_zeros(rest.shape[1])])
+    if options.reading == "oblique":
+        down = torch.cat([v, rest], dim=1).mT
+        reconstruct = torch.cat([covariance_x @ v, rest], dim=1)
+        return Decomposition(down=down, up=weight @ reconstruct, energies=energies)
+    basis, _ = torch.linalg.qr(torch.cat([v, rest], dim=1))
+    return Decomposition(down=basis.mT, up=weight @ basis, energies=energies)
 
 
 def _printed_matrix(weight: Float[Tensor, "o i"], statistics: UnitStatistics) -> Float[Tensor, "i i"]:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from fasc.errors import ModelError
 from fasc.model.groups import InputGroup
@@ -38,6 +38,13 @@ class Coupling:
         return rows + kept * (self.consumer.d_in // self.parts) * self.consumer.d_out + self.consumer.bias * self.consumer.d_out
 
 
+def head_sizes(config: PretrainedConfig) -> tuple[int, int, int]:
+    """Query heads, key-value heads, and features of each."""
+    heads = config.num_attention_heads
+    keys = getattr(config, "num_key_value_heads", None) or heads
+    return heads, keys, getattr(config, "head_dim", None) or config.hidden_size // heads
+
+
 def couplings(model: PreTrainedModel, groups: Sequence[InputGroup]) -> list[Coupling]:
     """Attention and MLP of every block.
 
@@ -48,9 +55,7 @@ def couplings(model: PreTrainedModel, groups: Sequence[InputGroup]) -> list[Coup
         ModelError: a block is built in another way, or not all of its layers were chosen.
     """
     config = model.config.get_text_config()
-    heads = config.num_attention_heads
-    keys = getattr(config, "num_key_value_heads", None) or heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    heads, keys, width = head_sizes(config)
     attention = sorted([heads * width, keys * width, keys * width])
     channels = getattr(config, "intermediate_size", None)
     found, used = [], set()
@@ -84,14 +89,16 @@ def narrow(model: PreTrainedModel, coupling: Coupling, kept: Tensor) -> None:
     for layer in coupling.producers:
         module = model.get_submodule(layer.name)
         rows = _positions(kept, layer.d_out // coupling.parts)
-        module.weight = nn.Parameter(module.weight.detach()[rows].contiguous(), requires_grad=module.weight.requires_grad)
-        module.out_features = len(rows)
+        module.weight, module.out_features = _cut(module.weight, rows, 0), len(rows)
         if layer.bias:
-            module.bias = nn.Parameter(module.bias.detach()[rows].contiguous(), requires_grad=module.bias.requires_grad)
+            module.bias = _cut(module.bias, rows, 0)
     module = model.get_submodule(coupling.consumer.name)
     columns = _positions(kept, coupling.consumer.d_in // coupling.parts)
-    module.weight = nn.Parameter(module.weight.detach()[:, columns].contiguous(), requires_grad=module.weight.requires_grad)
-    module.in_features = len(columns)
+    module.weight, module.in_features = _cut(module.weight, columns, 1), len(columns)
+
+
+def _cut(parameter: nn.Parameter, kept: Tensor, axis: int) -> nn.Parameter:
+    return nn.Parameter(parameter.detach().index_select(axis, kept), requires_grad=parameter.requires_grad)
 
 
 def _positions(kept: Tensor, size: int) -> Tensor:

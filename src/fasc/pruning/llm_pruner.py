@@ -14,7 +14,7 @@ from fasc.calibration.statistics import Statistics
 from fasc.errors import BudgetError, ModelError
 from fasc.model.groups import InputGroup
 from fasc.progress import progress
-from fasc.pruning._coupling import Coupling, Part, couplings, narrow
+from fasc.pruning._coupling import Coupling, Part, couplings, head_sizes, narrow
 from fasc.pruning._registry import Pruning, register
 
 
@@ -33,10 +33,10 @@ def make_plan(model: PreTrainedModel, groups: Sequence[InputGroup], limit: float
     heads, channels = attention[0].parts, mlps[0].parts
     best: tuple[float, dict[Part, int]] | None = None
     step = multiple if channels >= 16 * multiple else 1
+    fixed = sum(one.parameters(0) for one in mlps)
+    each = sum(one.parameters(1) for one in mlps) - fixed
     for h in range(1, heads + 1):
         left = limit - sum(one.parameters(h) for one in attention)
-        fixed = sum(one.parameters(0) for one in mlps)
-        each = sum(one.parameters(1) for one in mlps) - fixed
         c = min(channels, int((left - fixed) / each + 1e-9))
         c = c if c == channels else c // step * step
         if c >= 1:
@@ -90,8 +90,7 @@ def apply(model: PreTrainedModel, statistics: Statistics, plan: RankPlan) -> Non
     found = couplings(model, [group.group for group in statistics.groups.values()])
     narrowed = {unit.unit: unit.narrowed for unit in plan.units}
     config = model.config.get_text_config()
-    heads = config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    heads, keys, width = head_sizes(config)
     with progress("pruning with llm-pruner", len(found), "parts of blocks") as advance:
         for one in found:
             shape = narrowed[one.consumer.name]
@@ -100,7 +99,7 @@ def apply(model: PreTrainedModel, statistics: Statistics, plan: RankPlan) -> Non
             kept = importance(one, statistics).argsort(descending=True, stable=True)[:count].sort().values
             narrow(model, one, kept.to(model.device))
             if one.part == "heads":
-                served = heads // one.parts
+                served = heads // keys
                 config.num_attention_heads, config.num_key_value_heads, config.head_dim = count * served, count, width
             else:
                 config.intermediate_size = count
