@@ -37,9 +37,8 @@ def logits(model, tokens):
 
 def stored_numbers(model):
     """Everything a checkpoint would hold: parameters once, and the orders of pivoted layers."""
-    return sum(p.numel() for p in model.parameters()) + sum(
-        m.order.numel() for m in model.modules() if isinstance(m, PivotedLinear)
-    )
+    orders = [buffer for name, buffer in model.named_buffers() if name.endswith(".order")]
+    return sum(tensor.numel() for tensor in (*model.parameters(), *orders))
 
 
 @pytest.mark.parametrize("shape", [(12, 5), (7, 7), (20, 1), (9, 3)])
@@ -62,7 +61,7 @@ def test_dependent_columns_are_no_problem():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("layouts", [("shared", "pivoted"), ("factors", "pivoted")])
+@pytest.mark.parametrize("layouts", list(itertools.product(("shared", "factors"), ("pivoted", "pivoted-columns"))))
 def test_the_pivoted_layout_is_lossless(statistics, tokens, dtype, layouts):
     """The same ranks as two factors and as pivots: the same logits, to the precision of the weights."""
     outputs = []
@@ -90,7 +89,31 @@ def test_pivots_of_a_shared_group_are_taken_over_all_members(statistics):
     assert attention.q_proj.down.weight.shape == (16, 32)
 
 
-@pytest.mark.parametrize("layout", ["factors", "pivoted"])
+def test_columns_are_kept_where_that_is_cheaper_and_each_layer_stays_lossless(statistics):
+    """A wide layer's inputs are fewer than its outputs, so their order is cheaper; the weight is the one of two factors."""
+    weights = {}
+    for layouts in (("factors",), ("factors", "pivoted", "pivoted-columns")):
+        model = tiny_model()
+        options = MethodConfig(name="two-sided", layouts=(*layouts, "merged"), allocation="uniform")
+        plan = pipeline.plan(model, options, BudgetConfig(rank_fraction=0.4), statistics=statistics)
+        compress(model, statistics, plan, options)
+        weights[layouts] = {unit.unit: model.get_submodule(unit.unit) for unit in plan.units}
+    chosen = {unit.unit: unit.layout for unit in plan.units if unit.layout != "merged"}
+    wide = {unit.unit: unit.d_in <= unit.d_out for unit in plan.units if unit.layout != "merged"}
+    assert set(chosen.values()) == {"pivoted", "pivoted-columns"}
+    assert all((chosen[name] == "pivoted-columns") == wide[name] for name in chosen)
+    plain, pivoted = weights.values()
+    for name in chosen:
+        torch.testing.assert_close(pivoted[name].weight, plain[name].weight, rtol=0, atol=1e-5)
+        torch.testing.assert_close(pivoted[name].bias, plain[name].bias, rtol=0, atol=1e-5)
+    columns = pivoted["model.layers.0.mlp.gate_proj"]
+    rank = columns.rank
+    assert columns.down.weight.shape == (rank, columns.in_features - rank)
+    kept = columns.down.order[:rank]
+    torch.testing.assert_close(columns.weight[:, kept], columns.up.weight, msg="these columns are kept as they are")
+
+
+@pytest.mark.parametrize("layout", ["factors", "pivoted", "pivoted-columns"])
 def test_layouts_cost_what_the_formulas_say(statistics, layout):
     model = tiny_model()
     options = MethodConfig(name="two-sided", layouts=(layout,), allocation="uniform")
@@ -98,6 +121,8 @@ def test_layouts_cost_what_the_formulas_say(statistics, layout):
     for unit in plan.units:
         if unit.layout == "pivoted":
             assert unit.parameters == unit.rank * (unit.d_in + unit.d_out) - unit.rank**2 + 2 * unit.d_out
+        elif unit.layout == "pivoted-columns":
+            assert unit.parameters == unit.rank * (unit.d_in + unit.d_out) - unit.rank**2 + unit.d_out + unit.d_in
         elif unit.layout == "factors":
             assert unit.parameters == unit.rank * (unit.d_in + unit.d_out) + unit.d_out
     compress(model, statistics, plan, options)

@@ -20,7 +20,7 @@ from fasc.errors import ModelError, StatisticsError, StorageError
 from fasc.methods import METHODS
 from fasc.model.checkpoint import CheckpointNotes, save_checkpoint
 from fasc.model.load import LoadedModel, load_model, model_fingerprint
-from fasc.model.lowrank import LowRankLinear, PivotedLinear, PivotRows, SharedProjection, link_group
+from fasc.model.lowrank import LowRankLinear, PivotColumns, PivotRows, SharedProjection, link_group
 from tests.conftest import tiny_model
 
 EVERYTHING = frozenset().union(*(method.needs for method in METHODS.values()))
@@ -107,15 +107,16 @@ def test_the_forecast_is_half_the_dropped_energy_and_grows_as_ranks_fall(statist
     )
 
 
-@pytest.mark.parametrize("layouts", [("shared", "factors"), ("shared", "pivoted")])
+@pytest.mark.parametrize("layouts", [("shared", "factors"), ("shared", "pivoted"), ("shared", "pivoted-columns")])
 def test_a_group_projects_once_per_forward(statistics, tokens, monkeypatch, layouts):
     model, _ = compressed(statistics, layouts=layouts)
     calls = []
-    for kind in (SharedProjection, PivotRows):
+    expected = {"factors": SharedProjection, "pivoted": PivotRows, "pivoted-columns": PivotColumns}[layouts[-1]]
+    for kind in {SharedProjection, expected}:
         plain = kind.project
         monkeypatch.setattr(kind, "project", lambda self, x, plain=plain: (calls.append(self), plain(self, x))[1])
     projections = [m for m in model.modules() if isinstance(m, SharedProjection)]
-    assert {type(m) for m in projections} == {PivotRows if "pivoted" in layouts else SharedProjection}
+    assert {type(m) for m in projections} == {expected}
     assert {m.readers for m in projections} == {1, 2, 3}
     logits(model, tokens)
     assert len(calls) == len(projections) == len({id(one) for one in calls})
@@ -198,10 +199,10 @@ def test_bfloat16_models_are_compressed_in_their_own_precision(statistics, token
 def test_no_unit_is_stored_above_its_dense_size(statistics):
     for fraction in (0.3, 0.5, 0.75, 0.99):
         model, plan = compressed(statistics, fraction=fraction)
-        orders = sum(m.order.numel() for m in model.modules() if isinstance(m, PivotedLinear))
+        orders = sum(buffer.numel() for name, buffer in model.named_buffers() if name.endswith(".order"))
         assert sum(p.numel() for p in model.parameters()) + orders == plan.totals["parameters"]
         assert all(unit.parameters <= unit.dense_parameters for unit in plan.units)
-        assert {unit.layout for unit in plan.units} <= {"pivoted", "dense", "factors", "shared"}
+        assert {unit.layout for unit in plan.units} <= {"pivoted", "pivoted-columns", "dense", "factors", "shared"}
 
 
 def test_a_rank_that_saves_nothing_can_be_had_as_a_dense_product(statistics, tokens):

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, PositiveInt, ValidationError, model_valid
 from fasc.errors import UsageError
 
 Labels = Literal["corpus", "sampled"]
-LayoutName = Literal["dense", "factors", "shared", "pivoted", "merged"]
+LayoutName = Literal["dense", "factors", "shared", "pivoted", "pivoted-columns", "merged"]
 AllocationName = Literal["uniform", "fisher"]
 GateName = Literal["none", "rho", "predicted", "kl"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -70,9 +70,16 @@ class MethodConfig(_Part):
     """`uniform`: the same share of every layer. `fisher`: the least forecast loss over all layers and layouts. Left out: `fisher`
     where the method's energies are a loss in nats and the budget is no rank fraction, `uniform` elsewhere."""
 
-    layouts: Annotated[tuple[LayoutName, ...], Field(min_length=1)] = ("dense", "factors", "shared", "pivoted")
+    layouts: Annotated[tuple[LayoutName, ...], Field(min_length=1)] = (
+        "dense",
+        "factors",
+        "shared",
+        "pivoted",
+        "pivoted-columns",
+    )
     """How layers may be stored; the cheapest allowed one is taken at each rank. `factors` allows separate layers and `shared` one
-    projector per group, where the method leaves that open; `merged` stores a rank that saves nothing as one dense matrix."""
+    projector per group, where the method leaves that open; `pivoted` keeps rows of the product as they are and `pivoted-columns`
+    columns; `merged` stores a rank that saves nothing as one dense matrix."""
 
     propagate: bool = False
     """Compress block by block, each from the inputs it will really get, against the dense model's outputs."""

@@ -130,8 +130,9 @@ def _cheapest(unit: UnitPlan, rank: int, rules: Rules) -> tuple[Layout | None, i
     factored: Layout = "factors" if len(unit.layers) == 1 else "shared"
     named = {"factors", "shared"} & rules.layouts
     allowed: list[Layout] = [factored] if named else []
-    if "pivoted" in rules.layouts:
-        allowed.append("pivoted")
+    # Of equal costs the first is taken: columns, because they need no rearrangement of the outputs (docs/decisions/0005).
+    pivoted: tuple[Layout, ...] = ("pivoted-columns", "pivoted")
+    allowed += [layout for layout in pivoted if layout in rules.layouts]
     dense = stored_parameters("dense", 0, unit.d_in, unit.d_out, dense_biases=unit.dense_biases)
     sizes = {layout: stored_parameters(layout, rank, unit.d_in, unit.d_out, dense_biases=unit.dense_biases) for layout in allowed}
     best = min(sizes, key=lambda layout: sizes[layout], default=None)
@@ -148,5 +149,5 @@ def _cost(unit: UnitPlan, rank: int, layout: Layout, rules: Rules) -> float:
     parameters = stored_parameters(layout, rank, unit.d_in, unit.d_out, dense_biases=unit.dense_biases)
     if rules.cost == "parameters":
         return parameters
-    entries = order_entries(layout, unit.d_out)
+    entries = order_entries(layout, unit.d_in, unit.d_out)
     return (parameters - entries) * rules.bytes_per_parameter + entries * ORDER_BYTES

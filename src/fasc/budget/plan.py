@@ -60,7 +60,7 @@ class UnitPlan:
 
     @property
     def parameters(self) -> int:
-        """Parameters after compression: weights that are not pruned, biases, and a pivoted layer's order."""
+        """Parameters after compression: weights that are not pruned, biases, and a pivoted unit's order."""
         if self.kept is not None:
             return self.kept
         return stored_parameters(self.layout, self.rank, self.d_in, self.d_out, dense_biases=self.dense_biases)
@@ -69,7 +69,7 @@ class UnitPlan:
         """Bytes after compression, with weights of that precision."""
         if self.layout == "sparse":  # zeros are stored
             return self.dense_parameters * bytes_per_parameter
-        entries = order_entries(self.layout, self.d_out)
+        entries = order_entries(self.layout, self.d_in, self.d_out)
         return (self.parameters - entries) * bytes_per_parameter + entries * ORDER_BYTES
 
     def to_dict(self) -> dict[str, Any]:

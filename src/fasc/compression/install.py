@@ -13,7 +13,7 @@ from fasc.linalg.decomposition import Factorization
 from fasc.linalg.moments import Covariance
 from fasc.linalg.pivot import PivotedForm, pivoted_form
 from fasc.linalg.psd import cholesky, damped
-from fasc.model.lowrank import LowRankLinear, PivotedLinear
+from fasc.model.lowrank import LowRankLinear, PivotColumns, PivotedLinear
 from fasc.model.quantizer import FascConfig, FascHfQuantizer, build_structure
 
 _WHITE = 1e-8
@@ -53,6 +53,13 @@ def install(model: PreTrainedModel, unit: UnitPlan, factors: Factorization, inpu
         build_structure(model, [entry])
         _fill_pivoted(model, unit, form, (factors, bias))
         return entry
+    if unit.layout == "pivoted-columns":
+        entry["columns"] = True
+        spread = _spread(inputs).to(factors.down)
+        form = pivoted_form(_columns_as_rows(factors, spread))
+        build_structure(model, [entry])
+        _fill_columns(model, unit, form, (factors.up @ factors.down[:, form.pivots], bias, _unscaled(form, spread)))
+        return entry
     build_structure(model, [entry])
     start = 0
     for name, d_out in zip(unit.layers, unit.d_outs, strict=True):
@@ -73,6 +80,28 @@ def _in_white_coordinates(factors: Factorization, inputs: Covariance, unit: Unit
     """``up`` for coordinates of unit covariance: distances between its rows are then those of the outputs."""
     covariance = factors.down @ inputs.matrix.to(factors.down) @ factors.down.mT
     return factors.up @ cholesky(damped(covariance, _WHITE), where=f"`{unit.unit}`: the coordinates'", tokens=0)
+
+
+def _columns_as_rows(factors: Factorization, spread: Tensor) -> Tensor:
+    """Column j of the product, as far as it moves the outputs: in an orthonormal basis of them, times the spread of input j.
+
+    The kept inputs are then those that do most, and no other adds much to a coordinate in comparison: small coefficients in the
+    units of the inputs are what low precision needs.
+    """
+    triangle = torch.linalg.qr(factors.up, mode="r").R
+    columns: Tensor = triangle @ factors.down
+    return columns.mT * spread[:, None]
+
+
+def _spread(inputs: Covariance) -> Tensor:
+    """Standard deviation of each input; a dead one counts as the smallest spread that is told from zero."""
+    variance = inputs.matrix.diagonal().double()
+    return variance.clamp_min(_WHITE * variance.mean()).sqrt()
+
+
+def _unscaled(form: PivotedForm, spread: Tensor) -> Tensor:
+    """What the kept inputs get of the others, [k, n], in the units of the inputs."""
+    return form.coefficients.mT * spread[form.pivots][:, None] / spread[form.others]
 
 
 def _counts(form: PivotedForm, edges: Tensor) -> list[int]:
@@ -112,4 +141,18 @@ def _fill_pivoted(model: PreTrainedModel, unit: UnitPlan, form: PivotedForm, val
         kept = form.pivots[(form.pivots >= start) & (form.pivots < start + d_out)]
         places = torch.cat([kept, form.others[mine]]) - start
         module.order.copy_(places.argsort())
+        start += d_out
+
+
+def _fill_columns(model: PreTrainedModel, unit: UnitPlan, form: PivotedForm, values: tuple[Tensor, Tensor, Tensor]) -> None:
+    up, bias, others = values
+    start = 0
+    for name, d_out in zip(unit.layers, unit.d_outs, strict=True):
+        module = model.get_submodule(name)
+        assert isinstance(module, LowRankLinear) and module.up is not None  # noqa: S101
+        module.up.weight.copy_(up[start : start + d_out])
+        module.up.bias.copy_(bias[start : start + d_out])
+        if isinstance(module.down, PivotColumns):
+            module.down.weight.copy_(others)
+            module.down.order.copy_(torch.cat((form.pivots, form.others)))
         start += d_out

@@ -26,6 +26,11 @@ class SharedProjection(nn.Linear):
         """The projection itself, [d_in last] → [rank last]."""
         return F.linear(input, self.weight, self.bias)
 
+    @property
+    def matrix(self) -> Tensor:
+        """The whole projection, [rank, d_in]."""
+        return self.weight
+
     def forward(self, input: Tensor) -> Tensor:
         """Project, or hand out what another reader of the same tensor has computed."""
         if self.readers == 1 or (self.weight.requires_grad and torch.is_grad_enabled()):
@@ -41,12 +46,48 @@ class SharedProjection(nn.Linear):
         return output
 
     def __deepcopy__(self, memo: dict[int, object]) -> "SharedProjection":
-        copy = type(self)(self.in_features, self.out_features, self.readers, bias=self.bias is not None, dtype=self.weight.dtype)
+        copy = self._empty_copy()
         for name, parameter in self.named_parameters():
             setattr(copy, name, nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad))
+        for name, buffer in self.named_buffers():
+            setattr(copy, name, buffer.clone())
         copy.training = self.training
         memo[id(self)] = copy
         return copy
+
+    def _empty_copy(self) -> "SharedProjection":
+        return type(self)(self.in_features, self.out_features, self.readers, bias=self.bias is not None, dtype=self.weight.dtype)
+
+
+class PivotColumns(SharedProjection):
+    """The projection of a unit that keeps ``rank`` of its inputs as they are: ``x ↦ x_kept + x_others · weightᵀ``.
+
+    A column interpolative decomposition: where :class:`PivotRows` puts the outputs of every layer in order, this rearranges the
+    inputs, once for the unit. ``order`` lists the kept inputs and then the others.
+    """
+
+    order: Tensor
+
+    def __init__(self, d_in: int, rank: int, readers: int, *, dtype: torch.dtype | None = None) -> None:
+        super().__init__(d_in - rank, rank, readers, dtype=dtype)
+        self.register_buffer("order", torch.arange(d_in, dtype=torch.int32))
+
+    def project(self, input: Tensor) -> Tensor:
+        """[…, d_in] → […, rank]."""
+        rank = self.out_features
+        ordered = input.flatten(0, -2).index_select(1, self.order)
+        output: Tensor = torch.addmm(ordered[:, :rank], ordered[:, rank:], self.weight.mT).unflatten(0, input.shape[:-1])
+        return output
+
+    @property
+    def matrix(self) -> Tensor:
+        """The whole projection, [rank, d_in]."""
+        kept = torch.eye(self.out_features, dtype=self.weight.dtype, device=self.weight.device)
+        return torch.cat((kept, self.weight), dim=1)[:, self.order.argsort()]
+
+    def _empty_copy(self) -> "SharedProjection":
+        rank = self.out_features
+        return type(self)(self.in_features + rank, rank, self.readers, dtype=self.weight.dtype)
 
 
 class PivotRows(SharedProjection):
@@ -66,11 +107,19 @@ class LowRankLinear(nn.Module):
 
     ``up`` always has a bias: it holds the layer's own one, if any, and the correction of the mean. In a group of layers with
     one projector only the first holds ``down``; the others read it from there.
+
+    Args:
+        d_in: features of the input.
+        d_out: output features.
+        rank: directions kept.
+        columns: whether ``down`` keeps ``rank`` inputs as they are (:class:`PivotColumns`).
+        dtype: of the weights.
     """
 
-    def __init__(self, d_in: int, d_out: int, rank: int, *, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, d_in: int, d_out: int, rank: int, *, columns: bool = False, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.in_features, self.out_features, self.rank = d_in, d_out, rank
+        self.keeps_columns = columns
         self.up = self._make_up(dtype)
         self.down: SharedProjection | None
         self.register_module("down", None)
@@ -82,7 +131,8 @@ class LowRankLinear(nn.Module):
 
     def make_down(self, readers: int) -> None:
         """Hold the projection, for itself and for the other readers."""
-        self.down = SharedProjection(self.in_features, self.rank, readers, dtype=self._dtype)
+        kind = PivotColumns if self.keeps_columns else SharedProjection
+        self.down = kind(self.in_features, self.rank, readers, dtype=self._dtype)
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -106,7 +156,7 @@ class LowRankLinear(nn.Module):
     def weight(self) -> Tensor:
         """The dense ``up · down``, [d_out, d_in], computed when asked for."""
         assert self.up is not None  # noqa: S101
-        return self.up.weight @ self.projection.weight
+        return self.up.weight @ self.projection.matrix
 
     @property
     def bias(self) -> Tensor:

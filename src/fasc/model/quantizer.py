@@ -16,8 +16,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from fasc.errors import ModelError
 from fasc.model.lowrank import LowRankLinear, PivotedLinear, link_group
 
-FORMAT = 2
-"""Version of the checkpoint's structure; a newer one is refused. 2 added ``pivots``."""
+FORMAT = 3
+"""Version of the checkpoint's structure; a newer one is refused. 2 added ``pivots``, 3 ``columns``."""
 
 
 class FascConfig(QuantizationConfigMixin):
@@ -26,7 +26,7 @@ class FascConfig(QuantizationConfigMixin):
     Args:
         units: one entry per replaced unit: ``layers`` (qualified names that share a projection) and ``rank``; a rank of
             ``None`` is a layer stored as one dense matrix that gained a bias. ``pivots``, in a pivoted unit, says how many of
-            its kept rows are each layer's own.
+            its kept rows are each layer's own; ``columns`` says that the unit keeps inputs as they are.
         format: version of this structure.
     """
 
@@ -50,7 +50,7 @@ def build_structure(model: nn.Module, units: Sequence[dict[str, Any]]) -> None:
     """
     for unit in units:
         own = _own_rows(unit)
-        replaced = [_replace(model, name, unit["rank"], rows) for name, rows in zip(unit["layers"], own, strict=True)]
+        replaced = [_replace(model, name, unit, rows) for name, rows in zip(unit["layers"], own, strict=True)]
         low_rank = [module for module in replaced if isinstance(module, LowRankLinear)]
         if low_rank:
             device = next(tensor.device for tensor in (*low_rank[0].parameters(), *low_rank[0].buffers()))
@@ -67,7 +67,8 @@ def _own_rows(unit: dict[str, Any]) -> list[tuple[int, int] | None]:
     return list(pairwise(edges))
 
 
-def _replace(model: nn.Module, name: str, rank: int | None, own: tuple[int, int] | None) -> nn.Module:
+def _replace(model: nn.Module, name: str, unit: dict[str, Any], own: tuple[int, int] | None) -> nn.Module:
+    rank: int | None = unit["rank"]
     parent_name, _, leaf = name.rpartition(".")
     try:
         parent = model.get_submodule(parent_name)
@@ -83,7 +84,7 @@ def _replace(model: nn.Module, name: str, rank: int | None, own: tuple[int, int]
         if rank is not None and own is not None:
             new = PivotedLinear(d_in, d_out, rank, own=own, dtype=old.weight.dtype)
         elif rank is not None:
-            new = LowRankLinear(d_in, d_out, rank, dtype=old.weight.dtype)
+            new = LowRankLinear(d_in, d_out, rank, columns=unit.get("columns", False), dtype=old.weight.dtype)
         elif isinstance(old, nn.Linear):
             new = nn.Linear(d_in, d_out, bias=True, dtype=old.weight.dtype)
         else:
