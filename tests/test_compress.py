@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from fasc import pipeline
 from fasc.budget.plan import RankPlan
@@ -20,8 +20,8 @@ from fasc.errors import ModelError, StatisticsError, StorageError
 from fasc.methods import METHODS
 from fasc.model.checkpoint import CheckpointNotes, save_checkpoint
 from fasc.model.load import LoadedModel, load_model, model_fingerprint
-from fasc.model.lowrank import LowRankLinear, PivotColumns, PivotRows, SharedProjection, link_group
-from tests.conftest import tiny_model
+from fasc.model.lowrank import LowRankLinear, PivotColumns, PivotRows, SharedProjection, by_all_threads, link_group
+from tests.conftest import CONFIGS, tiny_model
 
 EVERYTHING = frozenset().union(*(method.needs for method in METHODS.values()))
 
@@ -405,3 +405,50 @@ def test_the_fingerprint_is_of_the_weights(model):
     with torch.no_grad():
         model.model.norm.weight[0] += 1e-3
     assert model_fingerprint(model) != first
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 96), (1, 96), (96,)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_one_token_by_all_threads_is_the_ordinary_product(shape, bias):
+    generator = torch.Generator().manual_seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        for d_out in (512, 510, 1030):
+            x, weight = torch.randn(shape, generator=generator), torch.randn(d_out, 96, generator=generator)
+            added = torch.randn(d_out, generator=generator) if bias else None
+            with torch.no_grad():
+                found = by_all_threads(x, weight, added)
+            assert (found is not None) == torch.backends.mkl.is_available()
+            if found is not None:
+                torch.testing.assert_close(found, torch.nn.functional.linear(x, weight, added), rtol=1e-5, atol=1e-4)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_several_tokens_training_and_other_precisions_take_the_ordinary_product():
+    weight = torch.randn(512, 96)
+    with torch.no_grad():
+        assert by_all_threads(torch.randn(2, 96), weight, None) is None
+        assert by_all_threads(torch.randn(1, 96).bfloat16(), weight.bfloat16(), None) is None
+        assert by_all_threads(torch.randn(1, 96), weight.mT.contiguous().mT, None) is None
+    assert by_all_threads(torch.randn(1, 96), weight, None) is None, "with gradients"
+
+
+@pytest.mark.parametrize("layouts", [("factors",), ("pivoted",), ("pivoted-columns",)])
+def test_decoding_token_by_token_gives_what_one_pass_gives(layouts):
+    """Wide enough that single tokens take the threaded product."""
+    model = AutoModelForCausalLM.from_config(
+        LlamaConfig(**{**CONFIGS["llama"].to_dict(), "hidden_size": 192, "intermediate_size": 512, "head_dim": 48})
+    ).eval()
+    tokens = torch.randint(3, 128, (16, 24), generator=torch.Generator().manual_seed(1))
+    statistics = collect(model, tokens, EVERYTHING)
+    options = MethodConfig(name="two-sided", layouts=layouts, allocation="uniform", damping=1e-2)
+    compress(model, statistics, pipeline.plan(model, options, BudgetConfig(param_fraction=0.8), statistics=statistics), options)
+    with torch.no_grad():
+        whole, cache, steps = model(input_ids=tokens[:1]).logits, None, []
+        for position in range(tokens.shape[1]):
+            one = model(input_ids=tokens[:1, position : position + 1], past_key_values=cache, use_cache=True)
+            cache = one.past_key_values
+            steps.append(one.logits)
+    torch.testing.assert_close(torch.cat(steps, dim=1), whole, rtol=0, atol=1e-3)

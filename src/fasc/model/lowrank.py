@@ -1,13 +1,55 @@
 """The modules that stand where a dense layer was."""
 
 from collections.abc import Sequence
+from math import gcd
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+_MANY = 2**15
+"""Weights from which reading them is worth a second thread."""
 
 
-class SharedProjection(nn.Linear):
+def by_all_threads(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+    """``F.linear`` of one float32 token on a CPU: each thread reads its share of the weight's rows.
+
+    Decoding one sequence is bound by reading weights, and the matrix-vector product behind ``F.linear`` reads with one thread
+    (docs/log.md has the measurement). A batched product is spread over the threads, and a batch of slices of the rows is a view.
+
+    Args:
+        x: [..., d_in].
+        weight: [d_out, d_in].
+        bias: added to the product, d_out numbers.
+
+    Returns:
+        [..., d_out], or ``None`` where the ordinary product is the better one.
+    """
+    d_out, d_in = weight.shape
+    if x.numel() != d_in or weight.dtype != torch.float32 or d_out * d_in < _MANY or torch.compiler.is_compiling():
+        return None
+    parts = gcd(d_out, torch.get_num_threads())
+    if parts == 1 or weight.device.type != "cpu" or not _BATCHED or torch.is_grad_enabled() or not weight.is_contiguous():
+        return None
+    slices = weight.view(parts, d_out // parts, d_in).mT
+    row = x.reshape(1, 1, d_in).expand(parts, 1, d_in)
+    found = torch.bmm(row, slices) if bias is None else torch.baddbmm(bias.view(parts, 1, -1), row, slices)
+    return found.view(*x.shape[:-1], d_out)
+
+
+_BATCHED = torch.backends.mkl.is_available()
+"""Without MKL a batched product on a CPU goes through its batch with one thread."""
+
+
+class FactorLinear(nn.Linear):
+    """``nn.Linear`` that decodes one token with all threads."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[…, in_features] → […, out_features]."""
+        found = by_all_threads(input, self.weight, self.bias)
+        return super().forward(input) if found is None else found
+
+
+class SharedProjection(FactorLinear):
     """``x ↦ x · downᵀ``, computed once per forward pass for all layers that read the same tensor.
 
     The first reader computes and leaves the result here; the others, called with the *same tensor object*, take it; the
@@ -24,7 +66,7 @@ class SharedProjection(nn.Linear):
 
     def project(self, input: Tensor) -> Tensor:
         """The projection itself, [d_in last] → [rank last]."""
-        return F.linear(input, self.weight, self.bias)
+        return FactorLinear.forward(self, input)
 
     @property
     def matrix(self) -> Tensor:
@@ -74,10 +116,11 @@ class PivotColumns(SharedProjection):
 
     def project(self, input: Tensor) -> Tensor:
         """[…, d_in] → […, rank]."""
-        rank = self.out_features
-        ordered = input.flatten(0, -2).index_select(1, self.order)
-        output: Tensor = torch.addmm(ordered[:, :rank], ordered[:, rank:], self.weight.mT).unflatten(0, input.shape[:-1])
-        return output
+        shape = input.shape
+        kept, others = input.reshape(-1, shape[-1]).index_select(1, self.order).split((self.out_features, self.in_features), 1)
+        output = by_all_threads(others, self.weight, kept)
+        output = torch.addmm(kept, others, self.weight.mT) if output is None else output
+        return output.view(*shape[:-1], self.out_features)
 
     @property
     def matrix(self) -> Tensor:
@@ -99,7 +142,7 @@ class PivotRows(SharedProjection):
 
     def project(self, input: Tensor) -> Tensor:
         """[…, d_in] → [tokens, rank]."""
-        return F.linear(input.flatten(0, -2), self.weight, self.bias)
+        return FactorLinear.forward(self, input.reshape(-1, input.shape[-1]))
 
 
 class LowRankLinear(nn.Module):
@@ -127,7 +170,7 @@ class LowRankLinear(nn.Module):
         self._owner: tuple[LowRankLinear, ...] = ()
 
     def _make_up(self, dtype: torch.dtype | None) -> nn.Linear | None:
-        return nn.Linear(self.rank, self.out_features, bias=True, dtype=dtype)
+        return FactorLinear(self.rank, self.out_features, bias=True, dtype=dtype)
 
     def make_down(self, readers: int) -> None:
         """Hold the projection, for itself and for the other readers."""
@@ -197,7 +240,7 @@ class PivotedLinear(LowRankLinear):
 
     def _make_up(self, dtype: torch.dtype | None) -> nn.Linear | None:
         others = self.out_features - (self.stop - self.start)
-        return nn.Linear(self.rank, others, bias=True, dtype=dtype) if others else None
+        return FactorLinear(self.rank, others, bias=True, dtype=dtype) if others else None
 
     def make_down(self, readers: int) -> None:
         """Hold the kept rows, for itself and for the other readers."""
@@ -211,9 +254,8 @@ class PivotedLinear(LowRankLinear):
         """Map ``[…, d_in]`` to ``[…, d_out]``."""
         kept = self.projection(x)
         own = kept[:, self.start : self.stop]
-        outputs = own if self.up is None else torch.cat((own, F.linear(kept, self.up.weight, self.up.bias)), dim=1)
-        ordered: Tensor = outputs.index_select(1, self.order).unflatten(0, x.shape[:-1])
-        return ordered
+        outputs = own if self.up is None else torch.cat((own, self.up(kept)), dim=1)
+        return outputs.index_select(1, self.order).view(*x.shape[:-1], self.out_features)
 
     @property
     def weight(self) -> Tensor:
