@@ -162,5 +162,5 @@ def test_evaluating_on_the_calibration_text_warns(tokenizer, text_file, capsys):
     from fasc.evaluation.text import evaluation_texts
 
     digest = evaluation_texts(tiny_model(), tokenizer, config(text_file, "perplexity"))[0].text_digest
-    evaluate(tiny_model(), tokenizer, config(text_file, "perplexity"), calibrated_on=digest)
+    evaluate(tiny_model(), tokenizer, config(text_file, "perplexity"), seen=[digest])
     assert "calibrated on" in capsys.readouterr().err

@@ -218,6 +218,31 @@ class LayersConfig(_Part):
     """Layers to leave as they are."""
 
 
+class RecoveryConfig(_Part):
+    """How the low-rank layers of a checkpoint are trained towards the dense model."""
+
+    corpus: str | None = None
+    """The text, as for calibration; several corpora, separated by commas, take turns. Left out: that of the calibration."""
+
+    sequences: PositiveInt = 512
+    """How many sequences; each is used once."""
+
+    sequence_length: Annotated[int, Field(ge=2)] = 128
+    """Tokens per sequence."""
+
+    batch_tokens: PositiveInt = 1024
+    """Tokens per step."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """Of AdamW at its highest."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the choice of sequences and of their order."""
+
+    data_dir: Path | None = None
+    """Folder that holds the named corpora; the hub is asked otherwise. Also read from FASC_DATA."""
+
+
 class EvaluationConfig(_Part):
     """How a checkpoint is scored."""
 

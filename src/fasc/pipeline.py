@@ -8,6 +8,7 @@ from time import perf_counter
 from typing import NamedTuple
 
 import tomli_w
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -20,6 +21,7 @@ from fasc.compression.compress import compress
 from fasc.compression.gates import gate_plan
 from fasc.compression.merge import merge
 from fasc.compression.planning import Curves, needs_for, plan_model
+from fasc.compression.recover import recover
 from fasc.config import (
     BudgetConfig,
     CalibrationConfig,
@@ -28,15 +30,17 @@ from fasc.config import (
     MethodConfig,
     ModelConfig,
     Recipe,
+    RecoveryConfig,
+    read_recipe,
 )
 from fasc.diagnosis.diagnose import diagnose
-from fasc.errors import StorageError, UsageError
+from fasc.errors import ModelError, StorageError, UsageError
 from fasc.evaluation import get_benchmark
 from fasc.evaluation.evaluate import evaluate
 from fasc.evaluation.score import Score
 from fasc.evaluation.text import evaluation_texts
 from fasc.methods import METHODS, get_method
-from fasc.model.checkpoint import CheckpointNotes, read_provenance, save_checkpoint
+from fasc.model.checkpoint import PLAN_FILE, RECIPE_FILE, CheckpointNotes, read_provenance, save_checkpoint
 from fasc.model.groups import find_groups
 from fasc.model.load import LoadedModel, load_model, model_fingerprint
 from fasc.progress import say
@@ -45,7 +49,7 @@ from fasc.pruning import PRUNINGS, find_method
 from fasc.reporting.card import model_card
 from fasc.reporting.entries import DENSE
 from fasc.reporting.report import report
-from fasc.storage import new_file, work_folder, write_json
+from fasc.storage import new_file, read_json, work_folder, write_json
 
 
 def load(source: ModelConfig) -> LoadedModel:
@@ -191,6 +195,70 @@ def compress_and_save(  # noqa: PLR0913 - each is a switch of one of its stages
     notes = CheckpointNotes(recipe=recipe.to_dict(), provenance=made, plan=done.to_dict(), card=card)
     save_checkpoint(loaded.model, loaded.tokenizer, out, notes, overwrite=overwrite)
     return done
+
+
+class Recovered(NamedTuple):
+    """What recovery did: KL divergence to the dense model on the training text, nats per token."""
+
+    first: float
+    """Mean of the first tenth of the steps."""
+
+    last: float
+    """Mean of the last tenth."""
+
+    steps: int
+
+
+def recover_and_save(
+    source: ModelConfig, out: Path, config: RecoveryConfig, *, dense: str | None = None, overwrite: bool = False
+) -> Recovered:
+    """Train the low-rank layers of a checkpoint towards the dense model, and write a new checkpoint.
+
+    Trains in float32 and writes the precision that the checkpoint has.
+
+    Args:
+        source: the compressed checkpoint, a folder of ours.
+        out: the new checkpoint's folder.
+        config: text, sizes and rates.
+        dense: the dense model, if not the one that the checkpoint names.
+        overwrite: replace what is there.
+
+    Raises:
+        ModelError: the folder is no checkpoint of ours.
+        FascError: as :func:`~fasc.compression.recover.recover`.
+    """
+    folder = Path(source.model)
+    made = read_provenance(folder)
+    if made is None:
+        raise ModelError(f"`{folder}` is no checkpoint of fasc", "name a folder that `fasc compress` wrote")
+    recipe = read_recipe(folder / RECIPE_FILE)
+    done = read_plan(folder / PLAN_FILE, recipe.methods[0].name)
+    loaded = load(source.model_copy(update={"dtype": "float32"}))
+    reference = load(recipe.source.model_copy(update={"model": dense or made["model"], "device": source.device}))
+    block = load_corpus(
+        reference.model,
+        reference.tokenizer,
+        TextRequest(
+            corpus=config.corpus or recipe.calibration.corpus,
+            sequences=config.sequences,
+            sequence_length=config.sequence_length,
+            seed=config.seed,
+            role="calibration",
+            data_dir=config.data_dir or recipe.calibration.data_dir,
+        ),
+    )
+    losses = recover(loaded.model, reference.model, block.tokens, config)
+    tenth = max(1, len(losses) // 10)
+    result = Recovered(sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth, len(losses))
+    told = config.model_dump(mode="json", exclude_none=True) | {"corpus": block.corpus, "tokens": block.tokens.numel()}
+    recovery = told | {"text_digest": block.text_digest, "token_digest": block.token_digest, "kl": result._asdict()}
+    facts = {key: value for key, value in made.items() if key not in provenance()}
+    loaded.model.to(getattr(torch, read_json(folder / "config.json").get("dtype", "float32")))
+    now = provenance(**facts | {"recovery": recovery, "compressed": {key: made[key] for key in ("created", "command")}})
+    card = model_card(recipe, done, find_method(recipe.methods[0].name).summary, now, merged=False)
+    notes = CheckpointNotes(recipe=recipe.to_dict(), provenance=now, plan=done.to_dict(), card=card)
+    save_checkpoint(loaded.model, loaded.tokenizer, out, notes, overwrite=overwrite)
+    return result
 
 
 def gated_plan(
@@ -402,8 +470,8 @@ def _score(
         return
     loaded = get_model()
     say(f"evaluating {folder.name}")
-    digest = calibration_digest(folder / "model")
-    scores = evaluate(loaded.model, loaded.tokenizer, config, dense=dense, texts=texts.get(), calibrated_on=digest)
+    seen = texts_seen(folder / "model")
+    scores = evaluate(loaded.model, loaded.tokenizer, config, dense=dense, texts=texts.get(), seen=seen)
     write_scores(folder / "scores.json", scores, config)
 
 
@@ -419,7 +487,8 @@ def dense_of(checkpoint: str) -> str | None:
     return None if found is None else found.get("model")
 
 
-def calibration_digest(checkpoint: str | Path) -> str | None:
-    """Digest of the text a checkpoint was calibrated on, if it says so."""
-    found = read_provenance(checkpoint)
-    return None if found is None else found.get("statistics", {}).get("text_digest")
+def texts_seen(checkpoint: str | Path) -> frozenset[str]:
+    """Digests of the texts a checkpoint was calibrated and trained on, as far as it says so."""
+    found = read_provenance(checkpoint) or {}
+    digests = (found.get(part, {}).get("text_digest") for part in ("statistics", "recovery"))
+    return frozenset(digest for digest in digests if digest)

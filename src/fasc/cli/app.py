@@ -57,6 +57,7 @@ for _verb in (
     plan_verbs.compress,
     checkpoint_verbs.evaluate,
     checkpoint_verbs.bench,
+    checkpoint_verbs.recover,
     run_verbs.report,
 ):
     app.command()(_verb)

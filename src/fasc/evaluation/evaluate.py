@@ -1,6 +1,6 @@
 """Score a model on the chosen benchmarks."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -22,7 +22,7 @@ def evaluate(
     *,
     dense: PreTrainedModel | None = None,
     texts: Sequence[TokenBlock] | None = None,
-    calibrated_on: str | None = None,
+    seen: Collection[str] = (),
 ) -> list[Score]:
     """Run the benchmarks of ``config`` in order.
 
@@ -33,7 +33,7 @@ def evaluate(
         dense: what ``kl`` compares with.
         texts: the held-out texts, if they are at hand; loaded as ``config`` says otherwise. With several, the benchmarks that
             need text are run on each and named ``benchmark@corpus``.
-        calibrated_on: digest of the text the model was calibrated on; evaluating on it prints a warning.
+        seen: digests of the texts that the model was made with; evaluating on one prints a warning.
 
     Raises:
         UnknownNameError: a benchmark that does not exist; nothing is run then.
@@ -47,7 +47,7 @@ def evaluate(
     needed = any(found.needs_text for found in chosen)
     if texts is None:
         texts = evaluation_texts(model if dense is None else dense, tokenizer, config) if needed else []
-    for corpus in [text.corpus for text in texts if text.text_digest == calibrated_on]:
+    for corpus in [text.corpus for text in texts if text.text_digest in seen]:
         say(f"warning: `{corpus}` is the text this model was calibrated on; its scores will flatter it")
     scores: list[Score] = []
     compared = dense if any(found.needs_dense for found in chosen) else None

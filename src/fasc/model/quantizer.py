@@ -114,6 +114,11 @@ class FascHfQuantizer(HfQuantizer):
         return True
 
     @property
+    def is_qat_trainable(self) -> bool:
+        """The weights themselves can be trained, without adapters: transformers' Trainer asks this."""
+        return True
+
+    @property
     def is_compileable(self) -> bool:
         """``torch.compile`` works."""
         return True

@@ -24,7 +24,7 @@ tags: [fasc, low-rank, compression]
 | parameters of the model | {parameters:,} ({model_fraction:.1%} of dense) |
 | weights | {megabytes:,.0f} MB (dense: {dense_megabytes:,.0f} MB) |
 | calibration | {sequences} × {sequence_length} tokens of `{corpus}`, {labels} labels |
-{forecast}
+{forecast}{recovery}
 ## Load
 
 ```python
@@ -51,12 +51,20 @@ def model_card(recipe: Recipe, plan: RankPlan, summary: str, provenance: Mapping
         recipe: of the run.
         plan: with its totals.
         summary: one sentence on the method.
-        provenance: for the version.
+        provenance: for the version, and recovery if there was any.
         merged: whether the checkpoint is an ordinary dense one.
     """
     totals = plan.totals
     loss = totals["predicted_loss"]
     forecast = "" if loss is None else f"| forecast of the KL divergence to the dense model, Σ ½J | {loss:.4f} nats/token |\n"
+    trained = provenance.get("recovery")
+    recovery = ""
+    if trained:
+        kl = trained["kl"]
+        recovery = (
+            f"| then trained towards the dense model | {trained['tokens']:,} tokens of `{trained['corpus']}`: KL divergence "
+        )
+        recovery += f"{kl['first']:.4f} at first, {kl['last']:.4f} at last |\n"
     calibration = recipe.calibration
     megabytes = (totals["dense_bytes"] if merged else totals["bytes"]) or 0
     return _CARD.format(
@@ -75,5 +83,6 @@ def model_card(recipe: Recipe, plan: RankPlan, summary: str, provenance: Mapping
         corpus=calibration.corpus,
         labels=calibration.labels,
         forecast=forecast,
+        recovery=recovery,
         load=_LOAD_DENSE if merged or totals["rank_fraction"] is None else _LOAD_FACTORED,
     )

@@ -1,0 +1,151 @@
+"""Recovery: the factors of a compressed model are trained to say what the dense model says.
+
+Compressing layer by layer adds up errors that no layer can see. A short distillation can: the low-rank layers of the compressed
+model (nothing else) minimise the KL divergence of its next-token distribution from the dense model's on unlabelled text.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from fasc.config import RecoveryConfig
+from fasc.errors import ModelError, NonFiniteError, UsageError
+from fasc.model.lowrank import LowRankLinear
+from fasc.model.quiet import quiet_transformers
+from fasc.progress import Advance, progress
+
+
+def recover(model: PreTrainedModel, dense: PreTrainedModel, tokens: Tensor, config: RecoveryConfig) -> list[float]:
+    """Train the low-rank layers of a compressed model towards the dense model's distributions, in place.
+
+    Minimises ``KL(dense ‖ compressed)`` over the next token, in nats, by AdamW with a warm-up and a cosine decay to zero, in one
+    pass over the tokens in an order drawn by the seed. Everything else of the model stays as it is.
+
+    Args:
+        model: compressed, with low-rank layers; weights in float32, because steps are smaller than what bfloat16 resolves.
+        dense: what it was compressed from.
+        tokens: text, int64 [sequences, length]; no labels are used.
+        config: sizes and rates.
+
+    Returns:
+        The KL divergence of each step's batch before the step, nats per token.
+
+    Raises:
+        UsageError: the model has no low-rank layers.
+        ModelError: the two models do not have the same vocabulary.
+        NonFiniteError: the divergence of a step is not finite.
+    """
+    layers = [module for module in model.modules() if isinstance(module, LowRankLinear)]
+    if not layers:
+        raise UsageError("the checkpoint has no low-rank layers to train", "recover what `fasc compress` wrote without --merge")
+    if model.config.vocab_size != dense.config.vocab_size:
+        raise ModelError(
+            f"the vocabularies differ: {model.config.vocab_size} and {dense.config.vocab_size}",
+            "pass the --dense it was made from",
+        )
+    rows = max(1, config.batch_tokens // tokens.shape[1])
+    steps = -(-tokens.shape[0] // rows)
+    with progress("recovering", steps, "steps") as advance, TemporaryDirectory() as scratch, _only(model, layers):
+        trainer = _Distillation(
+            model,
+            args=_arguments(config, rows, model, scratch),
+            train_dataset=_Sequences(tokens),
+            data_collator=_stack,
+            callbacks=[_Steps(advance)],
+        )
+        trainer.remove_callback(PrinterCallback)  # prints to stdout
+        trainer.dense, trainer.losses = dense.eval(), []
+        with quiet_transformers():
+            trainer.train()
+    model.eval()
+    return trainer.losses
+
+
+def _arguments(config: RecoveryConfig, rows: int, model: PreTrainedModel, folder: str) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=folder,
+        num_train_epochs=1,
+        per_device_train_batch_size=rows,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.1,
+        adam_beta2=0.95,
+        max_grad_norm=1.0,
+        seed=config.seed,
+        use_cpu=model.device.type == "cpu",
+        report_to="none",
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+
+
+class _Distillation(Trainer):
+    dense: PreTrainedModel
+    losses: list[float]
+    """Of the steps so far."""
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *_args: Any, **_kwargs: Any) -> Tensor:
+        """KL(dense ‖ compressed), the mean over tokens."""
+        model.eval()  # what is imitated has no dropout
+        ids = inputs["input_ids"]
+        with torch.no_grad():
+            target = F.log_softmax(self.dense(input_ids=ids.to(self.dense.device), use_cache=False).logits.float(), dim=-1)
+        found = F.log_softmax(model(input_ids=ids, use_cache=False).logits.float(), dim=-1)
+        loss = F.kl_div(found.flatten(0, 1), target.flatten(0, 1).to(found.device), log_target=True, reduction="batchmean")
+        value = float(loss.detach())
+        if not value < float("inf"):
+            step = len(self.losses) + 1
+            raise NonFiniteError(f"the divergence of recovery step {step}", "lower --learning-rate")
+        self.losses.append(value)
+        return loss
+
+
+class _Steps(TrainerCallback):
+    """Reports steps."""
+
+    def __init__(self, advance: Advance) -> None:
+        self.advance = advance
+
+    def on_step_end(self, *_args: Any, **_kwargs: Any) -> None:
+        """One more."""
+        self.advance()
+
+
+class _Sequences(Dataset[Tensor]):
+    def __init__(self, tokens: Tensor) -> None:
+        self.tokens = tokens
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.tokens[index]
+
+
+def _stack(rows: Sequence[Tensor]) -> dict[str, Tensor]:
+    return {"input_ids": torch.stack(list(rows))}
+
+
+@contextmanager
+def _only(model: nn.Module, layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Only these layers are trained; afterwards everything is as trainable as before."""
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.requires_grad_(requires_grad=False)
+    for layer in layers:
+        layer.requires_grad_()
+    try:
+        yield
+    finally:
+        for parameter, trainable in before:
+            parameter.requires_grad_(trainable)
+            parameter.grad = None

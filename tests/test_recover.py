@@ -1,0 +1,124 @@
+"""Recovery: what is trained, towards what, and what is written."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM
+
+from fasc import pipeline
+from fasc.calibration.collect import collect
+from fasc.compression.compress import compress
+from fasc.compression.recover import recover
+from fasc.config import BudgetConfig, CalibrationConfig, MethodConfig, ModelConfig, Recipe, RecoveryConfig
+from fasc.errors import ModelError, NonFiniteError, UsageError
+from fasc.methods import METHODS
+from fasc.model.lowrank import LowRankLinear
+from tests.conftest import tiny_model
+
+CONFIG = RecoveryConfig(batch_tokens=80, learning_rate=3e-3)
+
+
+def compressed(tokens, architecture="llama", fraction=0.4, layouts=("dense", "factors", "shared", "pivoted", "pivoted-columns")):
+    model = tiny_model(architecture)
+    statistics = collect(model, tokens, METHODS["fasc"].needs_in(("group", "layer")))
+    options = MethodConfig(damping=1e-2, allocation="uniform", layouts=layouts)
+    compress(
+        model, statistics, pipeline.plan(model, options, BudgetConfig(param_fraction=fraction), statistics=statistics), options
+    )
+    return model
+
+
+def divergence(dense, model, tokens):
+    with torch.no_grad():
+        p = F.log_softmax(dense(input_ids=tokens).logits.double(), -1)
+        q = F.log_softmax(model(input_ids=tokens).logits.double(), -1)
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+def others(tokens, count=200):
+    return torch.randint(3, 128, (count, tokens.shape[1]), generator=torch.Generator().manual_seed(9))
+
+
+def test_it_comes_closer_to_the_dense_model_on_text_it_has_not_seen(tokens, architecture):
+    dense, model = tiny_model(architecture), compressed(tokens, architecture)
+    before = divergence(dense, model, tokens)
+    losses = recover(model, dense, others(tokens), CONFIG)
+    assert divergence(dense, model, tokens) < 0.9 * before
+    assert len(losses) == 50
+
+
+def test_the_loss_is_the_divergence_and_its_first_value_that_of_the_model_as_it_was(tokens):
+    dense, model = tiny_model(), compressed(tokens)
+    text = others(tokens, 4)
+    before = divergence(dense, model, text)
+    losses = recover(model, dense, text, CONFIG)
+    assert len(losses) == 1
+    assert math.isclose(losses[0], before, rel_tol=1e-4)
+
+
+def test_only_low_rank_layers_change_and_stay_as_trainable_as_they_were(tokens):
+    dense, model = tiny_model(), compressed(tokens)
+    low_rank = {
+        f"{name}.{part}" for name, m in model.named_modules() if isinstance(m, LowRankLinear) for part, _ in m.named_parameters()
+    }
+    before = {name: (p.detach().clone(), p.requires_grad) for name, p in model.named_parameters()}
+    structure = [str(module) for module in model.modules()]
+    recover(model, dense, others(tokens, 8), CONFIG)
+    assert [str(module) for module in model.modules()] == structure
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name][0])}
+    assert changed == low_rank
+    assert all(p.requires_grad == before[name][1] and p.grad is None for name, p in model.named_parameters())
+    assert not model.training
+
+
+def test_dropout_of_the_architecture_is_not_part_of_what_is_imitated(tokens):
+    """GPT-2 has dropout in training mode; the same seed or another gives the same losses without it."""
+    dense = tiny_model("gpt2")
+    losses = []
+    for _ in range(2):
+        model = compressed(tokens, "gpt2")
+        losses.append(recover(model, dense, others(tokens, 8), CONFIG))
+        torch.manual_seed(99)
+    assert losses[0] == losses[1]
+    assert math.isclose(losses[0][0] + losses[0][1], sum(losses[1]), rel_tol=1e-6)
+
+
+def test_what_cannot_be_recovered_is_refused(tokens):
+    with pytest.raises(UsageError, match="no low-rank layers"):
+        recover(tiny_model(), tiny_model(), tokens, CONFIG)
+    with torch.no_grad():
+        broken = compressed(tokens)
+        next(m for m in broken.modules() if isinstance(m, LowRankLinear)).up.weight[0] = float("nan")
+    with pytest.raises(NonFiniteError, match="step 1"):
+        recover(broken, tiny_model(), tokens, CONFIG)
+
+
+def test_a_checkpoint_is_recovered_into_another_that_says_so(model_folder, text_file, tmp_path, capsys):
+    recipe = Recipe(
+        source=ModelConfig(model=str(model_folder)),
+        calibration=CalibrationConfig(corpus=str(text_file), sequences=16, sequence_length=16),
+        methods=(MethodConfig(damping=1e-2),),
+        budgets=(BudgetConfig(param_fraction=0.5),),
+    )
+    first, second = tmp_path / "compressed", tmp_path / "recovered"
+    pipeline.compress_model(recipe, first)
+    config = RecoveryConfig(sequences=40, sequence_length=16, batch_tokens=64, learning_rate=3e-3)
+    told = pipeline.recover_and_save(ModelConfig(model=str(first)), second, config)
+    assert told.last < told.first
+    assert told.steps == 10
+    made = json.loads((second / "fasc_provenance.json").read_text())
+    assert made["recovery"]["tokens"] == 640
+    assert made["model"] == str(model_folder)
+    assert "towards the dense model" in (second / "README.md").read_text()
+    plain, trained = load_file(first / "model.safetensors"), load_file(second / "model.safetensors")
+    assert {name: t.shape for name, t in plain.items()} == {name: t.shape for name, t in trained.items()}
+    model = AutoModelForCausalLM.from_pretrained(second)
+    assert any(isinstance(module, LowRankLinear) for module in model.modules())
+    assert pipeline.texts_seen(second) == {made["statistics"]["text_digest"], made["recovery"]["text_digest"]}
+    assert "{" not in capsys.readouterr().out, "the trainer's own lines are not ours"
+    with pytest.raises(ModelError, match="no checkpoint of fasc"):
+        pipeline.recover_and_save(ModelConfig(model=str(model_folder)), tmp_path / "third", config)
