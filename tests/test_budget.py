@@ -402,3 +402,15 @@ def test_a_weight_without_full_rank_is_forecast_all_the_same():
         found = _at_input(weight, weight @ inputs)
         torch.testing.assert_close(weight @ found, weight @ inputs)
         torch.testing.assert_close(found, torch.linalg.pinv(weight) @ weight @ inputs)
+
+
+def test_budgets_that_differ_in_anything_have_names_that_tell_the_rows_of_a_run_apart():
+    asked = [{}, {"floor": 0.25}, {"min_saving": 0.1}, {"rank_multiple": 1}, {"floor": 0.25, "rank_multiple": 16}]
+    labels = [BudgetConfig(param_fraction=0.8, **more).label for more in asked]
+    assert labels == [
+        "params0.8",
+        "params0.8-floor0.25",
+        "params0.8-saving0.1",
+        "params0.8-multiple1",
+        "params0.8-floor0.25-multiple16",
+    ]

@@ -172,11 +172,17 @@ class BudgetConfig(_Part):
 
     @property
     def label(self) -> str:
-        """Short name, for folders and rows: `0.5`, `params0.8`, `model0.8`, `400MB`, `ppl+5%`, `kl0.05`."""
+        """Short name, for folders and rows: `0.5`, `params0.8`, `model0.8`, `400MB`, `ppl+5%`, `kl0.05`.
+
+        What else is not as usual follows: `params0.8-floor0.25`.
+        """
         short = {"rank_fraction": "", "param_fraction": "params", "model_fraction": "model", "max_bytes": ""}
         value = getattr(self, self.kind)
         number = f"{value:g}" if isinstance(value, float) else str(value).replace(" ", "")
-        return {**short, "max_perplexity_increase": "ppl+", "max_kl": "kl"}[self.kind] + number
+        unusual = {"floor": self.floor, "multiple": self.rank_multiple, "saving": self.min_saving}
+        usual = {"floor": 0.0, "multiple": type(self).model_fields["rank_multiple"].default, "saving": 0.0}
+        rest = "".join(f"-{name}{value:g}" for name, value in unusual.items() if value != usual[name])
+        return {**short, "max_perplexity_increase": "ppl+", "max_kl": "kl"}[self.kind] + number + rest
 
     @property
     def bytes_limit(self) -> int:
