@@ -148,10 +148,8 @@ def test_stored_statistics_and_plans_are_used(fasc, model_folder, text_file, tmp
     )
     assert code == 0, err
     assert "measuring" not in err
-    assert load_file(tmp_path / "o" / "model.safetensors")["model.layers.0.self_attn.q_proj.down.weight"].shape == (
-        3,
-        32,
-    )
+    stored = load_file(tmp_path / "o" / "model.safetensors")
+    assert stored["model.layers.0.self_attn.q_proj.up.weight"].shape == (32, 3)
     refused(
         fasc("compress", model_folder, "--statistics", statistics, "--method", "fasc-eq6", "--out", tmp_path / "p"),
         "lack",
