@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
 from fasc.config import RecoveryConfig
 from fasc.errors import ModelError, NonFiniteError, UsageError
@@ -51,17 +51,15 @@ def recover(model: PreTrainedModel, dense: PreTrainedModel, tokens: Tensor, conf
             "pass the --dense it was made from",
         )
     rows = max(1, config.batch_tokens // tokens.shape[1])
-    steps = -(-tokens.shape[0] // rows)
-    with progress("recovering", steps, "steps") as advance, TemporaryDirectory() as scratch, _only(model, layers):
+    with progress("recovering", tokens.numel(), "tokens") as advance, TemporaryDirectory() as scratch, _only(model, layers):
         trainer = _Distillation(
             model,
             args=_arguments(config, rows, model, scratch),
             train_dataset=_Sequences(tokens),
             data_collator=_stack,
-            callbacks=[_Steps(advance)],
         )
         trainer.remove_callback(PrinterCallback)  # prints to stdout
-        trainer.dense, trainer.losses = dense.eval(), []
+        trainer.dense, trainer.losses, trainer.advance = dense.eval(), [], advance
         with quiet_transformers():
             trainer.train()
     model.eval()
@@ -94,6 +92,8 @@ class _Distillation(Trainer):
     losses: list[float]
     """Of the steps so far."""
 
+    advance: Advance
+
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *_args: Any, **_kwargs: Any) -> Tensor:
         """KL(dense ‖ compressed), the mean over tokens."""
         model.eval()  # what is imitated has no dropout
@@ -107,18 +107,8 @@ class _Distillation(Trainer):
             step = len(self.losses) + 1
             raise NonFiniteError(f"the divergence of recovery step {step}", "lower --learning-rate")
         self.losses.append(value)
+        self.advance(ids.numel())
         return loss
-
-
-class _Steps(TrainerCallback):
-    """Reports steps."""
-
-    def __init__(self, advance: Advance) -> None:
-        self.advance = advance
-
-    def on_step_end(self, *_args: Any, **_kwargs: Any) -> None:
-        """One more."""
-        self.advance()
 
 
 class _Sequences(Dataset[Tensor]):
