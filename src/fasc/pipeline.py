@@ -252,7 +252,7 @@ def recover_and_save(
     result = Recovered(sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth, len(losses))
     told = config.model_dump(mode="json", exclude_none=True) | {"corpus": block.corpus, "tokens": block.tokens.numel()}
     recovery = told | {"text_digest": block.text_digest, "token_digest": block.token_digest, "kl": result._asdict()}
-    facts = {key: value for key, value in made.items() if key not in provenance()}
+    facts = {key: made[key] for key in ("model", "statistics", "merged", "folded_biases") if key in made}
     loaded.model.to(getattr(torch, read_json(folder / "config.json").get("dtype", "float32")))
     now = provenance(**facts | {"recovery": recovery, "compressed": {key: made[key] for key in ("created", "command")}})
     card = model_card(recipe, done, find_method(recipe.methods[0].name).summary, now, merged=False)
