@@ -114,3 +114,21 @@ SURROGATE = {
     "fwsvd": row_weighted_error,
 }
 """Method ↦ slow(factors, unit statistics, weight, Σ_hh): what its dropped energies must sum to."""
+
+
+def greedy_elimination(weight, covariance, fewest):
+    """Remove the feature whose removal loses least, by refitting from scratch without each of those left."""
+    alive, order, losses = list(range(weight.shape[1])), [], [0.0]
+    while len(alive) > fewest:
+        tried = {}
+        for feature in alive:
+            kept = [one for one in alive if one != feature]
+            fitted = weight @ covariance[:, kept] @ torch.linalg.inv(covariance[kept][:, kept])
+            error = weight.clone()
+            error[:, kept] -= fitted
+            tried[feature] = float(torch.trace(error @ covariance @ error.mT))
+        best = min(tried, key=tried.get)
+        alive.remove(best)
+        order.append(best)
+        losses.append(tried[best])
+    return order, losses

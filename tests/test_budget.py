@@ -9,9 +9,9 @@ import torch
 
 from fasc import pipeline
 from fasc.budget.accounting import pivoted_parameters, stored_parameters
-from fasc.budget.candidates import Candidates, GroupCandidates, Rules, candidates, unit_of
+from fasc.budget.candidates import Candidates, Rules, Way, candidates, unit_of
 from fasc.budget.fisher import allocate_by_loss
-from fasc.budget.plan import RankPlan, UnitPlan
+from fasc.budget.plan import ChannelCut, RankPlan, UnitPlan
 from fasc.budget.uniform import allocate_uniformly
 from fasc.calibration.collect import collect
 from fasc.compression.compress import compress
@@ -183,18 +183,17 @@ def random_candidates(rng, options):
 
 def brute_force(groups, limit, limited):
     """The best of all combinations."""
-    ways = []
-    for group in groups:
-        found = [
+    ways = [
+        [
             (
-                sum(c.costs[i] for c, i in zip(group.separate, pick, strict=False)),
-                sum(c.losses[i] for c, i in zip(group.separate, pick, strict=False)),
+                sum(c.costs[i] for c, i in zip(way.units, pick, strict=True)),
+                way.loss + sum(c.losses[i] for c, i in zip(way.units, pick, strict=True)),
             )
-            for pick in itertools.product(*(range(len(c.costs)) for c in group.separate))
+            for way in group
+            for pick in itertools.product(*(range(len(c.costs)) for c in way.units))
         ]
-        if group.shared is not None:
-            found += list(zip(group.shared.costs, group.shared.losses, strict=False))
-        ways.append(found)
+        for group in groups
+    ]
     cost_at, loss_at = (0, 1) if limited == "cost" else (1, 0)
     totals = [
         sum(way[loss_at] for way in ways_taken)
@@ -211,10 +210,21 @@ def test_the_allocator_is_within_half_a_percent_of_brute_force(limited):
     for _ in range(40):
         groups = []
         for _ in range(3):
-            separate = tuple(random_candidates(rng, 4) for _ in range(rng.integers(1, 3)))
-            shared = random_candidates(rng, 5) if len(separate) > 1 else None
-            groups.append(GroupCandidates(shared, separate))
-        whole = sum(float(getattr(c, "costs" if limited == "cost" else "losses").max()) for g in groups for c in g.separate)
+            ways = [Way(tuple(random_candidates(rng, 4) for _ in range(rng.integers(1, 3))))]
+            if rng.random() < 0.5:  # one projector for all layers
+                ways.insert(0, Way((random_candidates(rng, 5),)))
+            for _ in range(rng.integers(0, 3)):  # an MLP with fewer channels, which itself loses something
+                cut = ChannelCut("r", ("m",), 8, 4, 10, predicted_loss=float(rng.exponential(0.3)))
+                ways.append(Way(tuple(random_candidates(rng, 3) for _ in range(2)), cut))
+            groups.append(tuple(ways))
+        whole = sum(
+            max(
+                way.loss * (limited == "loss")
+                + sum(float(getattr(c, "costs" if limited == "cost" else "losses").max()) for c in way.units)
+                for way in g
+            )
+            for g in groups
+        )
         limit = whole * rng.uniform(0.3, 0.9)
         best = brute_force(groups, limit, limited)
         if best is None:
@@ -236,8 +246,8 @@ def test_concave_costs_are_no_trap():
     menu = candidates(unit, rules, losses)
     other = candidates(unit, rules, losses)
     limit = 1.25 * menu.costs[-1]
-    found = allocate_by_loss([GroupCandidates(None, (menu,)), GroupCandidates(None, (other,))], limit, limited="cost")
-    best = brute_force([GroupCandidates(None, (menu,)), GroupCandidates(None, (other,))], limit, "cost")
+    found = allocate_by_loss([(Way((menu,)),), (Way((other,)),)], limit, limited="cost")
+    best = brute_force([(Way((menu,)),), (Way((other,)),)], limit, "cost")
     assert found.objective == pytest.approx(best)
     ranks = sorted(menu.pick(picks[0]).rank for _, picks in found.picks)
     assert ranks[1] == 64
@@ -300,11 +310,18 @@ def test_the_fisher_plan_chooses_between_shared_and_separate(statistics):
     assert all(len(unit.layers) > 1 or "proj+" not in unit.group for unit in plan.units)
 
 
+def shares_kept(plan, statistics):
+    """Of each unit, what it keeps of the parameters its layers had before anything was done to them."""
+    layers = {layer.name: layer for group in statistics.groups.values() for layer in group.group.layers}
+    before = {unit.unit: sum((layers[n].d_in + layers[n].bias) * layers[n].d_out for n in unit.layers) for unit in plan.units}
+    return [unit.parameters / before[unit.unit] for unit in plan.units]
+
+
 def test_a_floor_is_kept(statistics):
     plan = pipeline.plan(tiny_model(), "fasc", BudgetConfig(param_fraction=0.5, floor=0.35), statistics=statistics)
-    assert min(unit.parameters / unit.dense_parameters for unit in plan.units) >= 0.35
+    assert min(shares_kept(plan, statistics)) >= 0.35
     free = pipeline.plan(tiny_model(), "fasc", BudgetConfig(param_fraction=0.5), statistics=statistics)
-    assert min(unit.parameters / unit.dense_parameters for unit in free.units) < 0.35
+    assert min(shares_kept(free, statistics)) < 0.35
 
 
 def test_a_compressed_layer_saves_what_it_must(statistics):

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, PositiveInt, ValidationError, model_valid
 from fasc.errors import UsageError
 
 Labels = Literal["corpus", "sampled"]
-LayoutName = Literal["dense", "factors", "shared", "pivoted", "pivoted-columns", "merged"]
+LayoutName = Literal["dense", "factors", "shared", "pivoted", "pivoted-columns", "channels", "merged"]
 AllocationName = Literal["uniform", "fisher"]
 GateName = Literal["none", "rho", "predicted", "kl"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -76,10 +76,12 @@ class MethodConfig(_Part):
         "shared",
         "pivoted",
         "pivoted-columns",
+        "channels",
     )
     """How layers may be stored; the cheapest allowed one is taken at each rank. `factors` allows separate layers and `shared` one
     projector per group, where the method leaves that open; `pivoted` keeps rows of the product as they are and `pivoted-columns`
-    columns; `merged` stores a rank that saves nothing as one dense matrix."""
+    columns; `channels` allows an MLP fewer channels, under `fisher`; `merged` stores a rank that saves nothing as one
+    dense matrix."""
 
     propagate: bool = False
     """Compress block by block, each from the inputs it will really get, against the dense model's outputs."""
@@ -241,6 +243,9 @@ class RecoveryConfig(_Part):
 
     learning_rate: Annotated[float, Field(gt=0)] = 3e-5
     """Of AdamW at its highest. Too high a rate undoes a good compression: docs/results.md."""
+
+    mixed_precision: bool = False
+    """Multiply in bfloat16, where the processor has that; weights, steps and the divergence stay in float32."""
 
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the choice of sequences and of their order."""

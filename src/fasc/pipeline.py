@@ -185,6 +185,7 @@ def compress_and_save(  # noqa: PLR0913 - each is a switch of one of its stages
     Returns:
         The plan as carried out, with predicted losses where the method's energies are a loss.
     """
+    recipe = _mergeable(recipe) if merged else recipe
     options = recipe.methods[0]
     rank_plan = rank_plan or gated_plan(loaded, statistics, recipe)
     done = compress(loaded.model, statistics, rank_plan, options, work=work)
@@ -195,6 +196,13 @@ def compress_and_save(  # noqa: PLR0913 - each is a switch of one of its stages
     notes = CheckpointNotes(recipe=recipe.to_dict(), provenance=made, plan=done.to_dict(), card=card)
     save_checkpoint(loaded.model, loaded.tokenizer, out, notes, overwrite=overwrite)
     return done
+
+
+def _mergeable(recipe: Recipe) -> Recipe:
+    """Without fewer channels per MLP: an ordinary checkpoint has one number of them for all blocks."""
+    first, *others = recipe.methods
+    layouts = tuple(layout for layout in first.layouts if layout != "channels")
+    return recipe.model_copy(update={"methods": (first.model_copy(update={"layouts": layouts}), *others)})
 
 
 class Recovered(NamedTuple):
@@ -316,6 +324,7 @@ def compress_model(
         The plan as carried out.
     """
     work = out.with_name(f".{out.name}.work")
+    recipe = _mergeable(recipe) if merged else recipe
     key = {"recipe": recipe.to_dict(), "statistics": None if statistics is None else file_digest(statistics)}
     key["held_out"] = None if held_out is None else file_digest(held_out)
     key["plan"] = None if rank_plan is None else rank_plan.to_dict()

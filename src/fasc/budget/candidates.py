@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fasc.budget.accounting import ORDER_BYTES, Layout, order_entries, stored_parameters
-from fasc.budget.plan import UnitPlan
+from fasc.budget.plan import ChannelCut, UnitPlan
 from fasc.calibration.statistics import Scope
 from fasc.model.groups import InputGroup
 from fasc.model.layers import Layer
@@ -70,12 +70,21 @@ class Candidates:
 
 
 @dataclass(frozen=True, slots=True)
-class GroupCandidates:
-    """A group is compressed as a whole, or each of its layers by itself."""
+class Way:
+    """One way to store the layers of a group, or of groups that stand together: one option is taken of each unit."""
 
-    shared: Candidates | None
-    separate: tuple[Candidates, ...]
-    """Empty if separate layers are not allowed."""
+    units: tuple[Candidates, ...]
+    cut: ChannelCut | None = None
+    """Channels removed first; its loss is part of the way's."""
+
+    @property
+    def loss(self) -> float:
+        """What the way loses whichever options are taken."""
+        return 0.0 if self.cut is None or self.cut.predicted_loss is None else self.cut.predicted_loss
+
+
+Choice = tuple[Way, ...]
+"""The ways of a group, of which one is taken; the method's own scope first."""
 
 
 def unit_of(group: InputGroup, layers: Sequence[Layer]) -> UnitPlan:
@@ -93,7 +102,7 @@ def unit_of(group: InputGroup, layers: Sequence[Layer]) -> UnitPlan:
     )
 
 
-def candidates(unit: UnitPlan, rules: Rules, losses: Floats | None = None) -> Candidates:
+def candidates(unit: UnitPlan, rules: Rules, losses: Floats | None = None, *, uncut: int | None = None) -> Candidates:
     """Every rank that the rules allow, each in its cheapest layout, and the dense layer where that is allowed.
 
     A rank at which no allowed layout is below the dense size is left out, or ``merged`` where the rules name that layout.
@@ -102,14 +111,16 @@ def candidates(unit: UnitPlan, rules: Rules, losses: Floats | None = None) -> Ca
         unit: the layers.
         rules: what is allowed.
         losses: ½J at each rank from 0 to the unit's number of directions.
+        uncut: parameters that the layers had before they lost channels, of which the floor is a share.
     """
     dense = stored_parameters("dense", 0, unit.d_in, unit.d_out, dense_biases=unit.dense_biases)
     step = rules.rank_multiple if unit.full_rank >= _COARSEST * rules.rank_multiple else 1
+    least = rules.floor * (uncut or dense)
     found = []
     for rank in range(step, min(unit.d_in, unit.d_out), step):
         layout, parameters = _cheapest(unit, rank, rules)
         saves = layout == "merged" or parameters <= (1 - rules.min_saving) * dense
-        if layout is not None and saves and parameters >= rules.floor * dense:
+        if layout is not None and saves and parameters >= least:
             loss = 0.0 if losses is None else float(losses[min(rank, len(losses) - 1)])
             found.append((rank, layout, _cost(unit, rank, layout, rules), loss))
     if "dense" in rules.layouts or not found:

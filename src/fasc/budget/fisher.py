@@ -1,7 +1,8 @@
 """The global allocation: the least predicted loss that a budget buys, or the least budget that keeps a loss.
 
-Each unit offers options (a rank in a layout) with a cost and a loss; exactly one is taken of each group's shared options, or one
-of each of its layers' own. This is a multiple-choice knapsack. Costs of the pivoted layout are concave in the rank, so a greedy
+Each unit offers options (a rank in a layout) with a cost and a loss. A group can be stored in one of several ways (one projector
+for its layers, or each by itself; for an MLP also with fewer channels), and a way takes one option of each of its units. This
+is a multiple-choice knapsack. Costs of the pivoted layout are concave in the rank, so a greedy
 that assumes a constant price per direction is wrong; instead the problem is relaxed with one price λ for the whole budget, which
 splits it into an exact minimum per unit, and λ is found by bisection. The relaxation also bounds the optimum from below. Options
 that this bound excludes are dropped, and what is left is solved exactly, group by group, over all undominated totals.
@@ -14,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fasc.budget.candidates import Candidates, Floats, GroupCandidates
+from fasc.budget.candidates import Candidates, Choice, Floats, Way
 from fasc.errors import BudgetError
 
 _BISECTIONS = 100
@@ -38,15 +39,18 @@ class _Menu:
 
 
 @dataclass(frozen=True, slots=True)
-class _Choice:
-    """One group: options of the shared projector, or menus of the separate layers."""
+class _Way:
+    """One way of a group: a menu for each unit, and what the way itself adds."""
 
-    shared: _Menu | None
-    separate: tuple[_Menu, ...]
+    menus: tuple[_Menu, ...]
+    objective: float
+    limited: float
 
 
-Picks = list[tuple[int | None, list[int]]]
-"""Per group: the index of the shared option and no others, or ``None`` and an index for each layer."""
+_Choice = tuple[_Way, ...]
+
+Picks = list[tuple[int, list[int]]]
+"""Per group: the index of the way, and of the option of each of its units."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +63,11 @@ class Allocation:
     """No allocation within the limit is better than this."""
 
 
-def allocate_by_loss(groups: Sequence[GroupCandidates], limit: float, *, limited: str) -> Allocation:
+def allocate_by_loss(groups: Sequence[Choice], limit: float, *, limited: str) -> Allocation:
     """The best choice within a limit.
 
     Args:
-        groups: options with losses in one unit, nats per token.
+        groups: the ways of each, with losses in one unit, nats per token.
         limit: most cost if ``limited`` is ``cost``, most loss if it is ``loss``.
         limited: which of the two has the limit; the other is minimised.
 
@@ -71,13 +75,7 @@ def allocate_by_loss(groups: Sequence[GroupCandidates], limit: float, *, limited
         BudgetError: even the smallest options exceed the limit.
     """
     swap = limited == "loss"
-    choices = [
-        _Choice(
-            None if group.shared is None else _menu(group.shared, swap=swap),
-            tuple(_menu(one, swap=swap) for one in group.separate),
-        )
-        for group in groups
-    ]
+    choices = [tuple(_way(way, swap=swap) for way in group) for group in groups]
     least = sum(_least(choice) for choice in choices)
     if least > limit * (1 + 1e-12):
         raise BudgetError(
@@ -107,11 +105,13 @@ def _menu(unit: Candidates, *, swap: bool) -> _Menu:
     return _Menu(unit.costs, unit.losses) if swap else _Menu(unit.losses, unit.costs)
 
 
+def _way(way: Way, *, swap: bool) -> _Way:
+    loss, cost = (0.0, way.loss) if swap else (way.loss, 0.0)
+    return _Way(tuple(_menu(unit, swap=swap) for unit in way.units), loss, cost)
+
+
 def _least(choice: _Choice) -> float:
-    ways = [sum(float(menu.limited.min()) for menu in choice.separate)] if choice.separate else []
-    if choice.shared is not None:
-        ways.append(float(choice.shared.limited.min()))
-    return min(ways)
+    return min(way.limited + sum(float(menu.limited.min()) for menu in way.menus) for way in choice)
 
 
 def _cheapest_at(choices: Sequence[_Choice], price: float) -> tuple[Picks, float, float]:
@@ -119,19 +119,25 @@ def _cheapest_at(choices: Sequence[_Choice], price: float) -> tuple[Picks, float
     picks: Picks = []
     objective = used = 0.0
     for choice in choices:
-        separate = [int(np.argmin(menu.objective + price * menu.limited)) for menu in choice.separate]
-        ways: list[tuple[float, float, int | None]] = []
-        if separate:
-            parts = list(zip(choice.separate, separate, strict=True))
-            ways.append((sum(float(m.objective[i]) for m, i in parts), sum(float(m.limited[i]) for m, i in parts), None))
-        if choice.shared is not None:
-            index = int(np.argmin(choice.shared.objective + price * choice.shared.limited))
-            ways.append((float(choice.shared.objective[index]), float(choice.shared.limited[index]), index))
-        cost, use, shared = min(ways, key=lambda way: way[0] + price * way[1])
-        picks.append((shared, separate if shared is None else []))
+        found: list[tuple[float, float, tuple[int, list[int]]]] = []
+        for which, way in enumerate(choice):
+            options = [int(np.argmin(menu.objective + price * menu.limited)) for menu in way.menus]
+            pick = (which, options)
+            found.append((*_worth(way, options), pick))
+        cost, use, pick = min(found, key=lambda one: one[0] + price * one[1])
+        picks.append(pick)
         objective += cost
         used += use
     return picks, objective, used
+
+
+def _worth(way: _Way, options: Sequence[int]) -> tuple[float, float]:
+    """Objective and use of the limit of a way with these options."""
+    parts = list(zip(way.menus, options, strict=True))
+    return (
+        way.objective + sum(float(menu.objective[i]) for menu, i in parts),
+        way.limited + sum(float(menu.limited[i]) for menu, i in parts),
+    )
 
 
 def _bracket(choices: Sequence[_Choice], limit: float) -> tuple[float, float]:
@@ -158,12 +164,7 @@ def _relaxed(choices: Sequence[_Choice], limit: float) -> _Relaxed:
 
 
 def _value(choices: Sequence[_Choice], picks: Picks) -> float:
-    total = 0.0
-    for choice, (shared, separate) in zip(choices, picks, strict=True):
-        if shared is not None and choice.shared is not None:
-            total += float(choice.shared.objective[shared])
-        total += sum(float(menu.objective[i]) for menu, i in zip(choice.separate, separate, strict=False))
-    return total
+    return sum(_worth(choice[which], options)[0] for choice, (which, options) in zip(choices, picks, strict=True))
 
 
 def _close_the_gap(choices: Sequence[_Choice], limit: float, relaxed: _Relaxed) -> Picks:
@@ -217,25 +218,24 @@ class _Front:
 
 
 def _front(choice: _Choice, price: float, gap: float) -> _Front:
-    priced = [menu.objective + price * menu.limited for menu in choice.separate]
-    apart = sum(float(values.min()) for values in priced) if priced else np.inf
-    shared = None if choice.shared is None else choice.shared.objective + price * choice.shared.limited
-    best = min(apart, np.inf if shared is None else float(shared.min()))
+    priced = [[menu.objective + price * menu.limited for menu in way.menus] for way in choice]
+    least = [
+        way.objective + price * way.limited + sum(float(values.min()) for values in menus)
+        for way, menus in zip(choice, priced, strict=True)
+    ]
+    best = min(least)
     slack = gap + 1e-12 * abs(best)
-    ways: list[tuple[float, float, tuple[int, ...]]] = [(0.0, apart - best, ())] if priced else []
-    for menu, values in zip(choice.separate, priced, strict=True):
-        extra = values - values.min()
-        ways = [
-            (use + float(menu.limited[index]), cost + float(extra[index]), (*indices, int(index)))
-            for use, cost, indices in ways
-            for index in np.flatnonzero(cost + extra <= slack)
-        ]
-    found: list[tuple[float, float, tuple[int | None, list[int]]]] = [(u, c, (None, list(i))) for u, c, i in ways]
-    if choice.shared is not None and shared is not None:
-        found += [
-            (float(choice.shared.limited[index]), float(shared[index]) - best, (int(index), []))
-            for index in np.flatnonzero(shared - best <= slack)
-        ]
+    found: list[tuple[float, float, tuple[int, list[int]]]] = []
+    for which, (way, menus) in enumerate(zip(choice, priced, strict=True)):
+        partial: list[tuple[float, float, tuple[int, ...]]] = [(way.limited, least[which] - best, ())]
+        for menu, values in zip(way.menus, menus, strict=True):
+            extra = values - values.min()
+            partial = [
+                (use + float(menu.limited[index]), cost + float(extra[index]), (*options, int(index)))
+                for use, cost, options in partial
+                for index in np.flatnonzero(cost + extra <= slack)
+            ]
+        found += [(use, cost, (which, list(options))) for use, cost, options in partial if cost <= slack]
     uses, costs = np.array([way[0] for way in found]), np.array([way[1] for way in found])
     kept = _undominated(uses, costs, price, _WAYS)
     return _Front(uses[kept], costs[kept], [found[index][2] for index in kept])

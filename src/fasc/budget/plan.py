@@ -79,6 +79,33 @@ class UnitPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class ChannelCut:
+    """Channels of one MLP that are removed: rows of the layers that make them and columns of the layer that reads them.
+
+    The reader is refitted to the channels that stay. Units of these layers have the shapes that are left.
+    """
+
+    reader: str
+    """The layer that reads the channels."""
+
+    makers: tuple[str, ...]
+    """The layers that make them."""
+
+    channels: int
+    kept: int
+    removed: int
+    """Parameters fewer than dense, before what is left is compressed; less the bias that the reader may gain."""
+
+    predicted_loss: float | None = None
+    """½J in nats per token."""
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Makers and reader."""
+        return (*self.makers, self.reader)
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSize:
     """What a dense model weighs."""
 
@@ -98,6 +125,9 @@ class RankPlan:
     units: tuple[UnitPlan, ...]
     model: ModelSize
     allocation: str = "uniform"
+    cuts: tuple[ChannelCut, ...] = ()
+    """MLPs that lose channels; their units are what is left of them."""
+
     budget: Mapping[str, Any] | None = None
     """What was asked for."""
 
@@ -115,12 +145,12 @@ class RankPlan:
     @property
     def dense_parameters(self) -> int:
         """Of the same layers before."""
-        return sum(unit.dense_parameters for unit in self.units)
+        return sum(unit.dense_parameters for unit in self.units) + sum(cut.removed for cut in self.cuts)
 
     @property
     def predicted_loss(self) -> float | None:
-        """Σ ½J in nats per token; ``None`` unless it is known for every unit."""
-        losses = [unit.predicted_loss for unit in self.units]
+        """Σ ½J in nats per token; ``None`` unless it is known for every unit and cut."""
+        losses = [*(unit.predicted_loss for unit in self.units), *(cut.predicted_loss for cut in self.cuts)]
         return None if any(loss is None for loss in losses) else sum(loss for loss in losses if loss is not None)
 
     @property
@@ -154,6 +184,7 @@ class RankPlan:
             "budget": None if self.budget is None else dict(self.budget),
             "totals": self.totals,
             "groups": [unit.to_dict() for unit in self.units],
+            "cuts": [asdict(cut) | {"makers": list(cut.makers)} for cut in self.cuts],
             "model": asdict(self.model),
             "forecast_memory": None if self.forecast_memory is None else dict(self.forecast_memory),
             "dense_nll": self.dense_nll,
@@ -168,6 +199,7 @@ class RankPlan:
             units=tuple(units),
             model=ModelSize(**raw["model"]),
             allocation=raw["allocation"],
+            cuts=tuple(ChannelCut(**cut | {"makers": tuple(cut["makers"])}) for cut in raw.get("cuts", ())),
             budget=raw["budget"],
             forecast_memory=raw["forecast_memory"],
             dense_nll=raw["dense_nll"],

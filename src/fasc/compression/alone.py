@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from fasc.budget.plan import UnitPlan
 from fasc.calibration.statistics import Statistics
+from fasc.compression.channels import Cutting, cut_channels, narrowed
 from fasc.compression.install import install
 from fasc.config import MethodConfig
 from fasc.errors import NonFiniteError
@@ -60,26 +61,36 @@ class UnitTester:
         known = {unit.unit: decomposition for unit, decomposition in units}
         return self.measure_plan([unit for unit, _ in units], lambda unit: known[unit.unit])
 
-    def measure_plan(self, units: Sequence[UnitPlan], decompose: Callable[[UnitPlan], Decomposition]) -> MeasuredLoss:
+    def measure_plan(
+        self,
+        units: Sequence[UnitPlan],
+        decompose: Callable[[UnitPlan], Decomposition],
+        cuttings: Sequence[Cutting] = (),
+    ) -> MeasuredLoss:
         """What compressing these units costs, all others dense.
 
         Args:
             units: with the rank and layout to test, in the order of the blocks; none is ``dense``.
             decompose: gives the decomposition of a unit, when it is that unit's turn.
+            cuttings: MLPs that lose channels first.
 
         Raises:
             NonFiniteError: the compressed model's logits are not finite.
         """
         layers = [name for unit in units for name in unit.layers]
-        with restored(self._model, layers), evaluating(self._model), torch.no_grad():
+        cut = [layer.name for one in cuttings for layer in one.channels.layers]
+        statistics = narrowed(self._statistics, cuttings)
+        with restored(self._model, sorted({*layers, *cut})), evaluating(self._model), torch.no_grad():
+            for one in cuttings:
+                cut_channels(self._model, self._statistics, one)
             for unit in units:
-                inputs = self._statistics.groups[unit.group].input
+                inputs = statistics.groups[unit.group].input
                 full = decompose(unit)
                 install(self._model, unit, full.truncate(unit.rank, inputs.mean.to(full.down)), inputs)
-            block = next((name for name in self._blocks if layers[0].startswith(f"{name}.")), None)
-            logits = self._runner.logits_from(block)
+            first = [name for name in self._blocks if any(layer.startswith(f"{name}.") for layer in (*layers[:1], *cut[:1]))]
+            logits = self._runner.logits_from(first[0] if first else None)
         if not bool(torch.isfinite(logits).all()):
-            raise NonFiniteError(f"the logits with `{units[0].group}` compressed", "raise --damping")
+            raise NonFiniteError(f"the logits with `{(*layers, *cut)[0]}` compressed", "raise --damping")
         return self._compare(logits)
 
     def _compare(self, logits: Tensor) -> MeasuredLoss:

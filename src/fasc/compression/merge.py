@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from fasc.calibration.statistics import Statistics, as_float64
+from fasc.errors import UsageError
 from fasc.linalg.psd import cholesky, damped
 from fasc.model.lowrank import LowRankLinear
 from fasc.progress import say
@@ -27,8 +28,16 @@ def merge(model: PreTrainedModel, statistics: Statistics, damping: float) -> lis
 
     Returns:
         Names of the layers whose bias was folded: there the merged model differs from the compressed one.
+
+    Raises:
+        UsageError: MLPs have lost channels, each a number of its own, which no config of an ordinary model can say.
     """
     units = model.config.quantization_config.units if getattr(model.config, "quantization_config", None) else []
+    if any("channels" in unit for unit in units):
+        raise UsageError(
+            "MLPs with fewer channels cannot be merged into an ordinary checkpoint",
+            "compress with --layouts that leave channels out",
+        )
     replaced = [name for unit in units for name in unit["layers"]]
     config = _config_with_biases(model, replaced)
     skeleton = _skeleton(model, config)

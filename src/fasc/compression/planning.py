@@ -7,19 +7,22 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from fasc.budget.candidates import Candidates, Cost, GroupCandidates, Rules, candidates, unit_of
+from fasc.budget.candidates import Candidates, Choice, Cost, Rules, Way, candidates, unit_of
 from fasc.budget.fisher import allocate_by_loss
-from fasc.budget.plan import ModelSize, RankPlan, UnitPlan
+from fasc.budget.plan import ChannelCut, ModelSize, RankPlan, UnitPlan
 from fasc.budget.uniform import allocate_uniformly, uniform_share_for_loss
 from fasc.calibration.collect import memory_forecast
 from fasc.calibration.statistics import Need, Scope, Statistics
+from fasc.compression.channels import channel_curves, counts_of, curve_key, cut_key, narrowed_group, removed_parameters
 from fasc.compression.gates import gate_needs
 from fasc.config import BudgetConfig, MethodConfig
 from fasc.diagnosis.forecast import loss_curves
 from fasc.errors import BudgetError, StatisticsError, UsageError
 from fasc.methods import get_method
+from fasc.model.channels import Channels, find_channels
 from fasc.model.checkpoint import header_bytes
 from fasc.model.groups import InputGroup
+from fasc.model.layers import Layer
 from fasc.pruning import PRUNINGS, Pruning, find_method
 
 Curves = Mapping[str, NDArray[np.float64]]
@@ -116,22 +119,27 @@ def plan_model(  # noqa: PLR0913 - each is a source or a switch of the plan
             "give --statistics (from `fasc collect`), or ask for --allocation uniform and a fraction",
         )
     known = {} if known is None else known
-    key = f"{options.name} {options.reading} {options.damping} {scopes} {held_out is not None}"
+    found = find_channels(model, groups) if _may_cut(options, budget) else []
+    key = (
+        f"{options.name} {options.reading} {options.damping} {scopes} {held_out is not None} {bool(found)} {budget.rank_multiple}"
+    )
     if statistics is not None and held_out is not None:
         _check_held_out(statistics, held_out)
     cheap = get_method(options.name).energies is not None and held_out is None
     if statistics is not None and not known.get(key) and (forecast or decides or cheap):
-        known[key] = _curves(model, groups, options, scopes, (statistics, held_out), needed=allocation == "fisher")
+        forecasts = dict(_curves(model, groups, options, scopes, (statistics, held_out), needed=allocation == "fisher"))
+        known[key] = forecasts | channel_curves(model, found, options, budget.rank_multiple, (statistics, held_out))
     curves = known.get(key, {})
     size = ModelSize(model.num_parameters(), model.dtype.itemsize, header_bytes(model, groups))
-    menus = [_menu(group, scopes, rules, curves) for group in groups]
+    choices = _choices(groups, found, scopes, rules, curves)
     dense = _dense_plan(groups, options, size)
-    units = _fisher(menus, dense, budget) if allocation == "fisher" else _uniform(menus, dense, budget)
+    units, cuts = _fisher(choices, dense, budget) if allocation == "fisher" else (_uniform(choices, dense, budget), [])
     return RankPlan(
         method=options.name,
         units=tuple(units),
         model=size,
         allocation=allocation,
+        cuts=tuple(cuts),
         budget=budget.model_dump(mode="json", exclude_none=True),
         forecast_memory=memory_forecast(model, groups, needs_for(options, budget)),
         dense_nll=None if statistics is None else statistics.meta.get("nll"),
@@ -179,7 +187,7 @@ def _dense_plan(groups: Sequence[InputGroup], options: MethodConfig, size: Model
 
 def _rules(options: MethodConfig, budget: BudgetConfig, *, bytes_per_parameter: int) -> Rules:
     return Rules(
-        layouts=frozenset(options.layouts),
+        layouts=frozenset(layout for layout in options.layouts if layout != "channels"),
         rank_multiple=budget.rank_multiple,
         floor=budget.floor,
         min_saving=budget.min_saving if get_method(options.name).is_loss and allocation_of(options, budget) == "fisher" else 0.0,
@@ -220,20 +228,72 @@ def _check_held_out(statistics: Statistics, held_out: Statistics) -> None:
         )
 
 
-def _menu(group: InputGroup, scopes: Sequence[Scope], rules: Rules, curves: Curves) -> GroupCandidates:
-    def of(layers: Sequence[object]) -> Candidates:
-        unit = unit_of(group, layers)  # type: ignore[arg-type]
-        return candidates(unit, rules, curves.get(unit.unit))
+def _may_cut(options: MethodConfig, budget: BudgetConfig) -> bool:
+    """Whether MLPs may lose channels: a matter of the whole budget, which a rank fraction and a gate are not."""
+    by_loss = allocation_of(options, budget) == "fisher" and budget.kind != "rank_fraction"
+    return "channels" in options.layouts and by_loss and options.gate == "none"
+
+
+def _choices(
+    groups: Sequence[InputGroup], found: Sequence[Channels], scopes: Sequence[Scope], rules: Rules, curves: Curves
+) -> list[Choice]:
+    """The ways of every group; the two groups of an MLP that may lose channels are one choice."""
+    by_makers = {one.makers.name: one for one in found}
+    readers = {one.reader.name for one in found}
+    choices: list[Choice] = []
+    for group in groups:
+        one = by_makers.get(group.name)
+        if one is not None:
+            choices.append(_mlp_ways(one, scopes, rules, curves))
+        elif group.name not in readers:
+            choices.append(_ways(group, scopes, rules, curves))
+    return choices
+
+
+def _ways(group: InputGroup, scopes: Sequence[Scope], rules: Rules, curves: Curves, *, uncut: InputGroup | None = None) -> Choice:
+    """One projector for the group's layers, or each by itself, as far as either is allowed."""
+    dense = {layer.name: (layer.d_in + layer.bias) * layer.d_out for layer in (uncut or group).layers}
+
+    def of(layers: Sequence[Layer]) -> Candidates:
+        unit = unit_of(group, layers)
+        return candidates(unit, rules, curves.get(unit.unit), uncut=sum(dense[layer.name] for layer in layers))
 
     alone = len(group.layers) == 1
-    shared = of(group.layers) if "group" in scopes and not (alone and "layer" in scopes) else None
-    return GroupCandidates(shared, tuple(of((layer,)) for layer in group.layers) if "layer" in scopes else ())
+    shared = [Way((of(group.layers),))] if "group" in scopes and not (alone and "layer" in scopes) else []
+    separate = [Way(tuple(of((layer,)) for layer in group.layers))] if "layer" in scopes else []
+    return tuple(shared + separate)
 
 
-def _limit(dense: RankPlan, budget: BudgetConfig, menus: Sequence[GroupCandidates]) -> float:
+def _mlp_ways(channels: Channels, scopes: Sequence[Scope], rules: Rules, curves: Curves) -> Choice:
+    """With all channels, and with each number of them that the rules allow."""
+
+    def with_channels(makers: InputGroup, reader: InputGroup, known: Curves, cut: ChannelCut | None) -> list[Way]:
+        first = _ways(makers, scopes, rules, known, uncut=channels.makers)
+        second = _ways(reader, scopes, rules, known, uncut=channels.reader)
+        return [Way(a.units + b.units, cut) for a in first for b in second]
+
+    name, count = channels.reader.name, channels.count
+    ways = with_channels(channels.makers, channels.reader, curves, None)
+    for kept in counts_of(count, rules.rank_multiple):
+        if curve_key(name, kept) not in curves or kept < rules.floor * count or kept > (1 - rules.min_saving) * count:
+            continue
+        cut = ChannelCut(
+            reader=channels.reader.layers[0].name,
+            makers=tuple(layer.name for layer in channels.makers.layers),
+            channels=count,
+            kept=kept,
+            removed=removed_parameters(channels, kept),
+            predicted_loss=float(curves[cut_key(name)][count - kept]),
+        )
+        narrow = [narrowed_group(group, channels, kept) for group in (channels.makers, channels.reader)]
+        ways += with_channels(narrow[0], narrow[1], {**curves, name: curves[curve_key(name, kept)]}, cut)
+    return tuple(ways)
+
+
+def _limit(dense: RankPlan, budget: BudgetConfig, choices: Sequence[Choice]) -> float:
     """The budget in the cost of the candidates."""
     if budget.rank_fraction is not None:
-        return budget.rank_fraction * _whole(menus)
+        return budget.rank_fraction * _whole(choices)
     if budget.param_fraction is not None:
         return budget.param_fraction * dense.dense_parameters
     outside = dense.model.parameters - dense.dense_parameters
@@ -253,34 +313,34 @@ def _limit(dense: RankPlan, budget: BudgetConfig, menus: Sequence[GroupCandidate
     return limit
 
 
-def _whole(menus: Sequence[GroupCandidates]) -> float:
-    return sum(one.whole for one in _units(menus))
+def _whole(choices: Sequence[Choice]) -> float:
+    return sum(one.whole for one in _units(choices))
 
 
-def _units(menus: Sequence[GroupCandidates]) -> list[Candidates]:
-    """The candidates of the method's own scope."""
-    return [one for menu in menus for one in ((menu.shared,) if menu.shared is not None else menu.separate)]
+def _units(choices: Sequence[Choice]) -> list[Candidates]:
+    """The candidates of the method's own scope, with all channels."""
+    return [unit for choice in choices for unit in choice[0].units]
 
 
-def _uniform(menus: Sequence[GroupCandidates], dense: RankPlan, budget: BudgetConfig) -> list[UnitPlan]:
-    units = _units(menus)
+def _uniform(choices: Sequence[Choice], dense: RankPlan, budget: BudgetConfig) -> list[UnitPlan]:
+    units = _units(choices)
     if budget.limits_loss:
         if any(unit.losses is None for unit in units):
             raise BudgetError(f"{budget.kind} needs a forecast, and the statistics hold no gradients", "collect them again")
         share = uniform_share_for_loss(units, budget.loss_limit)
     else:
-        share = min(1.0, _limit(dense, budget, menus) / _whole(menus))
+        share = min(1.0, _limit(dense, budget, choices) / _whole(choices))
     return [unit.pick(pick) for unit, pick in zip(units, allocate_uniformly(units, share), strict=True)]
 
 
-def _fisher(menus: Sequence[GroupCandidates], dense: RankPlan, budget: BudgetConfig) -> list[UnitPlan]:
+def _fisher(choices: Sequence[Choice], dense: RankPlan, budget: BudgetConfig) -> tuple[list[UnitPlan], list[ChannelCut]]:
     by_loss = budget.limits_loss
-    limit = budget.loss_limit if by_loss else _limit(dense, budget, menus)
-    found = allocate_by_loss(menus, limit, limited="loss" if by_loss else "cost")
-    units = []
-    for menu, (shared, separate) in zip(menus, found.picks, strict=True):
-        if shared is not None and menu.shared is not None:
-            units.append(menu.shared.pick(shared))
-        else:
-            units += [one.pick(index) for one, index in zip(menu.separate, separate, strict=True)]
-    return units
+    limit = budget.loss_limit if by_loss else _limit(dense, budget, choices)
+    found = allocate_by_loss(choices, limit, limited="loss" if by_loss else "cost")
+    ways = [choice[which] for choice, (which, _) in zip(choices, found.picks, strict=True)]
+    units = [
+        unit.pick(index)
+        for way, (_, options) in zip(ways, found.picks, strict=True)
+        for unit, index in zip(way.units, options, strict=True)
+    ]
+    return units, [way.cut for way in ways if way.cut is not None]

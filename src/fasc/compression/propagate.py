@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from fasc.budget.plan import RankPlan, UnitPlan
 from fasc.calibration.statistics import GradientMoment, GroupStatistics, Statistics, UnitStatistics, as_float64
 from fasc.compression.alone import options_of
+from fasc.compression.channels import Cutting, cut_channels, narrowed
 from fasc.compression.install import finish, install
 from fasc.config import MethodConfig
 from fasc.diagnosis.forecast import half_energies
@@ -42,7 +43,12 @@ _TOKENS = 2048
 
 
 def compress_in_order(
-    model: PreTrainedModel, statistics: Statistics, plan: RankPlan, options: MethodConfig, work: Path | None
+    model: PreTrainedModel,
+    statistics: Statistics,
+    plan: RankPlan,
+    options: MethodConfig,
+    cuttings: Sequence[Cutting],
+    work: Path | None,
 ) -> RankPlan:
     """Compress block by block with error propagation; see :func:`~fasc.compression.compress.compress`.
 
@@ -61,6 +67,8 @@ def compress_in_order(
     names = block_names(model, [layer for unit in plan.units for layer in unit.layers])
     structure: list[dict[str, Any]] = []
     losses: dict[str, float] = {unit.unit: 0.0 for unit in plan.units if unit.layout == "dense"}
+    narrow = narrowed(statistics, cuttings)
+    kept = {one.channels.reader.name: one.kept for one in cuttings}
     with progress("compressing with propagation", len(names), "blocks") as advance, torch.no_grad(), evaluating(model):
         states = _States.start(model, statistics.tokens, names)
         for name in names:
@@ -70,7 +78,10 @@ def compress_in_order(
             if stored is not None and stored.is_file():
                 found = _load_block(model, stored)
             else:
-                found = _compress_block(_Block(model, name, dense, states), statistics, units, options)
+                mine = [one for one in cuttings if one.channels.reader.name.startswith(f"{name}.")]
+                structure_of_cuts = [cut_channels(model, statistics, one) for one in mine]
+                found = _compress_block(_Block(model, name, dense, states, kept), narrow, units, options)
+                found["structure"] = structure_of_cuts + found["structure"]
                 if stored is not None:
                     _save_block(model, found, stored)
             structure += found["structure"]
@@ -110,6 +121,8 @@ class _Block:
     """A copy from before."""
 
     states: _States
+    kept: Mapping[str, Tensor]
+    """By layer: the inputs that it still has, where its MLP has lost channels."""
 
     def readers(self, layer: str) -> Iterator[tuple[Tensor, Tensor]]:
         """What a layer reads in the dense and in the compressed block, [tokens, d_in], batch by batch."""
@@ -118,7 +131,8 @@ class _Block:
         for plain, changed in zip(self.states.dense, self.states.compressed, strict=True):
             x = input_of(self.dense, inner, lambda: run_block(self.dense, plain, self.states.inputs.rest(self.name, plain)))  # noqa: B023
             y = input_of(compressed, inner, lambda: run_block(compressed, changed, self.states.inputs.rest(self.name, changed)))  # noqa: B023
-            yield x.flatten(0, -2).float(), y.flatten(0, -2).float()
+            x = x.flatten(0, -2).float()
+            yield x if layer not in self.kept else x[:, self.kept[layer].to(x.device)], y.flatten(0, -2).float()
 
 
 def _compress_block(block: _Block, statistics: Statistics, units: Sequence[UnitPlan], options: MethodConfig) -> dict[str, Any]:

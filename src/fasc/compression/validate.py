@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from fasc.budget.plan import UnitPlan
 from fasc.calibration.collect import collect
 from fasc.calibration.statistics import GroupStatistics, Need, Scope, Statistics
 from fasc.compression.alone import UnitTester
+from fasc.compression.channels import cut_loss, cuttings_of, narrowed
 from fasc.compression.planning import Curves, plan_model
 from fasc.config import BudgetConfig, CalibrationConfig, MethodConfig
 from fasc.diagnosis.dependence import group_dependence
@@ -96,19 +98,15 @@ def validate_plans(
     for budget in budgets:
         plan = plan_model(model, groups, options, budget, statistics, known=known)
         units = [unit for unit in plan.units if unit.layout != "dense"]
-        if not units:
+        if not units and not plan.cuts:
             continue
+        cuttings = cuttings_of(model, statistics, plan.cuts, options.damping)
+        narrow = narrowed(statistics, cuttings)
+        judge = None if held_out is None else narrowed(held_out, cuttings)
         with progress(f"measuring {options.name} at {budget.label}", len(units), "units") as advance:
-            unseen: list[float] = []
-
-            def decompose(unit: UnitPlan, advance: Advance = advance, unseen: list[float] = unseen) -> Decomposition:
-                full = decompose_unit(model, statistics, unit, options)
-                if held_out is not None:
-                    unseen.append(float(loss_on(model, held_out, unit, full)[unit.rank]))
-                advance()
-                return full
-
-            measured = tester.measure_plan(units, decompose)
+            unseen = [] if held_out is None else [cut_loss(model, held_out, one) for one in cuttings]
+            decompose = partial(_decompose, model, (narrow, judge), options, unseen, advance)
+            measured = tester.measure_plan(units, decompose, cuttings)
         half_j = plan.predicted_loss
         rows.append(
             {
@@ -124,6 +122,22 @@ def validate_plans(
             }
         )
     return rows
+
+
+def _decompose(
+    model: PreTrainedModel,
+    moments: tuple[Statistics, Statistics | None],
+    options: MethodConfig,
+    unseen: list[float],
+    advance: Advance,
+    unit: UnitPlan,
+) -> Decomposition:
+    """The decomposition of a unit, and its ½J by held-out moments noted."""
+    full = decompose_unit(model, moments[0], unit, options)
+    if moments[1] is not None:
+        unseen.append(float(loss_on(model, moments[1], unit, full)[unit.rank]))
+    advance()
+    return full
 
 
 def _parts(

@@ -16,8 +16,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from fasc.errors import ModelError
 from fasc.model.lowrank import LowRankLinear, PivotedLinear, link_group
 
-FORMAT = 3
-"""Version of the checkpoint's structure; a newer one is refused. 2 added ``pivots``, 3 ``columns``."""
+FORMAT = 4
+"""Version of the checkpoint's structure; a newer one is refused. 2 added ``pivots``, 3 ``columns``, 4 ``channels``."""
 
 
 class FascConfig(QuantizationConfigMixin):
@@ -26,7 +26,9 @@ class FascConfig(QuantizationConfigMixin):
     Args:
         units: one entry per replaced unit: ``layers`` (qualified names that share a projection) and ``rank``; a rank of
             ``None`` is a layer stored as one dense matrix that gained a bias. ``pivots``, in a pivoted unit, says how many of
-            its kept rows are each layer's own; ``columns`` says that the unit keeps inputs as they are.
+            its kept rows are each layer's own; ``columns`` says that the unit keeps inputs as they are. ``channels`` [before,
+            after] makes layers narrower: the last of the entry reads the channels and gains a bias, the others make them; entries
+            for the same layers that follow work on the narrower ones.
         format: version of this structure.
     """
 
@@ -81,7 +83,9 @@ def _replace(model: nn.Module, name: str, unit: dict[str, Any], own: tuple[int, 
     d_out, d_in = old.weight.shape if isinstance(old, nn.Linear) else reversed(old.weight.shape)  # Conv1D: [in, out]
     new: nn.Module
     with torch.device(old.weight.device):
-        if rank is not None and own is not None:
+        if "channels" in unit:
+            new = _narrower(name, unit, (d_in, d_out), old)
+        elif rank is not None and own is not None:
             new = PivotedLinear(d_in, d_out, rank, own=own, dtype=old.weight.dtype)
         elif rank is not None:
             new = LowRankLinear(d_in, d_out, rank, columns=unit.get("columns", False), dtype=old.weight.dtype)
@@ -93,6 +97,20 @@ def _replace(model: nn.Module, name: str, unit: dict[str, Any], own: tuple[int, 
     new.train(old.training)
     setattr(parent, leaf, new)
     return new
+
+
+def _narrower(name: str, unit: dict[str, Any], shape: tuple[int, int], old: Any) -> nn.Linear:
+    """A layer with fewer channels: inputs of the entry's last layer, outputs of the others."""
+    before, after = unit["channels"]
+    d_in, d_out = shape
+    reads = name == unit["layers"][-1]
+    if d_in != before if reads else d_out % before:
+        raise ModelError(
+            f"the checkpoint keeps {after} of {before} channels, and `{name}` is {d_out}×{d_in}",
+            "the config.json belongs to another model",
+        )
+    bias = reads or old.bias is not None
+    return nn.Linear(after if reads else d_in, d_out if reads else d_out // before * after, bias=bias, dtype=old.weight.dtype)
 
 
 class FascHfQuantizer(HfQuantizer):

@@ -35,7 +35,19 @@ def print_plan(plan: RankPlan) -> None:
             loss,
         )
     print_results(table)
+    if plan.cuts:
+        print_results(_cuts(plan))
     print_totals(plan)
+
+
+def _cuts(plan: RankPlan) -> Table:
+    table = Table(title="channels of MLPs (the units above are what is left)", title_justify="left")
+    for title in ("read by", "channels", "½J"):
+        table.add_column(title, justify="left" if title == "read by" else "right", overflow="fold")
+    for cut in plan.cuts:
+        loss = "–" if cut.predicted_loss is None else f"{cut.predicted_loss:.5f}"
+        table.add_row(cut.reader, f"{cut.channels} → {cut.kept}", loss)
+    return table
 
 
 def print_totals(plan: RankPlan) -> None:
@@ -50,6 +62,9 @@ def print_totals(plan: RankPlan) -> None:
     table.add_row("weights, on disk and in memory", f"{size:,.1f} MB (dense: {dense:,.1f} MB)")
     stored = Counter(unit.layout for unit in plan.units)
     table.add_row("stored as", ", ".join(f"{count} {layout}" for layout, count in stored.most_common()))
+    if plan.cuts:
+        kept, of = sum(cut.kept for cut in plan.cuts), sum(cut.channels for cut in plan.cuts)
+        table.add_row("channels", f"{kept / of:.1%} in the {len(plan.cuts)} MLPs that lose some")
     if plan.predicted_loss is not None:
         table.add_row("forecast, Σ ½J", f"{plan.predicted_loss:.4f} nats/token: {_perplexity(plan)}")
     if plan.forecast_memory is not None:

@@ -1,0 +1,133 @@
+"""Which layers of a block make the channels that another reads one by one: an MLP, found by running it with fewer.
+
+Channels can be removed where each input feature of one layer depends on nothing but one output feature of each of the layers
+before it: ``down(act(gate(x)) * up(x))``. Whether that is so depends on what lies in between (a norm over the channels mixes
+them), so it is tried: the makers leave some of their outputs out, and what the reader is given must be what it was without those.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from fasc.model.groups import InputGroup, evaluating
+from fasc.model.layers import Layer
+
+_SAME = 1e-3
+"""Relative difference up to which two inputs are the same, in any precision."""
+
+
+@dataclass(frozen=True, slots=True)
+class Channels:
+    """The layers of one MLP, joined by their channels."""
+
+    makers: InputGroup
+    """Layers whose outputs are the channels, each once or several times one after the other (a fused ``gate_up``)."""
+
+    reader: InputGroup
+    """The one layer whose inputs are the channels."""
+
+    @property
+    def count(self) -> int:
+        """How many channels there are."""
+        return self.reader.d_in
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Makers and reader."""
+        return (*self.makers.layers, *self.reader.layers)
+
+
+def rows_of(channels: Tensor, count: int, d_out: int) -> Tensor:
+    """The outputs of a maker that belong to some channels: ``j``, ``j + count`` and so on."""
+    starts = torch.arange(0, d_out, count, device=channels.device)
+    return (starts[:, None] + channels).flatten()
+
+
+def find_channels(model: PreTrainedModel, groups: Sequence[InputGroup]) -> list[Channels]:
+    """The MLPs whose channels stand each by itself, in the order of the groups; none where no block is built so.
+
+    Candidates are a group and the next one of the same block whose single layer is as wide as each output of the first, or as a
+    whole part of it. Those of one kind are tried together.
+
+    Args:
+        model: dense; comes out as it went in.
+        groups: its input groups, in the order of the calls.
+    """
+    kinds: dict[tuple[str, str], list[Channels]] = {}
+    for makers, reader in pairwise(groups):
+        fits = all(layer.d_out % reader.d_in == 0 for layer in makers.layers)
+        if fits and makers.block == reader.block is not None and len(reader.layers) == 1:
+            kinds.setdefault((makers.kind, reader.kind), []).append(Channels(makers, reader))
+    found = [one for candidates in kinds.values() if _stand_alone(model, candidates) for one in candidates]
+    order = {group.name: position for position, group in enumerate(groups)}
+    return sorted(found, key=lambda one: order[one.makers.name])
+
+
+def _stand_alone(model: PreTrainedModel, candidates: Sequence[Channels]) -> bool:
+    """Whether every reader is given the same without the channels that the makers leave out."""
+    vocabulary = model.get_input_embeddings().num_embeddings
+    tokens = torch.arange(8, device=model.device).remainder(vocabulary)[None]
+    before: dict[str, Tensor] = {}
+
+    def remember(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            before[name] = args[0]
+
+        return hook
+
+    same: dict[str, bool] = {}
+
+    def compare(name: str, kept: Tensor) -> Callable[..., Any]:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            expected = before[name][..., kept]
+            close = args[0].shape == expected.shape
+            same[name] = close and bool((args[0] - expected).abs().max() <= _SAME * expected.abs().max())
+            return (before[name], *args[1:])  # the layers after it read what they always read
+
+        return hook
+
+    readers = {one.reader.name: one for one in candidates}
+    _run(model, tokens, {name: remember(name) for name in readers}, {})
+    checks, cuts = {}, {}
+    for name, one in readers.items():
+        kept = _some(one.count).to(model.device)
+        checks[name] = compare(name, kept)
+        for layer in one.makers.layers:
+            cuts[layer.name] = _leaving_out(rows_of(kept, one.count, layer.d_out))
+    try:
+        _run(model, tokens, checks, cuts)
+    except (RuntimeError, ValueError, IndexError, AssertionError):  # shapes that do not fit together: no channels
+        return False
+    return all(same.get(name, False) for name in readers)
+
+
+def _leaving_out(rows: Tensor) -> Callable[..., Tensor]:
+    def hook(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        return output[..., rows]
+
+    return hook
+
+
+def _some(count: int) -> Tensor:
+    """About half of the channels, spread so that they are no whole heads or halves."""
+    chosen = torch.rand(count, generator=torch.Generator().manual_seed(0)) < 0.5
+    chosen[:2] = torch.tensor([True, False])[:count]
+    return chosen.nonzero().flatten()
+
+
+def _run(
+    model: PreTrainedModel, tokens: Tensor, before: Mapping[str, Callable[..., Any]], after: Mapping[str, Callable[..., Any]]
+) -> None:
+    with ExitStack() as stack, torch.no_grad():
+        for name, hook in before.items():
+            stack.callback(model.get_submodule(name).register_forward_pre_hook(hook).remove)
+        for name, hook in after.items():
+            stack.callback(model.get_submodule(name).register_forward_hook(hook).remove)
+        stack.enter_context(evaluating(model))
+        model(input_ids=tokens, use_cache=False)
