@@ -88,7 +88,7 @@ def test_dropout_of_the_architecture_is_not_part_of_what_is_imitated(tokens):
 
 
 def test_what_cannot_be_recovered_is_refused(tokens):
-    with pytest.raises(UsageError, match="no low-rank layers"):
+    with pytest.raises(UsageError, match="no compressed layers"):
         recover(tiny_model(), tiny_model(), tokens, CONFIG)
     with torch.no_grad():
         broken = compressed(tokens)
@@ -101,7 +101,7 @@ def test_a_checkpoint_is_recovered_into_another_that_says_so(model_folder, text_
     recipe = Recipe(
         source=ModelConfig(model=str(model_folder)),
         calibration=CalibrationConfig(corpus=str(text_file), sequences=16, sequence_length=16),
-        methods=(MethodConfig(damping=1e-2),),
+        methods=(MethodConfig(damping=1e-2, layouts=("dense", "factors", "shared", "pivoted")),),
         budgets=(BudgetConfig(param_fraction=0.5),),
     )
     first, second = tmp_path / "compressed", tmp_path / "recovered"

@@ -97,12 +97,15 @@ def recover(
     sequence_length: Annotated[int | None, opt.option(RecoveryConfig, "sequence_length", "--sequence-length")] = None,
     batch_tokens: Annotated[int | None, opt.option(RecoveryConfig, "batch_tokens", "--batch-tokens")] = None,
     learning_rate: Annotated[float | None, opt.option(RecoveryConfig, "learning_rate", "--learning-rate")] = None,
+    mixed_precision: Annotated[
+        bool | None, opt.option(RecoveryConfig, "mixed_precision", "--mixed-precision/--no-mixed-precision")
+    ] = None,
     seed: Annotated[int | None, opt.option(RecoveryConfig, "seed", "--seed")] = None,
     data_dir: opt.DataDir = None,
     device: opt.Device = None,
     overwrite: opt.Overwrite = False,
 ) -> None:
-    """Train the low-rank layers of a compressed model towards the dense one, on unlabelled text, and write a new checkpoint.
+    """Train the layers of a compressed model that were replaced towards the dense one, on unlabelled text, and write a new checkpoint.
 
     The size stays the same. Minimises the KL divergence to the dense model; a few tens of thousands of tokens bring back much of
     what compressing lost.

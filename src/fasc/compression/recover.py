@@ -1,7 +1,7 @@
-"""Recovery: the factors of a compressed model are trained to say what the dense model says.
+"""Recovery: the layers of a compressed model are trained to say what the dense model says.
 
-Compressing layer by layer adds up errors that no layer can see. A short distillation can: the low-rank layers of the compressed
-model (nothing else) minimise the KL divergence of its next-token distribution from the dense model's on unlabelled text.
+Compressing layer by layer adds up errors that no layer can see. A short distillation can: the layers that compression replaced
+(nothing else) minimise the KL divergence of its next-token distribution from the dense model's on unlabelled text.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,19 +17,18 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArgu
 
 from fasc.config import RecoveryConfig
 from fasc.errors import ModelError, NonFiniteError, UsageError
-from fasc.model.lowrank import LowRankLinear
 from fasc.model.quiet import quiet_transformers
 from fasc.progress import Advance, progress
 
 
 def recover(model: PreTrainedModel, dense: PreTrainedModel, tokens: Tensor, config: RecoveryConfig) -> list[float]:
-    """Train the low-rank layers of a compressed model towards the dense model's distributions, in place.
+    """Train the replaced layers of a compressed model towards the dense model's distributions, in place.
 
     Minimises ``KL(dense ‖ compressed)`` over the next token, in nats, by AdamW with a warm-up and a cosine decay to zero, in one
     pass over the tokens in an order drawn by the seed. Everything else of the model stays as it is.
 
     Args:
-        model: compressed, with low-rank layers; weights in float32, because steps are smaller than what bfloat16 resolves.
+        model: compressed; weights in float32, because steps are smaller than what bfloat16 resolves.
         dense: what it was compressed from.
         tokens: text, int64 [sequences, length]; no labels are used.
         config: sizes and rates.
@@ -38,13 +37,13 @@ def recover(model: PreTrainedModel, dense: PreTrainedModel, tokens: Tensor, conf
         The KL divergence of each step's batch before the step, nats per token.
 
     Raises:
-        UsageError: the model has no low-rank layers.
+        UsageError: compression replaced no layer of the model.
         ModelError: the two models do not have the same vocabulary.
         NonFiniteError: the divergence of a step is not finite.
     """
-    layers = [module for module in model.modules() if isinstance(module, LowRankLinear)]
+    layers = _replaced(model)
     if not layers:
-        raise UsageError("the checkpoint has no low-rank layers to train", "recover what `fasc compress` wrote without --merge")
+        raise UsageError("the checkpoint has no compressed layers to train", "recover what `fasc compress` wrote without --merge")
     if model.config.vocab_size != dense.config.vocab_size:
         raise ModelError(
             f"the vocabularies differ: {model.config.vocab_size} and {dense.config.vocab_size}",
@@ -66,6 +65,12 @@ def recover(model: PreTrainedModel, dense: PreTrainedModel, tokens: Tensor, conf
     return trainer.losses
 
 
+def _replaced(model: PreTrainedModel) -> list[nn.Module]:
+    """The modules that stand where compression replaced a layer."""
+    units = getattr(getattr(model.config, "quantization_config", None), "units", ())
+    return [model.get_submodule(name) for name in dict.fromkeys(name for unit in units for name in unit["layers"])]
+
+
 def _arguments(config: RecoveryConfig, rows: int, model: PreTrainedModel, folder: str) -> TrainingArguments:
     return TrainingArguments(
         output_dir=folder,
@@ -78,6 +83,7 @@ def _arguments(config: RecoveryConfig, rows: int, model: PreTrainedModel, folder
         max_grad_norm=1.0,
         seed=config.seed,
         use_cpu=model.device.type == "cpu",
+        bf16=config.mixed_precision,
         report_to="none",
         save_strategy="no",
         logging_strategy="no",
