@@ -202,7 +202,7 @@ def test_a_cut_costs_what_is_forecast(statistics):
     """½ tr(M E Σ Eᵀ) with E = W − W T, by hand; and of its rank, on what is left."""
     model, found = tiny_model(), statistics()
     free = MethodConfig(damping=1e-9, layouts=("dense", "channels"))
-    plan = pipeline.plan(model, free, BudgetConfig(param_fraction=0.7), statistics=found)
+    plan = pipeline.plan(model, free, BudgetConfig(param_fraction=0.85), statistics=found)
     assert plan.cuts
     for planned in plan.cuts:
         one = cutting_of(model, found, planned, free.damping)
@@ -290,7 +290,7 @@ def test_a_new_process_gives_identical_logits(statistics, tokens, tokenizer, tmp
 
 def test_a_config_of_another_model_is_refused(statistics, tokenizer, tmp_path):
     model = tiny_model()
-    cut_plan = pipeline.plan(model, ONLY, BudgetConfig(param_fraction=0.7), statistics=statistics())
+    cut_plan = pipeline.plan(model, ONLY, BudgetConfig(param_fraction=0.85), statistics=statistics())
     compress(model, statistics(), cut_plan, ONLY)
     save_checkpoint(model, tokenizer, tmp_path / "out", CheckpointNotes({}, {}, {}, ""))
     file = tmp_path / "out" / "config.json"
@@ -303,7 +303,7 @@ def test_a_config_of_another_model_is_refused(statistics, tokenizer, tmp_path):
 
 def test_narrow_mlps_are_faster_because_they_are_ordinary_layers(statistics):
     model = tiny_model()
-    compress(model, statistics(), pipeline.plan(model, ONLY, BudgetConfig(param_fraction=0.7), statistics=statistics()), ONLY)
+    compress(model, statistics(), pipeline.plan(model, ONLY, BudgetConfig(param_fraction=0.85), statistics=statistics()), ONLY)
     layers = [module for name, module in model.named_modules() if name.endswith(("gate_proj", "up_proj", "down_proj"))]
     assert all(type(layer) is torch.nn.Linear for layer in layers)
     assert {layer.in_features for layer in layers} | {layer.out_features for layer in layers} != {32, 48}
@@ -324,14 +324,14 @@ def test_merging_leaves_the_channels_alone(statistics, model_folder, text_file, 
     done = pipeline.compress_model(recipe, tmp_path / "merged", merged=True)
     assert not done.cuts
     model = tiny_model()
-    compress(model, statistics(), pipeline.plan(model, ONLY, BudgetConfig(param_fraction=0.7), statistics=statistics()), ONLY)
+    compress(model, statistics(), pipeline.plan(model, ONLY, BudgetConfig(param_fraction=0.85), statistics=statistics()), ONLY)
     with pytest.raises(UsageError, match="cannot be merged"):
         merge(model, statistics(), 1e-2)
 
 
 def test_recovery_trains_narrower_layers_too(statistics, tokens):
     model, dense = tiny_model(), tiny_model()
-    plan = pipeline.plan(model, ONLY, BudgetConfig(param_fraction=0.7), statistics=statistics())
+    plan = pipeline.plan(model, ONLY, BudgetConfig(param_fraction=0.85), statistics=statistics())
     compress(model, statistics(), plan, ONLY)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     text = torch.randint(3, 128, (64, 20), generator=torch.Generator().manual_seed(5))
@@ -389,6 +389,11 @@ def test_without_a_global_budget_nothing_is_cut(statistics):
     assert all(count >= 0.6 * 48 for count in kept)
     saving = pipeline.plan(model, OPTIONS, BudgetConfig(param_fraction=0.8, min_saving=0.3), statistics=found).cuts
     assert all(one.kept <= 0.7 * one.channels for one in saving)
+
+
+def test_the_last_blocks_channels_stay(statistics, architecture):
+    plan = pipeline.plan(tiny_model(architecture), OPTIONS, BudgetConfig(param_fraction=0.5), statistics=statistics(architecture))
+    assert [".0." in one.reader for one in plan.cuts] == [True]
 
 
 def test_numbers_of_channels_are_multiples_and_few():

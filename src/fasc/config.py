@@ -227,7 +227,7 @@ class LayersConfig(_Part):
 
 
 class RecoveryConfig(_Part):
-    """How the low-rank layers of a checkpoint are trained towards the dense model."""
+    """How the replaced layers of a checkpoint are trained towards the dense model."""
 
     corpus: str | None = None
     """The text, as for calibration; several corpora, separated by commas, take turns. Left out: that of the calibration."""

@@ -220,7 +220,7 @@ class Recovered(NamedTuple):
 def recover_and_save(
     source: ModelConfig, out: Path, config: RecoveryConfig, *, dense: str | None = None, overwrite: bool = False
 ) -> Recovered:
-    """Train the low-rank layers of a checkpoint towards the dense model, and write a new checkpoint.
+    """Train the replaced layers of a checkpoint towards the dense model, and write a new checkpoint.
 
     Trains in float32 and writes the precision that the checkpoint has.
 

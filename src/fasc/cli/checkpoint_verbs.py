@@ -105,7 +105,7 @@ def recover(
     device: opt.Device = None,
     overwrite: opt.Overwrite = False,
 ) -> None:
-    """Train the layers of a compressed model that were replaced towards the dense one, on unlabelled text, and write a new checkpoint.
+    """Train the replaced layers of a compressed model towards the dense one, on unlabelled text, and write a new checkpoint.
 
     The size stays the same. Minimises the KL divergence to the dense model; a few tens of thousands of tokens bring back much of
     what compressing lost.
