@@ -33,7 +33,7 @@ from fasc.errors import ModelError, UsageError
 from fasc.linalg.channels import eliminate, refit
 from fasc.methods import METHODS, decompose_unit, stacked_weight, unit_in
 from fasc.model.channels import find_channels
-from fasc.model.checkpoint import CheckpointNotes, save_checkpoint
+from fasc.model.checkpoint import CheckpointNotes, save_checkpoint, verify_structure
 from fasc.model.groups import find_groups
 from tests.conftest import tiny_model
 from tests.reference import greedy_elimination
@@ -299,6 +299,10 @@ def test_a_config_of_another_model_is_refused(statistics, tokenizer, tmp_path):
     file.write_text(json.dumps(config))
     with pytest.raises(ModelError, match="of 50 channels"):
         AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    config["quantization_config"]["units"][0]["channels"] = [48, cut_plan.cuts[0].kept + 1]
+    file.write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=f"the weights hold {cut_plan.cuts[0].kept}"):
+        verify_structure(tmp_path / "out")
 
 
 def test_narrow_mlps_are_faster_because_they_are_ordinary_layers(statistics):

@@ -73,22 +73,37 @@ def header_bytes(model: PreTrainedModel, groups: Sequence[InputGroup]) -> int:
 
 
 def verify_structure(folder: Path) -> None:
-    """Check that a compressed checkpoint's weights have the ranks that its ``config.json`` declares.
+    """Check that a compressed checkpoint's weights have the ranks and channels that its ``config.json`` declares.
 
     Dense checkpoints are not looked at.
 
     Raises:
-        ModelError: a safetensors file cannot be read, or a declared layer is missing or of another rank.
+        ModelError: a safetensors file cannot be read, or a declared layer is missing, of another rank or of another width.
     """
     declared = read_json(folder / "config.json").get("quantization_config") or {}
     if declared.get("quant_method") != "fasc":
         return
     shapes = _tensor_shapes(folder)
     for unit in declared.get("units", ()):
+        if "channels" in unit:
+            _require_channels(folder, shapes, unit)
         if unit["rank"] is None:
             continue
         for name in unit["layers"]:
             _require_rank(folder, shapes, name, unit)
+
+
+def _require_channels(folder: Path, shapes: Mapping[str, list[int]], unit: Mapping[str, Any]) -> None:
+    """Of the narrower layers that are stored as one matrix; in factored ones the loader finds what does not fit."""
+    kept = unit["channels"][1]
+    for name in unit["layers"]:
+        shape = shapes.get(f"{name}.weight")
+        width = None if shape is None else shape[-1] if name == unit["layers"][-1] else shape[0]
+        if width is not None and (width < kept or width % kept):
+            raise ModelError(
+                f"`{folder}`: config.json says {kept} channels for `{name}`, the weights hold {width}",
+                "config.json and the safetensors files are of different runs; compress again",
+            )
 
 
 def _require_rank(folder: Path, shapes: Mapping[str, list[int]], name: str, unit: Mapping[str, Any]) -> None:
