@@ -286,7 +286,7 @@ def _mlp_ways(channels: Channels, scopes: Sequence[Scope], rules: Rules, curves:
     name, count = channels.reader.name, channels.count
     ways = with_channels(channels.makers, channels.reader, curves, None)
     for kept in counts_of(count, rules.rank_multiple):
-        if curve_key(name, kept) not in curves or kept < rules.floor * count or kept > (1 - rules.min_saving) * count:
+        if curve_key(name, kept) not in curves or kept < rules.floor * count:
             continue
         cut = ChannelCut(
             reader=channels.reader.layers[0].name,
