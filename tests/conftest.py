@@ -7,14 +7,18 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
+    CohereConfig,
+    FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
+    GPTJConfig,
     GptOssConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
     Phi3Config,
+    PhiConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
@@ -46,12 +50,20 @@ CONFIGS = {
     "gpt2": GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128, bos_token_id=0, eos_token_id=1),
     "phi3": Phi3Config(**_COMMON),
 }
+_SMALL = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 1}
+PARALLEL = {
+    "cohere": CohereConfig(**{name: value for name, value in _COMMON.items() if name != "head_dim"}),
+    "phi": PhiConfig(**{name: value for name, value in _COMMON.items() if name != "head_dim"}),
+    "falcon": FalconConfig(**_SMALL, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_hidden_size=48),
+    "gptj": GPTJConfig(**_SMALL, n_embd=32, n_layer=2, n_head=4, n_positions=128, n_inner=48, rotary_dim=4),
+}
+"""Attention and MLP of a block read the same tensor, so that all their first layers are one group."""
 
 
 def tiny_model(architecture="llama", seed=0, dtype=torch.float32):
     """A random model whose weights are large enough for its layers to matter, biases and norms included."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[architecture]))
+    model = AutoModelForCausalLM.from_config(copy.deepcopy((CONFIGS | PARALLEL)[architecture]))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() == 1:

@@ -10,7 +10,7 @@ from fasc.config import CalibrationConfig, LayersConfig
 from fasc.errors import CorpusError, ModelError, NonFiniteError, StatisticsError
 from fasc.methods import METHODS
 from fasc.model.groups import find_groups
-from tests.conftest import CONFIGS, tiny_model
+from tests.conftest import CONFIGS, PARALLEL, tiny_model
 from tests.reference import covariance, moments_by_hand
 
 EVERYTHING = frozenset().union(*(method.needs for method in METHODS.values()))
@@ -44,6 +44,7 @@ def test_layers_can_be_chosen_and_an_empty_choice_is_an_error(model):
         find_groups(model, LayersConfig(include=("*.experts.*",)))
 
 
+@pytest.mark.parametrize("architecture", [*CONFIGS, *PARALLEL])
 def test_moments_equal_those_of_kept_activations_and_gradients(architecture, tokens):
     model = tiny_model(architecture)
     statistics = collect(model, tokens, EVERYTHING, calibration=calibration())

@@ -105,15 +105,15 @@ class GroupCapture:
         if self._keeps_inputs:
             self._inputs.append(x)
 
-    def on_gradient(self, layer: str, _module: nn.Module, grad_input: tuple[Tensor], grad_output: tuple[Tensor]) -> None:
-        """Full backward hook of every layer of the group."""
+    def on_gradient(self, layer: str, of_input: Tensor, of_output: Tensor) -> None:
+        """Gradients at one call of one layer of the group."""
         for unit in self._units:
             if layer in unit.layers:
-                gradient = unit.offer(layer, self._rows(grad_input[0] if unit.side == "input" else grad_output[0]))
+                gradient = unit.offer(layer, self._rows(of_input if unit.side == "input" else of_output))
                 if gradient is not None:
                     unit.add(gradient, self._inputs[-1] if self._keeps_inputs else None)
         if self._backward_extras:
-            self._gradients[layer] = self._rows(grad_input[0]), self._rows(grad_output[0])
+            self._gradients[layer] = self._rows(of_input), self._rows(of_output)
         self._arrived += 1
         if self._arrived == len(self.group.layers):
             self._arrived = 0
@@ -187,6 +187,32 @@ def capturing(model: nn.Module, captures: Sequence[GroupCapture]) -> Iterator[No
             if capture.wants_gradients:
                 for layer in capture.group.layers:
                     module = model.get_submodule(layer.name)
-                    hook: Callable[..., None] = partial(capture.on_gradient, layer.name)
-                    stack.callback(module.register_full_backward_hook(hook).remove)
+                    for remove in _on_gradients(module, partial(capture.on_gradient, layer.name)):
+                        stack.callback(remove)
         yield
+
+
+def _on_gradients(module: nn.Module, tell: Callable[[Tensor, Tensor], None]) -> list[Callable[[], None]]:
+    """Call ``tell(∂L/∂input, ∂L/∂output)`` in the backward pass of every call of a module; returns what ends that.
+
+    Hooks of tensors, not torch's backward hook of a module: that one hands out a view which nobody may change in place, and a
+    block may add its attention to what the module returned (Falcon).
+    """
+    calls: list[list[Tensor] | None] = []
+
+    def enter(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        if not (args[0].requires_grad and torch.is_grad_enabled()):
+            calls.append(None)
+            return None
+        own = args[0].view_as(args[0])  # its gradient is that of this reader alone
+        of_output: list[Tensor] = []
+        calls.append(of_output)
+        own.register_hook(lambda of_input: tell(of_input, of_output.pop()))
+        return (own, *args[1:])
+
+    def leave(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> None:
+        of_output = calls.pop()
+        if of_output is not None:
+            output.register_hook(of_output.append)
+
+    return [module.register_forward_pre_hook(enter).remove, module.register_forward_hook(leave).remove]
