@@ -35,7 +35,7 @@ from fasc.methods import METHODS, decompose_unit, stacked_weight, unit_in
 from fasc.model.channels import find_channels
 from fasc.model.checkpoint import CheckpointNotes, save_checkpoint, verify_structure
 from fasc.model.groups import find_groups
-from tests.conftest import tiny_model
+from tests.conftest import PARALLEL, tiny_model
 from tests.reference import greedy_elimination
 
 OPTIONS = MethodConfig(damping=1e-2)
@@ -65,7 +65,7 @@ def mlps(model):
 
 
 def cut_of(channels, kept):
-    makers = tuple(layer.name for layer in channels.makers.layers)
+    makers = tuple(layer.name for layer in channels.makers)
     return ChannelCut(channels.reader.layers[0].name, makers, channels.count, kept, removed_parameters(channels, kept))
 
 
@@ -153,11 +153,60 @@ def test_heads_are_not_taken_for_channels():
     assert [one.reader.kind for one in found] == ["dense_4h_to_h"] * 2
 
 
-def test_layers_that_other_layers_read_with_leave_the_model_uncut():
-    """In a parallel block the MLP's first layers read what the attention reads, and are one group with it."""
+@pytest.mark.parametrize("name", PARALLEL)
+def test_an_mlp_beside_its_attention_is_told_from_it(name):
+    model = tiny_model(name)
+    found = mlps(model)
+    assert len(found) == 2
+    for one in found:
+        assert all("mlp" in layer.name for layer in one.layers)
+        assert any("mlp" not in layer.name for layer in one.group.layers)
+        assert one.count == 48
+
+
+def test_queries_as_wide_as_the_channels_beside_them_are_told_from_the_makers():
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CohereConfig(**SMALL)).eval()
-    assert mlps(model) == []
+    found = mlps(AutoModelForCausalLM.from_config(CohereConfig(**SMALL)).eval())
+    assert [[layer.kind for layer in one.layers] for one in found] == [["gate_proj", "up_proj", "down_proj"]] * 2
+
+
+@pytest.mark.parametrize("name", PARALLEL)
+def test_cutting_beside_the_attention_leaves_the_attention_as_it_was(name, tokens):
+    model = tiny_model(name)
+    moments = collect(model, tokens, NEEDS)
+    one = mlps(model)[0]
+    others = [layer for layer in one.group.layers if layer not in one.makers]
+    before = {layer.name: model.get_submodule(layer.name).weight.clone() for layer in others}
+    found = cutting_of(model, moments, cut_of(one, 24), 1e-2)
+    narrow = narrowed(moments, [found]).groups[one.group.name]
+    assert [layer for layer in narrow.group.layers if layer in others] == others
+    for layer in narrow.group.layers:
+        gradient = narrow.gradients[layer.name]
+        assert len(gradient.covariance.mean) == (layer.d_out if gradient.side == "output" else layer.d_in)
+    cut_channels(model, moments, found)
+    for layer in others:
+        assert torch.equal(model.get_submodule(layer.name).weight, before[layer.name])
+    assert logits(model, tokens).isfinite().all()
+
+
+@pytest.mark.parametrize("name", PARALLEL)
+@pytest.mark.parametrize("propagate", [False, True])
+def test_a_parallel_model_with_fewer_channels_keeps_its_budget_and_loads_as_it_was_saved(
+    name, propagate, tokens, tokenizer, tmp_path
+):
+    model = tiny_model(name)
+    moments = collect(model, tokens, NEEDS)
+    options = OPTIONS.model_copy(update={"propagate": propagate})
+    plan = pipeline.plan(model, options, BudgetConfig(param_fraction=0.6), statistics=moments)
+    assert plan.cuts
+    assert plan.totals["param_fraction"] <= 0.6
+    done = compress(model, moments, plan, options)
+    orders = sum(buffer.numel() for key, buffer in model.named_buffers() if key.endswith(".order"))
+    assert model.num_parameters() + orders == plan.totals["parameters"]
+    save_checkpoint(model, tokenizer, tmp_path / "out", CheckpointNotes({}, {}, done.to_dict(), ""))
+    verify_structure(tmp_path / "out")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert torch.equal(logits(loaded, tokens), logits(model, tokens))
 
 
 def test_an_mlp_of_which_only_a_part_was_chosen_stays_whole():
@@ -231,7 +280,7 @@ def test_gradients_on_the_outputs_of_the_makers_are_carried_over(statistics):
     """A kept channel is read for those that go: its gradient is Tᵀ h."""
     model, found = tiny_model(), statistics()
     one = cutting_of(model, found, cut_of(mlps(model)[0], 20), 1e-2)
-    makers = found.groups[one.channels.makers.name]
+    makers = found.groups[one.channels.group.name]
     h = torch.randn(200, 96, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     gradient = replace(
         makers.gradients[makers.group.name],
@@ -413,6 +462,6 @@ def test_narrow_groups_have_the_parameters_that_were_not_removed():
     for architecture in ("llama", "gpt2", "phi3"):
         model = tiny_model(architecture)
         for one in mlps(model):
-            narrow = [layer for group in (one.makers, one.reader) for layer in narrowed_group(group, one, 20).layers]
+            narrow = [layer for group in (one.group, one.reader) for layer in narrowed_group(group, one, 20).layers]
             count = [sum(layer.d_in * layer.d_out + layer.bias * layer.d_out for layer in part) for part in (one.layers, narrow)]
             assert count[0] - count[1] == removed_parameters(one, 20)

@@ -18,7 +18,7 @@ Cost = Literal["rank", "parameters", "bytes"]
 Floats = NDArray[np.float64]
 
 _COARSEST = 16
-"""A rank multiple is used where it divides the full rank at least so often; smaller layers take any rank."""
+"""A multiple is used where it divides the whole at least so often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +102,11 @@ def unit_of(group: InputGroup, layers: Sequence[Layer]) -> UnitPlan:
     )
 
 
+def step_of(multiple: int, whole: int) -> int:
+    """Between the ranks, or the numbers of channels, that a plan may choose: the multiple, or 1 where the whole is small."""
+    return multiple if whole >= _COARSEST * multiple else 1
+
+
 def candidates(unit: UnitPlan, rules: Rules, losses: Floats | None = None, *, uncut: int | None = None) -> Candidates:
     """Every rank that the rules allow, each in its cheapest layout, and the dense layer where that is allowed.
 
@@ -114,7 +119,7 @@ def candidates(unit: UnitPlan, rules: Rules, losses: Floats | None = None, *, un
         uncut: parameters that the layers had before they lost channels, of which the floor is a share.
     """
     dense = stored_parameters("dense", 0, unit.d_in, unit.d_out, dense_biases=unit.dense_biases)
-    step = rules.rank_multiple if unit.full_rank >= _COARSEST * rules.rank_multiple else 1
+    step = step_of(rules.rank_multiple, unit.full_rank)
     least = rules.floor * (uncut or dense)
     found = []
     for rank in range(step, min(unit.d_in, unit.d_out), step):

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from fasc.budget.candidates import step_of
 from fasc.budget.plan import ChannelCut
 from fasc.calibration.statistics import GradientMoment, GroupStatistics, Statistics, as_float64
 from fasc.config import MethodConfig
@@ -34,13 +35,10 @@ _STEPS = 24
 _FEWEST = 0.25
 """Least share of its channels that an MLP keeps."""
 
-_COARSEST = 16
-"""A rank multiple is used where it divides the number of channels at least so often."""
-
 
 def counts_of(channels: int, multiple: int) -> list[int]:
     """Numbers of channels that a plan may keep, the largest first; not all of them."""
-    step = multiple if channels >= _COARSEST * multiple else 1
+    step = step_of(multiple, channels)
     step *= -(-channels // (_STEPS * step))
     return [count for count in range((channels - 1) // step * step, 0, -step) if count >= _FEWEST * channels]
 
@@ -59,18 +57,20 @@ def narrowed_group(group: InputGroup, channels: Channels, kept: int) -> InputGro
     """A group of an MLP's layers with so many channels left; the reader gains a bias for the mean of the others."""
     if group.name == channels.reader.name:
         return InputGroup(tuple(replace(layer, d_in=kept, bias=True) for layer in group.layers))
-    return InputGroup(tuple(replace(layer, d_out=layer.d_out // channels.count * kept) for layer in group.layers))
+
+    def narrow(layer: Layer) -> Layer:
+        return replace(layer, d_out=layer.d_out // channels.count * kept) if layer in channels.makers else layer
+
+    return InputGroup(tuple(map(narrow, group.layers)))
 
 
 def removed_parameters(channels: Channels, kept: int) -> int:
     """How many parameters fewer the MLP's layers have with so many channels, biases included."""
-    groups = (channels.makers, channels.reader)
-    narrow = [layer for group in groups for layer in narrowed_group(group, channels, kept).layers]
-    return sum(map(_parameters, channels.layers)) - sum(map(_parameters, narrow))
-
-
-def _parameters(layer: Layer) -> int:
-    return layer.d_in * layer.d_out + layer.bias * layer.d_out
+    before, after = 0, 0
+    for group in (channels.group, channels.reader):
+        before += sum(layer.parameters for layer in group.layers)
+        after += sum(layer.parameters for layer in narrowed_group(group, channels, kept).layers)
+    return before - after
 
 
 def channel_curves(
@@ -209,7 +209,9 @@ def cutting_of(model: PreTrainedModel, statistics: Statistics, cut: ChannelCut, 
     absent = [name for name in cut.layers if name not in groups]
     if absent:
         raise StatisticsError(f"the statistics have no layer `{absent[0]}`", "run `fasc collect` with the same layers")
-    channels = Channels(groups[cut.makers[0]], groups[cut.reader])
+    group = groups[cut.makers[0]]
+    makers = tuple(layer for layer in group.layers if layer.name in cut.makers)
+    channels = Channels(group, makers, groups[cut.reader])
     weight, covariance = _problem(model, statistics, channels, damping)
     kept = eliminate(weight, covariance, cut.kept).kept(cut.kept, cut.channels)
     return Cutting(channels, kept, refit(covariance, kept))
@@ -235,24 +237,33 @@ def narrowed(statistics: Statistics, cuttings: Sequence[Cutting]) -> Statistics:
     """
     groups: dict[str, GroupStatistics] = dict(statistics.groups)
     for one in cuttings:
-        makers, reader = (groups[group.name] for group in (one.channels.makers, one.channels.reader))
+        makers, reader = (groups[group.name] for group in (one.channels.group, one.channels.reader))
         groups[makers.group.name] = _narrowed_makers(makers, one)
         groups[reader.group.name] = _narrowed_reader(reader, one)
     return replace(statistics, groups=groups)
 
 
 def _narrowed_makers(makers: GroupStatistics, cutting: Cutting) -> GroupStatistics:
-    count, kept = cutting.channels.count, len(cutting.kept)
+    channels, estimate = cutting.channels, cutting.estimate.cpu()
     gradients: dict[str, GradientMoment] = {}
     for name, gradient in makers.gradients.items():
         if gradient.side == "input":
             gradients[name] = gradient
             continue
+        parts: list[Tensor] = []
+        for layer in _layers_of(makers.group, name):
+            made = layer in channels.makers
+            parts += [estimate] * (layer.d_out // channels.count) if made else [torch.eye(layer.d_out, dtype=estimate.dtype)]
         mean, covariance = as_float64(gradient.covariance)
-        estimate = torch.block_diag(*[cutting.estimate.cpu()] * (len(mean) // count))
-        cross = None if gradient.cross is None else gradient.cross @ estimate.to(gradient.cross)
-        gradients[name] = GradientMoment("output", _mapped(mean, covariance, estimate), cross)
-    return replace(makers, group=narrowed_group(makers.group, cutting.channels, kept), gradients=gradients, extras={})
+        change = torch.block_diag(*parts)
+        cross = None if gradient.cross is None else gradient.cross @ change.to(gradient.cross)
+        gradients[name] = GradientMoment("output", _mapped(mean, covariance, change), cross)
+    group = narrowed_group(makers.group, channels, len(cutting.kept))
+    return replace(makers, group=group, gradients=gradients, extras={})
+
+
+def _layers_of(group: InputGroup, unit: str) -> tuple[Layer, ...]:
+    return tuple(layer for layer in group.layers if layer.name == unit) or group.layers
 
 
 def _narrowed_reader(reader: GroupStatistics, cutting: Cutting) -> GroupStatistics:
@@ -304,7 +315,7 @@ def cut_channels(model: PreTrainedModel, statistics: Statistics, cutting: Cuttin
         raise NonFiniteError(f"`{reader.name}`: the weight refitted to {len(kept)} channels", "raise --damping")
     entry: dict[str, object] = {"layers": list(weights), "rank": None, "channels": [channels.count, len(kept)]}
     build_structure(model, [dict(entry)])
-    for layer in channels.makers.layers:
+    for layer in channels.makers:
         rows = rows_of(kept.to(weight.device), channels.count, layer.d_out)
         _fill(model.get_submodule(layer.name), weights[layer.name][rows], biases[layer.name], rows)
     own = biases[reader.name]

@@ -242,18 +242,18 @@ def _cuttable(model: PreTrainedModel, groups: Sequence[InputGroup]) -> list[Chan
     """
     found = find_channels(model, groups)
     last = max((group.block for group in groups if group.block is not None), default=None)
-    return [one for one in found if one.makers.block != last]
+    return [one for one in found if one.group.block != last]
 
 
 def _choices(
     groups: Sequence[InputGroup], found: Sequence[Channels], scopes: Sequence[Scope], rules: Rules, curves: Curves
 ) -> list[Choice]:
     """The ways of every group; the two groups of an MLP that may lose channels are one choice."""
-    by_makers = {one.makers.name: one for one in found}
+    by_group = {one.group.name: one for one in found}
     readers = {one.reader.name for one in found}
     choices: list[Choice] = []
     for group in groups:
-        one = by_makers.get(group.name)
+        one = by_group.get(group.name)
         if one is not None:
             choices.append(_mlp_ways(one, scopes, rules, curves))
         elif group.name not in readers:
@@ -263,7 +263,7 @@ def _choices(
 
 def _ways(group: InputGroup, scopes: Sequence[Scope], rules: Rules, curves: Curves, *, uncut: InputGroup | None = None) -> Choice:
     """One projector for the group's layers, or each by itself, as far as either is allowed."""
-    dense = {layer.name: (layer.d_in + layer.bias) * layer.d_out for layer in (uncut or group).layers}
+    dense = {layer.name: layer.parameters for layer in (uncut or group).layers}
 
     def of(layers: Sequence[Layer]) -> Candidates:
         unit = unit_of(group, layers)
@@ -279,24 +279,24 @@ def _mlp_ways(channels: Channels, scopes: Sequence[Scope], rules: Rules, curves:
     """With all channels, and with each number of them that the rules allow."""
 
     def with_channels(makers: InputGroup, reader: InputGroup, known: Curves, cut: ChannelCut | None) -> list[Way]:
-        first = _ways(makers, scopes, rules, known, uncut=channels.makers)
+        first = _ways(makers, scopes, rules, known, uncut=channels.group)
         second = _ways(reader, scopes, rules, known, uncut=channels.reader)
         return [Way(a.units + b.units, cut) for a in first for b in second]
 
     name, count = channels.reader.name, channels.count
-    ways = with_channels(channels.makers, channels.reader, curves, None)
+    ways = with_channels(channels.group, channels.reader, curves, None)
     for kept in counts_of(count, rules.rank_multiple):
         if curve_key(name, kept) not in curves or kept < rules.floor * count:
             continue
         cut = ChannelCut(
             reader=channels.reader.layers[0].name,
-            makers=tuple(layer.name for layer in channels.makers.layers),
+            makers=tuple(layer.name for layer in channels.makers),
             channels=count,
             kept=kept,
             removed=removed_parameters(channels, kept),
             predicted_loss=float(curves[cut_key(name)][count - kept]),
         )
-        narrow = [narrowed_group(group, channels, kept) for group in (channels.makers, channels.reader)]
+        narrow = [narrowed_group(group, channels, kept) for group in (channels.group, channels.reader)]
         ways += with_channels(narrow[0], narrow[1], {**curves, name: curves[curve_key(name, kept)]}, cut)
     return tuple(ways)
 

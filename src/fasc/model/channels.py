@@ -8,7 +8,6 @@ them), so it is tried: the makers leave some of their outputs out, and what the 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -21,12 +20,21 @@ from fasc.model.layers import Layer
 _SAME = 1e-3
 """Relative difference up to which two inputs are the same, in any precision."""
 
+_NEAREST = 2
+"""Groups before a reader that are tried."""
+
+_MAKERS = 2
+"""Where all layers of a fitting width are not the makers, so many of the last of them are tried, and fewer."""
+
 
 @dataclass(frozen=True, slots=True)
 class Channels:
     """The layers of one MLP, joined by their channels."""
 
-    makers: InputGroup
+    group: InputGroup
+    """The group that the makers belong to; in a parallel block the attention's layers are in it too."""
+
+    makers: tuple[Layer, ...]
     """Layers whose outputs are the channels, each once or several times one after the other (a fused ``gate_up``)."""
 
     reader: InputGroup
@@ -40,7 +48,12 @@ class Channels:
     @property
     def layers(self) -> tuple[Layer, ...]:
         """Makers and reader."""
-        return (*self.makers.layers, *self.reader.layers)
+        return (*self.makers, *self.reader.layers)
+
+    @property
+    def kind(self) -> tuple[str, ...]:
+        """The kinds of the layers."""
+        return tuple(layer.kind for layer in self.layers)
 
 
 def rows_of(channels: Tensor, count: int, d_out: int) -> Tensor:
@@ -52,21 +65,46 @@ def rows_of(channels: Tensor, count: int, d_out: int) -> Tensor:
 def find_channels(model: PreTrainedModel, groups: Sequence[InputGroup]) -> list[Channels]:
     """The MLPs whose channels stand each by itself, in the order of the groups; none where no block is built so.
 
-    Candidates are a group and the next one of the same block whose single layer is as wide as each output of the first, or as a
-    whole part of it. Those of one kind are tried together.
+    Candidates are a group of one layer and the nearest group before it in the same block with layers whose outputs are
+    as wide as what that layer reads, or a multiple of it. In a parallel block the layers of the attention are in the
+    same group, and some may be so wide by chance; its output layer may lie in between. Where a candidate is not it, the
+    next is tried: without the first layers of the group, then the next nearest group. Those of one kind are tried
+    together.
 
     Args:
         model: dense; comes out as it went in.
         groups: its input groups, in the order of the calls.
     """
-    kinds: dict[tuple[str, str], list[Channels]] = {}
-    for makers, reader in pairwise(groups):
-        fits = all(layer.d_out % reader.d_in == 0 for layer in makers.layers)
-        if fits and makers.block == reader.block is not None and len(reader.layers) == 1:
-            kinds.setdefault((makers.kind, reader.kind), []).append(Channels(makers, reader))
-    found = [one for candidates in kinds.values() if _stand_alone(model, candidates) for one in candidates]
+    left = [candidates for candidates in (_candidates(groups, position) for position in range(len(groups))) if candidates]
+    found: list[Channels] = []
+    while left:
+        kinds: dict[tuple[str, ...], list[Channels]] = {}
+        for candidates in left:
+            kinds.setdefault(candidates[0].kind, []).append(candidates[0])
+        alone = {kind for kind, ones in kinds.items() if _stand_alone(model, ones)}
+        found += [candidates[0] for candidates in left if candidates[0].kind in alone]
+        left = [candidates[1:] for candidates in left if candidates[0].kind not in alone and len(candidates) > 1]
     order = {group.name: position for position, group in enumerate(groups)}
-    return sorted(found, key=lambda one: order[one.makers.name])
+    return sorted({one.group.name: one for one in found}.values(), key=lambda one: order[one.group.name])
+
+
+def _candidates(groups: Sequence[InputGroup], position: int) -> list[Channels]:
+    """What may make the channels that a group reads, the nearest first."""
+    reader = groups[position]
+    if len(reader.layers) > 1 or reader.block is None:
+        return []
+    fitting: list[tuple[InputGroup, tuple[Layer, ...]]] = []
+    for group in reversed(groups[:position]):
+        if group.block != reader.block or len(fitting) == _NEAREST:
+            break
+        makers = tuple(layer for layer in group.layers if layer.d_out % reader.d_in == 0)
+        if makers:
+            fitting.append((group, makers))
+    return [
+        Channels(group, makers[-count:], reader)
+        for group, makers in fitting
+        for count in (len(makers), *range(min(_MAKERS, len(makers) - 1), 0, -1))
+    ]
 
 
 def _stand_alone(model: PreTrainedModel, candidates: Sequence[Channels]) -> bool:
@@ -98,7 +136,7 @@ def _stand_alone(model: PreTrainedModel, candidates: Sequence[Channels]) -> bool
     for name, one in readers.items():
         kept = _some(one.count).to(model.device)
         checks[name] = compare(name, kept)
-        for layer in one.makers.layers:
+        for layer in one.makers:
             cuts[layer.name] = _leaving_out(rows_of(kept, one.count, layer.d_out))
     try:
         _run(model, tokens, checks, cuts)

@@ -35,6 +35,11 @@ class Layer:
     """Whether the dense layer already has a bias."""
 
     @property
+    def parameters(self) -> int:
+        """Of the dense layer, its bias included."""
+        return (self.d_in + self.bias) * self.d_out
+
+    @property
     def block(self) -> int | None:
         """Index of the decoder block the layer belongs to, or ``None`` outside the blocks."""
         found = _FIRST_INDEX.search(self.name)

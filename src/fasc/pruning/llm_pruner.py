@@ -62,8 +62,8 @@ def _units(groups: Sequence[InputGroup], found: Sequence[Coupling], kept: dict[P
     for group in groups:
         for layer in group.layers:
             d_in, d_out = shapes[layer.name]
-            left = d_in * d_out + layer.bias * d_out
             unit = unit_of(group, (layer,))
+            left = replace(layer, d_in=d_in, d_out=d_out).parameters
             units.append(replace(unit, kept=left, narrowed=(d_in, d_out), layout="narrow", rank=min(d_in, d_out)))
     return tuple(units)
 
