@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import subprocess
 import sys
 
@@ -407,29 +408,40 @@ def test_the_fingerprint_is_of_the_weights(model):
     assert model_fingerprint(model) != first
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 96), (1, 96), (96,)])
-@pytest.mark.parametrize("bias", [True, False])
-def test_one_token_by_all_threads_is_the_ordinary_product(shape, bias):
-    generator = torch.Generator().manual_seed(0)
+@pytest.fixture
+def four_threads():
     threads = torch.get_num_threads()
     torch.set_num_threads(4)
-    try:
-        for d_out in (512, 510, 1030):
-            x, weight = torch.randn(shape, generator=generator), torch.randn(d_out, 96, generator=generator)
-            added = torch.randn(d_out, generator=generator) if bias else None
-            with torch.no_grad():
-                found = by_all_threads(x, weight, added)
-            assert (found is not None) == torch.backends.mkl.is_available()
-            if found is not None:
-                torch.testing.assert_close(found, torch.nn.functional.linear(x, weight, added), rtol=1e-5, atol=1e-4)
-    finally:
-        torch.set_num_threads(threads)
+    yield
+    torch.set_num_threads(threads)
 
 
-def test_several_tokens_training_and_other_precisions_take_the_ordinary_product():
+@pytest.mark.parametrize("shape", [(1, 1, 96), (1, 96), (96,), (2, 1, 96), (1, 4, 96), (5, 96), (8, 1, 96), (16, 96)])
+@pytest.mark.parametrize("bias", ["none", "vector", "row"])
+def test_a_few_tokens_by_all_threads_are_the_ordinary_product(shape, bias, four_threads):
+    generator = torch.Generator().manual_seed(0)
+    several = math.prod(shape) > 96
+    for d_out in (512, 510, 1030):
+        x, weight = torch.randn(shape, generator=generator), torch.randn(d_out, 96, generator=generator)
+        rows = x.numel() // 96
+        wide = torch.randn(rows, 2 * d_out, generator=generator)
+        added = {"none": None, "vector": wide[0, :d_out], "row": wide[:, d_out:]}[
+            bias
+        ]  # a part of wider rows, as in PivotColumns
+        with torch.no_grad():
+            found = by_all_threads(x, weight, added)
+        assert (found is not None) == (torch.backends.mkl.is_available() and not (several and d_out % 4))
+        if found is not None:
+            assert found.is_contiguous()
+            expected = torch.nn.functional.linear(x, weight).view(rows, d_out) + (0 if added is None else added)
+            torch.testing.assert_close(found.view(rows, d_out), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_many_tokens_training_and_other_precisions_take_the_ordinary_product(four_threads):
     weight = torch.randn(512, 96)
     with torch.no_grad():
-        assert by_all_threads(torch.randn(2, 96), weight, None) is None
+        assert by_all_threads(torch.randn(17, 96), weight, None) is None
+        assert by_all_threads(torch.randn(0, 96), weight, None) is None
         assert by_all_threads(torch.randn(1, 96).bfloat16(), weight.bfloat16(), None) is None
         assert by_all_threads(torch.randn(1, 96), weight.mT.contiguous().mT, None) is None
     assert by_all_threads(torch.randn(1, 96), weight, None) is None, "with gradients"

@@ -9,31 +9,46 @@ from torch import Tensor, nn
 _MANY = 2**15
 """Weights from which reading them is worth a second thread."""
 
+_FEW, _FEWEST = 16, 4
+"""Tokens up to which reading the weights takes longer than the arithmetic, and up to which by far."""
+
 
 def by_all_threads(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
-    """``F.linear`` of one float32 token on a CPU: each thread reads its share of the weight's rows.
+    """``F.linear`` of a few float32 tokens on a CPU: each thread reads its share of the weight's rows.
 
-    Decoding one sequence is bound by reading weights, and the matrix-vector product behind ``F.linear`` reads with one thread
-    (docs/log.md has the measurement). A batched product is spread over the threads, and a batch of slices of the rows is a view.
+    Decoding is bound by reading weights, and the products behind ``F.linear`` read them with one thread for one token and hardly
+    faster for sixteen (docs/log.md has the measurements). A batched product is spread over the threads, and a batch of slices of
+    the rows is a view. For two to four tokens the product from the other side, ``(weight · xᵀ)ᵀ``, is the fastest.
 
     Args:
         x: [..., d_in].
         weight: [d_out, d_in].
-        bias: added to the product, d_out numbers.
+        bias: added to the product, [d_out] or [tokens, d_out].
 
     Returns:
         [..., d_out], or ``None`` where the ordinary product is the better one.
     """
     d_out, d_in = weight.shape
-    if x.numel() != d_in or weight.dtype != torch.float32 or d_out * d_in < _MANY or torch.compiler.is_compiling():
+    tokens = x.numel() // d_in
+    if not 0 < tokens <= _FEW or weight.dtype != torch.float32 or d_out * d_in < _MANY or torch.compiler.is_compiling():
         return None
-    parts = gcd(d_out, torch.get_num_threads())
-    if parts == 1 or weight.device.type != "cpu" or not _BATCHED or torch.is_grad_enabled() or not weight.is_contiguous():
+    threads = torch.get_num_threads()
+    parts = gcd(d_out, threads)
+    if parts == 1 or (tokens > 1 and parts < threads):  # several tokens keep more than one thread busy by themselves
         return None
+    if weight.device.type != "cpu" or not _BATCHED or torch.is_grad_enabled() or not weight.is_contiguous():
+        return None
+    rows = x.reshape(tokens, d_in)
+    if 1 < tokens <= _FEWEST:
+        found = weight @ rows.mT if bias is None else torch.addmm(bias.view(-1, d_out).mT, weight, rows.mT)
+        return found.mT.contiguous().view(*x.shape[:-1], d_out)
     slices = weight.view(parts, d_out // parts, d_in).mT
-    row = x.reshape(1, 1, d_in).expand(parts, 1, d_in)
-    found = torch.bmm(row, slices) if bias is None else torch.baddbmm(bias.view(parts, 1, -1), row, slices)
-    return found.view(*x.shape[:-1], d_out)
+    rows = rows.expand(parts, tokens, d_in)
+    if bias is None:
+        found = torch.bmm(rows, slices)
+    else:
+        found = torch.baddbmm(bias.view(-1, parts, d_out // parts).transpose(0, 1), rows, slices)
+    return found.transpose(0, 1).reshape(*x.shape[:-1], d_out)
 
 
 _BATCHED = torch.backends.mkl.is_available()
@@ -41,7 +56,7 @@ _BATCHED = torch.backends.mkl.is_available()
 
 
 class FactorLinear(nn.Linear):
-    """``nn.Linear`` that decodes one token with all threads."""
+    """``nn.Linear`` that decodes a few tokens with all threads."""
 
     def forward(self, input: Tensor) -> Tensor:
         """[…, in_features] → […, out_features]."""

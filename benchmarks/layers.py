@@ -1,0 +1,88 @@
+"""Time of one dense layer over that of the layouts that stand for it, by shape, share of the parameters and number of tokens.
+
+Every layer is one of many copies that are called in turn, so that weights come from memory as they do in a model. Layouts and
+dense are timed in turn; a ratio above 1 is faster than dense, and 1/share is the ideal.
+"""
+
+import argparse
+import json
+import math
+import statistics as stats
+import time
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fasc.model.lowrank import LowRankLinear, PivotedLinear, link_group
+from fasc.provenance import provenance
+from fasc.storage import write_json
+
+SHAPES = ((576, 1536), (1536, 576), (576, 576))
+"""d_in, d_out: gate and up, down, and q or o of a 135M model."""
+
+
+def layers_of(layout: str, d_in: int, d_out: int, share: float, copies: int) -> list[nn.Module]:
+    """Layers with random weights and the rank at which the layout has a share of the dense parameters."""
+    if layout == "dense":
+        return [nn.Linear(d_in, d_out, bias=False) for _ in range(copies)]
+    total = d_in + d_out
+    rank = share * d_in * d_out / total
+    if layout != "factors":
+        rank = (total - math.sqrt(total**2 - 4 * share * d_in * d_out)) / 2
+    k = int(rank) // 8 * 8
+    made: list[nn.Module] = []
+    for _ in range(copies):
+        if layout == "rows":
+            one: LowRankLinear = PivotedLinear(d_in, d_out, k, own=(0, k))
+        else:
+            one = LowRankLinear(d_in, d_out, k, columns=layout == "columns")
+        link_group([one])
+        for name, order in one.named_buffers():
+            if name.endswith("order"):
+                order.copy_(torch.randperm(len(order)))
+        made.append(one)
+    return made
+
+
+def seconds(layers: Sequence[nn.Module], x: Tensor) -> float:
+    """Of one call of each layer."""
+    start = time.perf_counter()
+    for layer in layers:
+        layer(x)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1, 4, 8, 16, 512])
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.8, 0.6])
+    parser.add_argument("--copies", type=int, default=30)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    rows = []
+    with torch.no_grad():
+        for (d_in, d_out), share in product(SHAPES, options.shares):
+            layers = {
+                name: layers_of(name, d_in, d_out, share, options.copies) for name in ("dense", "factors", "rows", "columns")
+            }
+            for tokens in options.tokens:
+                x = torch.randn(tokens, d_in)
+                found: dict[str, list[float]] = {name: [] for name in layers}
+                for _ in range(options.repeats):
+                    for name, some in layers.items():
+                        found[name].append(seconds(some, x))
+                medians = {name: stats.median(times) for name, times in found.items()}
+                ratios = {name: round(medians["dense"] / medians[name], 3) for name in layers if name != "dense"}
+                rows.append({"d_in": d_in, "d_out": d_out, "share": share, "tokens": tokens, "dense_over": ratios})
+                print(json.dumps(rows[-1]))
+    if options.json:
+        write_json(options.json, {"rows": rows, "threads": torch.get_num_threads(), "provenance": provenance()})
+
+
+if __name__ == "__main__":
+    main()
