@@ -119,6 +119,12 @@ def test_a_checkpoint_is_recovered_into_another_that_says_so(model_folder, text_
     model = AutoModelForCausalLM.from_pretrained(second)
     assert any(isinstance(module, LowRankLinear) for module in model.modules())
     assert pipeline.texts_seen(second) == {made["statistics"]["text_digest"], made["recovery"]["text_digest"]}
+    again = config.model_copy(update={"seed": 3, "sequences": 4})
+    pipeline.recover_and_save(ModelConfig(model=str(second)), tmp_path / "again", again)
+    both = json.loads((tmp_path / "again" / "fasc_provenance.json").read_text())["recovery"]
+    assert (both["seed"], both["after"]) == (3, made["recovery"])
+    assert pipeline.texts_seen(tmp_path / "again") == pipeline.texts_seen(second) | {both["text_digest"]}
+    assert (tmp_path / "again" / "README.md").read_text().count("towards the dense model") == 2
     assert "{" not in capsys.readouterr().out, "the trainer's own lines are not ours"
     with pytest.raises(ModelError, match="no checkpoint of fasc"):
         pipeline.recover_and_save(ModelConfig(model=str(model_folder)), tmp_path / "third", config)

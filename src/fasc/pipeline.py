@@ -44,7 +44,7 @@ from fasc.model.checkpoint import PLAN_FILE, RECIPE_FILE, CheckpointNotes, read_
 from fasc.model.groups import find_groups
 from fasc.model.load import LoadedModel, load_model, model_fingerprint
 from fasc.progress import say
-from fasc.provenance import file_digest, provenance
+from fasc.provenance import file_digest, provenance, recoveries
 from fasc.pruning import PRUNINGS, find_method
 from fasc.reporting.card import model_card
 from fasc.reporting.entries import DENSE
@@ -260,6 +260,8 @@ def recover_and_save(
     result = Recovered(sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth, len(losses))
     told = config.model_dump(mode="json", exclude_none=True) | {"corpus": block.corpus, "tokens": block.tokens.numel()}
     recovery = told | {"text_digest": block.text_digest, "token_digest": block.token_digest, "kl": result._asdict()}
+    if "recovery" in made:
+        recovery["after"] = made["recovery"]
     facts = {key: made[key] for key in ("model", "statistics", "merged", "folded_biases") if key in made}
     loaded.model.to(getattr(torch, read_json(folder / "config.json").get("dtype", "float32")))
     now = provenance(**facts | {"recovery": recovery, "compressed": {key: made[key] for key in ("created", "command")}})
@@ -499,5 +501,5 @@ def dense_of(checkpoint: str) -> str | None:
 def texts_seen(checkpoint: str | Path) -> frozenset[str]:
     """Digests of the texts a checkpoint was calibrated and trained on, as far as it says so."""
     found = read_provenance(checkpoint) or {}
-    digests = (found.get(part, {}).get("text_digest") for part in ("statistics", "recovery"))
+    digests = [part.get("text_digest") for part in (found.get("statistics", {}), *recoveries(found))]
     return frozenset(digest for digest in digests if digest)

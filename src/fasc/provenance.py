@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -62,6 +62,16 @@ def machine() -> dict[str, Any]:
     """Processor, cores this process may use, operating system."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {"processor": _processor(), "cores": cores, "system": platform.platform(terse=True)}
+
+
+def recoveries(made: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What provenance says of each recovery, the first one first; one that follows another holds that as ``after``."""
+    found: list[dict[str, Any]] = []
+    one = made.get("recovery")
+    while one is not None:
+        found.insert(0, one)
+        one = one.get("after")
+    return found
 
 
 def provenance(**facts: Any) -> dict[str, Any]:

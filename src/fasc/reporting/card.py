@@ -5,6 +5,7 @@ from typing import Any
 
 from fasc.budget.plan import RankPlan
 from fasc.config import Recipe
+from fasc.provenance import recoveries
 
 _CARD = """---
 library_name: transformers
@@ -57,14 +58,13 @@ def model_card(recipe: Recipe, plan: RankPlan, summary: str, provenance: Mapping
     totals = plan.totals
     loss = totals["predicted_loss"]
     forecast = "" if loss is None else f"| forecast of the KL divergence to the dense model, Σ ½J | {loss:.4f} nats/token |\n"
-    trained = provenance.get("recovery")
     recovery = ""
-    if trained:
+    for trained in recoveries(provenance):
         kl = trained["kl"]
-        recovery = (
+        recovery += (
             f"| then trained towards the dense model | {trained['tokens']:,} tokens of `{trained['corpus']}`: KL divergence "
+            f"{kl['first']:.4f} at first, {kl['last']:.4f} at last |\n"
         )
-        recovery += f"{kl['first']:.4f} at first, {kl['last']:.4f} at last |\n"
     calibration = recipe.calibration
     megabytes = (totals["dense_bytes"] if merged else totals["bytes"]) or 0
     return _CARD.format(
