@@ -28,9 +28,11 @@ def by_all_threads(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | N
     Returns:
         [..., d_out], or ``None`` where the ordinary product is the better one.
     """
+    if torch.compiler.is_compiling():  # before any size is looked at: each would be a condition to compile again for
+        return None
     d_out, d_in = weight.shape
     tokens = x.numel() // d_in
-    if not 0 < tokens <= _FEW or weight.dtype != torch.float32 or d_out * d_in < _MANY or torch.compiler.is_compiling():
+    if not 0 < tokens <= _FEW or weight.dtype != torch.float32 or d_out * d_in < _MANY:
         return None
     threads = torch.get_num_threads()
     parts = gcd(d_out, threads)
