@@ -14,7 +14,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from fasc.errors import ModelError
-from fasc.model.lowrank import LowRankLinear, PivotedLinear, link_group
+from fasc.model.lowrank import FactorLinear, LowRankLinear, PivotedLinear, link_group
 
 FORMAT = 4
 """Version of the checkpoint's structure; a newer one is refused. 2 added ``pivots``, 3 ``columns``, 4 ``channels``."""
@@ -110,7 +110,7 @@ def _narrower(name: str, unit: dict[str, Any], shape: tuple[int, int], old: Any)
             "the config.json belongs to another model",
         )
     bias = reads or old.bias is not None
-    return nn.Linear(after if reads else d_in, d_out if reads else d_out // before * after, bias=bias, dtype=old.weight.dtype)
+    return FactorLinear(after if reads else d_in, d_out if reads else d_out // before * after, bias=bias, dtype=old.weight.dtype)
 
 
 class FascHfQuantizer(HfQuantizer):
