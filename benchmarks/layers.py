@@ -6,48 +6,42 @@ dense are timed in turn; a ratio above 1 is faster than dense, and 1/share is th
 
 import argparse
 import json
-import math
 import statistics as stats
 import time
-from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from fasc.model.lowrank import LowRankLinear, PivotedLinear, link_group
+from fasc.budget.accounting import Layout, dense_parameters, factor_parameters, pivoted_parameters
+from fasc.model.quantizer import build_structure
 from fasc.provenance import provenance
 from fasc.storage import write_json
+
+LAYOUTS: tuple[Layout, ...] = ("dense", "factors", "pivoted", "pivoted-columns")
 
 SHAPES = ((576, 1536), (1536, 576), (576, 576))
 """d_in, d_out: gate and up, down, and q or o of a 135M model."""
 
 
-def layers_of(layout: str, d_in: int, d_out: int, share: float, copies: int) -> list[nn.Module]:
-    """Layers with random weights and the rank at which the layout has a share of the dense parameters."""
+def layers_of(layout: Layout, d_in: int, d_out: int, share: float, copies: int) -> nn.ModuleList:
+    """Layers with random weights and the largest rank at which the layout's weights are a share of the dense ones."""
+    layers = nn.ModuleList(nn.Linear(d_in, d_out, bias=False) for _ in range(copies))
     if layout == "dense":
-        return [nn.Linear(d_in, d_out, bias=False) for _ in range(copies)]
-    total = d_in + d_out
-    rank = share * d_in * d_out / total
-    if layout != "factors":
-        rank = (total - math.sqrt(total**2 - 4 * share * d_in * d_out)) / 2
-    k = int(rank) // 8 * 8
-    made: list[nn.Module] = []
-    for _ in range(copies):
-        if layout == "rows":
-            one: LowRankLinear = PivotedLinear(d_in, d_out, k, own=(0, k))
-        else:
-            one = LowRankLinear(d_in, d_out, k, columns=layout == "columns")
-        link_group([one])
-        for name, order in one.named_buffers():
-            if name.endswith("order"):
-                order.copy_(torch.randperm(len(order)))
-        made.append(one)
-    return made
+        return layers
+    weights = factor_parameters if layout == "factors" else pivoted_parameters
+    limit = share * dense_parameters(d_in, d_out)
+    k = max(rank for rank in range(8, min(d_in, d_out), 8) if weights(rank, d_in, d_out) <= limit)
+    stored = {"pivoted": {"pivots": [k]}, "pivoted-columns": {"columns": True}}.get(layout, {})
+    build_structure(layers, [{"layers": [str(index)], "rank": k, **stored} for index in range(copies)])
+    for name, order in layers.named_buffers():
+        if name.endswith("order"):
+            order.copy_(torch.randperm(len(order)))
+    return layers
 
 
-def seconds(layers: Sequence[nn.Module], x: Tensor) -> float:
+def seconds(layers: nn.ModuleList, x: Tensor) -> float:
     """Of one call of each layer."""
     start = time.perf_counter()
     for layer in layers:
@@ -67,9 +61,7 @@ def main() -> None:
     rows = []
     with torch.no_grad():
         for (d_in, d_out), share in product(SHAPES, options.shares):
-            layers = {
-                name: layers_of(name, d_in, d_out, share, options.copies) for name in ("dense", "factors", "rows", "columns")
-            }
+            layers = {name: layers_of(name, d_in, d_out, share, options.copies) for name in LAYOUTS}
             for tokens in options.tokens:
                 x = torch.randn(tokens, d_in)
                 found: dict[str, list[float]] = {name: [] for name in layers}

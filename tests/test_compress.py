@@ -425,9 +425,12 @@ def test_a_few_tokens_by_all_threads_are_the_ordinary_product(shape, bias, four_
         x, weight = torch.randn(shape, generator=generator), torch.randn(d_out, 96, generator=generator)
         rows = x.numel() // 96
         wide = torch.randn(rows, 2 * d_out, generator=generator)
-        added = {"none": None, "vector": wide[0, :d_out], "row": wide[:, d_out:]}[
-            bias
-        ]  # a part of wider rows, as in PivotColumns
+        biases = {
+            "none": None,
+            "vector": wide[0, :d_out],
+            "row": wide[:, d_out:],
+        }  # `row`: part of wider ones, as in PivotColumns
+        added = biases[bias]
         with torch.no_grad():
             found = by_all_threads(x, weight, added)
         assert (found is not None) == (torch.backends.mkl.is_available() and not (several and d_out % 4))

@@ -66,11 +66,11 @@ def narrowed_group(group: InputGroup, channels: Channels, kept: int) -> InputGro
 
 def removed_parameters(channels: Channels, kept: int) -> int:
     """How many parameters fewer the MLP's layers have with so many channels, biases included."""
-    before, after = 0, 0
-    for group in (channels.group, channels.reader):
-        before += sum(layer.parameters for layer in group.layers)
-        after += sum(layer.parameters for layer in narrowed_group(group, channels, kept).layers)
-    return before - after
+    groups = (channels.group, channels.reader)
+    narrow = [narrowed_group(group, channels, kept) for group in groups]
+    return sum(layer.parameters for group in groups for layer in group.layers) - sum(
+        layer.parameters for group in narrow for layer in group.layers
+    )
 
 
 def channel_curves(

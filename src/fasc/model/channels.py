@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fasc.model.groups import InputGroup, evaluating
+from fasc.model.groups import InputGroup, try_out
 from fasc.model.layers import Layer
 
 _SAME = 1e-3
@@ -76,12 +76,13 @@ def find_channels(model: PreTrainedModel, groups: Sequence[InputGroup]) -> list[
         groups: its input groups, in the order of the calls.
     """
     left = [candidates for candidates in (_candidates(groups, position) for position in range(len(groups))) if candidates]
+    given = _given(model, [candidates[0].reader.name for candidates in left])
     found: list[Channels] = []
     while left:
         kinds: dict[tuple[str, ...], list[Channels]] = {}
         for candidates in left:
             kinds.setdefault(candidates[0].kind, []).append(candidates[0])
-        alone = {kind for kind, ones in kinds.items() if _stand_alone(model, ones)}
+        alone = {kind for kind, ones in kinds.items() if _stand_alone(model, ones, given)}
         found += [candidates[0] for candidates in left if candidates[0].kind in alone]
         left = [candidates[1:] for candidates in left if candidates[0].kind not in alone and len(candidates) > 1]
     order = {group.name: position for position, group in enumerate(groups)}
@@ -107,42 +108,44 @@ def _candidates(groups: Sequence[InputGroup], position: int) -> list[Channels]:
     ]
 
 
-def _stand_alone(model: PreTrainedModel, candidates: Sequence[Channels]) -> bool:
-    """Whether every reader is given the same without the channels that the makers leave out."""
-    vocabulary = model.get_input_embeddings().num_embeddings
-    tokens = torch.arange(8, device=model.device).remainder(vocabulary)[None]
-    before: dict[str, Tensor] = {}
+def _given(model: PreTrainedModel, readers: Sequence[str]) -> dict[str, Tensor]:
+    """What each reader is given by the model as it is."""
+    found: dict[str, Tensor] = {}
 
     def remember(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            before[name] = args[0]
+            found[name] = args[0]
 
         return hook
 
+    _run(model, {name: remember(name) for name in readers}, {})
+    return found
+
+
+def _stand_alone(model: PreTrainedModel, candidates: Sequence[Channels], given: Mapping[str, Tensor]) -> bool:
+    """Whether every reader is given the same without the channels that the makers leave out."""
     same: dict[str, bool] = {}
 
     def compare(name: str, kept: Tensor) -> Callable[..., Any]:
         def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            expected = before[name][..., kept]
+            expected = given[name][..., kept]
             close = args[0].shape == expected.shape
             same[name] = close and bool((args[0] - expected).abs().max() <= _SAME * expected.abs().max())
-            return (before[name], *args[1:])  # the layers after it read what they always read
+            return (given[name], *args[1:])  # the layers after it read what they always read
 
         return hook
 
-    readers = {one.reader.name: one for one in candidates}
-    _run(model, tokens, {name: remember(name) for name in readers}, {})
     checks, cuts = {}, {}
-    for name, one in readers.items():
+    for one in candidates:
         kept = _some(one.count).to(model.device)
-        checks[name] = compare(name, kept)
+        checks[one.reader.name] = compare(one.reader.name, kept)
         for layer in one.makers:
             cuts[layer.name] = _leaving_out(rows_of(kept, one.count, layer.d_out))
     try:
-        _run(model, tokens, checks, cuts)
+        _run(model, checks, cuts)
     except (RuntimeError, ValueError, IndexError, AssertionError):  # shapes that do not fit together: no channels
         return False
-    return all(same.get(name, False) for name in readers)
+    return all(same.get(name, False) for name in checks)
 
 
 def _leaving_out(rows: Tensor) -> Callable[..., Tensor]:
@@ -159,13 +162,10 @@ def _some(count: int) -> Tensor:
     return chosen.nonzero().flatten()
 
 
-def _run(
-    model: PreTrainedModel, tokens: Tensor, before: Mapping[str, Callable[..., Any]], after: Mapping[str, Callable[..., Any]]
-) -> None:
-    with ExitStack() as stack, torch.no_grad():
+def _run(model: PreTrainedModel, before: Mapping[str, Callable[..., Any]], after: Mapping[str, Callable[..., Any]]) -> None:
+    with ExitStack() as stack:
         for name, hook in before.items():
             stack.callback(model.get_submodule(name).register_forward_pre_hook(hook).remove)
         for name, hook in after.items():
             stack.callback(model.get_submodule(name).register_forward_hook(hook).remove)
-        stack.enter_context(evaluating(model))
-        model(input_ids=tokens, use_cache=False)
+        try_out(model)

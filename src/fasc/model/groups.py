@@ -104,20 +104,25 @@ def find_groups(model: PreTrainedModel, choice: LayersConfig) -> list[InputGroup
     """
     layers = select_layers(model, choice)
     probe = _Probe()
-    vocabulary = model.get_input_embeddings().num_embeddings
-    tokens = torch.arange(8, device=model.device).remainder(vocabulary)[None]
-    with ExitStack() as stack, torch.no_grad():
+    with ExitStack() as stack:
         for name in layers:
             handle = model.get_submodule(name).register_forward_pre_hook(partial(probe, name))
             stack.callback(handle.remove)
-        stack.enter_context(evaluating(model))
-        model(input_ids=tokens, use_cache=False)
+        try_out(model)
     members: dict[tuple[Any, ...], list[Layer]] = {}
     for name, identities in probe.read.items():
         members.setdefault(tuple(identities), []).append(layers[name])
     if not members:
         raise ModelError(f"{type(model).__name__} calls none of the {len(layers)} chosen layers", "check --include")
     return [InputGroup(tuple(group)) for group in members.values()]
+
+
+def try_out(model: PreTrainedModel) -> None:
+    """Run the model on a few tokens, for the hooks that listen."""
+    vocabulary = model.get_input_embeddings().num_embeddings
+    tokens = torch.arange(8, device=model.device).remainder(vocabulary)[None]
+    with evaluating(model), torch.no_grad():
+        model(input_ids=tokens, use_cache=False)
 
 
 class evaluating:  # noqa: N801 - reads as a verb in a `with`
