@@ -17,5 +17,8 @@ def test_importing_is_light_and_registers_the_quantizer_either_way_round():
     light = "import sys, fasc; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     before = "import fasc, transformers; from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING as m; assert 'fasc' in m"
     after = "from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING as m; import fasc; assert 'fasc' in m"
-    for script in (light, before, after):
+    itself = (
+        "import fasc.model.quantizer; from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING as m; assert 'fasc' in m"
+    )
+    for script in (light, before, after, itself):
         subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)

@@ -76,9 +76,7 @@ def __getattr__(name: str) -> Any:
 
 
 def _register_quantizer(_module: Any) -> None:
-    from fasc.model.quantizer import register  # noqa: PLC0415 - transformers is being imported right now
-
-    register()
+    import_module("fasc.model.quantizer")  # which registers itself, also where it is what imports transformers
 
 
 register_post_import_hook(_register_quantizer, "transformers.quantizers.auto")

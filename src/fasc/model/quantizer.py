@@ -147,3 +147,6 @@ def register() -> None:
     if "fasc" not in AUTO_QUANTIZER_MAPPING:
         register_quantization_config("fasc")(FascConfig)
         register_quantizer("fasc")(FascHfQuantizer)
+
+
+register()
