@@ -21,7 +21,7 @@ from fasc.errors import ModelError, StatisticsError, StorageError
 from fasc.methods import METHODS
 from fasc.model.checkpoint import CheckpointNotes, save_checkpoint
 from fasc.model.load import LoadedModel, load_model, model_fingerprint
-from fasc.model.lowrank import LowRankLinear, PivotColumns, PivotRows, SharedProjection, by_all_threads, link_group
+from fasc.model.lowrank import LowRankLinear, PivotColumns, PivotRows, SharedProjection, by_all_threads, in_order, link_group
 from tests.conftest import CONFIGS, tiny_model
 
 EVERYTHING = frozenset().union(*(method.needs for method in METHODS.values()))
@@ -147,6 +147,16 @@ def test_a_projection_in_training_sees_its_own_updates():
     with torch.no_grad():
         layers[0].down.weight.mul_(2)
     torch.testing.assert_close(layers[1](x), x @ layers[1].weight.mT + layers[1].bias)
+
+
+def test_the_gradient_of_columns_in_order_is_that_of_indexing():
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(7, generator=generator).to(torch.int32)
+    columns = torch.randn(3, 7, dtype=torch.float64, generator=generator, requires_grad=True)
+    assert torch.equal(in_order(columns, order), columns[:, order.long()])
+    assert torch.autograd.gradcheck(in_order, (columns, order))
+    with torch.no_grad():
+        assert torch.equal(in_order(columns, order), columns[:, order.long()])
 
 
 def test_copies_do_not_share_weights(statistics, tokens):

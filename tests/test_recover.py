@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from fasc import pipeline
 from fasc.calibration.collect import collect
+from fasc.compression import recover as recovery
 from fasc.compression.compress import compress
 from fasc.compression.recover import recover
 from fasc.config import BudgetConfig, CalibrationConfig, MethodConfig, ModelConfig, Recipe, RecoveryConfig
@@ -32,7 +33,7 @@ def compressed(tokens, architecture="llama", fraction=0.4, layouts=("dense", "fa
     return model
 
 
-def divergence(dense, model, tokens):
+def apart(dense, model, tokens):
     with torch.no_grad():
         p = F.log_softmax(dense(input_ids=tokens).logits.double(), -1)
         q = F.log_softmax(model(input_ids=tokens).logits.double(), -1)
@@ -45,19 +46,40 @@ def others(tokens, count=200):
 
 def test_it_comes_closer_to_the_dense_model_on_text_it_has_not_seen(tokens, architecture):
     dense, model = tiny_model(architecture), compressed(tokens, architecture)
-    before = divergence(dense, model, tokens)
+    before = apart(dense, model, tokens)
     losses = recover(model, dense, others(tokens), CONFIG)
-    assert divergence(dense, model, tokens) < 0.9 * before
+    assert apart(dense, model, tokens) < 0.9 * before
     assert len(losses) == 50
 
 
 def test_the_loss_is_the_divergence_and_its_first_value_that_of_the_model_as_it_was(tokens):
     dense, model = tiny_model(), compressed(tokens)
     text = others(tokens, 4)
-    before = divergence(dense, model, text)
+    before = apart(dense, model, text)
     losses = recover(model, dense, text, CONFIG)
     assert len(losses) == 1
     assert math.isclose(losses[0], before, rel_tol=1e-4)
+
+
+@pytest.mark.parametrize("entries", [1, 64, 2**21])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_divergence_and_its_gradient_are_those_of_autograd(monkeypatch, entries, dtype):
+    """Whatever the share of tokens that is looked at together; a logit of 80 apart neither overflows nor disappears."""
+    monkeypatch.setattr(recovery, "_ENTRIES", entries)
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randn(7, 13, generator=generator).mul(4).to(dtype)
+    found = torch.randn(7, 13, generator=generator).mul(4).to(dtype)
+    found[2, 3], target[4, 5] = 80.0, 80.0
+    found.requires_grad_()
+    value = recovery.divergence(found, target)
+    (2 * value).backward()
+    known = found.detach().double().requires_grad_()
+    p, q = F.log_softmax(target.double(), -1), F.log_softmax(known, -1)
+    expected = (p.exp() * (p - q)).sum(-1).mean()
+    (2 * expected).backward()
+    assert value.dtype == torch.float32
+    assert math.isclose(value.item(), expected.item(), rel_tol=1e-5)
+    assert torch.allclose(found.grad.double(), known.grad, atol=1e-7 if dtype == torch.float32 else 2e-3)
 
 
 def test_only_low_rank_layers_change_and_stay_as_trainable_as_they_were(tokens):

@@ -41,7 +41,7 @@ def recover(model: PreTrainedModel, dense: PreTrainedModel, tokens: Tensor, conf
         ModelError: the two models do not have the same vocabulary.
         NonFiniteError: the divergence of a step is not finite.
     """
-    layers = _replaced(model)
+    layers = replaced(model)
     if not layers:
         raise UsageError("the checkpoint has no compressed layers to train", "recover what `fasc compress` wrote without --merge")
     if model.config.vocab_size != dense.config.vocab_size:
@@ -65,7 +65,7 @@ def recover(model: PreTrainedModel, dense: PreTrainedModel, tokens: Tensor, conf
     return trainer.losses
 
 
-def _replaced(model: PreTrainedModel) -> list[nn.Module]:
+def replaced(model: PreTrainedModel) -> list[nn.Module]:
     """The modules that stand where compression replaced a layer."""
     units = getattr(getattr(model.config, "quantization_config", None), "units", ())
     return [model.get_submodule(name) for name in dict.fromkeys(name for unit in units for name in unit["layers"])]
@@ -104,10 +104,10 @@ class _Distillation(Trainer):
         """KL(dense ‖ compressed), the mean over tokens."""
         model.eval()  # what is imitated has no dropout
         ids = inputs["input_ids"]
-        with torch.no_grad():
-            target = F.log_softmax(self.dense(input_ids=ids.to(self.dense.device), use_cache=False).logits.float(), dim=-1)
-        found = F.log_softmax(model(input_ids=ids, use_cache=False).logits.float(), dim=-1)
-        loss = F.kl_div(found.flatten(0, 1), target.flatten(0, 1).to(found.device), log_target=True, reduction="batchmean")
+        with torch.no_grad(), self.accelerator.autocast():  # the trainer multiplies in bfloat16 in the model it trains only
+            target = self.dense(input_ids=ids.to(self.dense.device), use_cache=False).logits
+        found = model(input_ids=ids, use_cache=False).logits
+        loss: Tensor = divergence(found.flatten(0, 1), target.flatten(0, 1).to(found.device))
         value = float(loss.detach())
         if not value < float("inf"):
             step = len(self.losses) + 1
@@ -115,6 +115,50 @@ class _Distillation(Trainer):
         self.losses.append(value)
         self.advance(ids.numel())
         return loss
+
+
+def divergence(found: Tensor, target: Tensor) -> Tensor:
+    """``KL(softmax(target) ‖ softmax(found))`` in nats, the mean over tokens, with a gradient for ``found``.
+
+    Args:
+        found: logits, [tokens, vocabulary].
+        target: logits, [tokens, vocabulary]; gets no gradient.
+
+    Returns:
+        A float32 scalar.
+    """
+    value: Tensor = _Divergence.apply(found, target)
+    return value
+
+
+class _Divergence(torch.autograd.Function):
+    """The value and its gradient, ``(q - p) / tokens``, in float32 and in one pass over a few tokens at a time.
+
+    The six matrices of tokens × vocabulary that autograd would keep take longer to write and read than half of a step's products
+    (docs/log.md).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, found: Tensor, target: Tensor) -> Tensor:
+        gradient = torch.empty_like(found)
+        rows = max(1, _ENTRIES // found.shape[1])
+        parts = []
+        for q, p, into in zip(found.split(rows), target.split(rows), gradient.split(rows), strict=True):
+            log_q, log_p = F.log_softmax(q.float(), dim=-1), F.log_softmax(p.float(), dim=-1)
+            probability = log_p.exp()
+            parts.append(torch.dot(probability.flatten(), log_p.sub_(log_q).flatten()))
+            into.copy_(log_q.exp_().sub_(probability).div_(found.shape[0]))
+        ctx.save_for_backward(gradient)
+        return torch.stack(parts).sum() / found.shape[0]
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * outer, None
+
+
+_ENTRIES = 2**21
+"""Logits looked at together: few enough to stay in a cache, many enough to keep a GPU busy."""
 
 
 class _Sequences(Dataset[Tensor]):

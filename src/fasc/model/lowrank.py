@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from math import gcd
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,23 @@ def by_all_threads(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | N
 
 _BATCHED = torch.backends.mkl.is_available()
 """Without MKL a batched product on a CPU goes through its batch with one thread."""
+
+
+def in_order(columns: Tensor, order: Tensor) -> Tensor:
+    """``columns[:, order]`` of a permutation, [tokens, features]: its gradient puts columns back instead of adding them up."""
+    return _InOrder.apply(columns, order) if torch.is_grad_enabled() else columns.index_select(1, order)
+
+
+class _InOrder(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, columns: Tensor, order: Tensor) -> Tensor:
+        ctx.save_for_backward(order)
+        return columns.index_select(1, order)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (order,) = ctx.saved_tensors
+        return gradient.index_select(1, order.argsort()), None
 
 
 class FactorLinear(nn.Linear):
@@ -134,7 +152,7 @@ class PivotColumns(SharedProjection):
     def project(self, input: Tensor) -> Tensor:
         """[…, d_in] → […, rank]."""
         shape = input.shape
-        kept, others = input.reshape(-1, shape[-1]).index_select(1, self.order).split((self.out_features, self.in_features), 1)
+        kept, others = in_order(input.reshape(-1, shape[-1]), self.order).split((self.out_features, self.in_features), 1)
         output = by_all_threads(others, self.weight, kept)
         output = torch.addmm(kept, others, self.weight.mT) if output is None else output
         return output.view(*shape[:-1], self.out_features)
@@ -272,7 +290,7 @@ class PivotedLinear(LowRankLinear):
         kept = self.projection(x)
         own = kept[:, self.start : self.stop]
         outputs = own if self.up is None else torch.cat((own, self.up(kept)), dim=1)
-        return outputs.index_select(1, self.order).view(*x.shape[:-1], self.out_features)
+        return in_order(outputs, self.order).view(*x.shape[:-1], self.out_features)
 
     @property
     def weight(self) -> Tensor:

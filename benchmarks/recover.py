@@ -1,0 +1,112 @@
+"""Time of a recovery step, by part and by precision, and of the parts as autograd would do them, in turn.
+
+The model is compressed by its weights alone (uniform, nothing is calibrated): the time of a step depends on the layouts, not on
+what is in them. A ratio above 1 says how many times longer autograd's way takes than ours, or float32 than bfloat16.
+"""
+
+import argparse
+import json
+import statistics as stats
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fasc.compression import recover
+from fasc.model.load import load_model
+from fasc.model.lowrank import in_order
+from fasc.provenance import provenance
+from fasc.storage import write_json
+
+
+def autograd_divergence(found: Tensor, target: Tensor) -> Tensor:
+    """KL(target ‖ found) of logits, of torch's own parts."""
+    p, q = (F.log_softmax(logits.float(), dim=-1) for logits in (target, found))
+    return F.kl_div(q, p, log_target=True, reduction="batchmean")
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Of one call."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+PAIRS = (
+    ("divergence, autograd", "divergence"),
+    ("columns in order, autograd", "columns in order"),
+    ("step in float32, divergence by autograd", "step in float32"),
+    ("step in bfloat16, divergence by autograd", "step in bfloat16"),
+    ("step in float32", "step in bfloat16"),
+)
+
+
+def works_of(checkpoint: str, dense_model: str, tokens: int, length: int) -> dict[str, Callable[[], None]]:
+    """What is timed, by name."""
+    model = load_model(checkpoint, dtype="float32").model
+    dense = load_model(dense_model, dtype="float32").model
+    model.requires_grad_(requires_grad=False)
+    for layer in recover.replaced(model):
+        layer.requires_grad_()
+    ids = torch.randint(0, model.config.vocab_size, (tokens // length, length))
+    logits = torch.randn(2, tokens, model.config.vocab_size).bfloat16()
+    columns, order = torch.randn(tokens, 1536).bfloat16(), torch.randperm(1536)
+
+    def apart(function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        function(logits[0].requires_grad_(), logits[1]).backward()
+
+    def put_in_order(function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        function(columns.requires_grad_(), order).sum().backward()
+
+    def step(function: Callable[[Tensor, Tensor], Tensor], *, mixed: bool) -> None:
+        with torch.autocast("cpu", dtype=torch.bfloat16) if mixed else nullcontext():
+            with torch.no_grad():
+                target = dense(input_ids=ids, use_cache=False).logits
+            found = model(input_ids=ids, use_cache=False).logits
+            loss = function(found.flatten(0, 1), target.flatten(0, 1))
+        loss.backward()
+
+    return {
+        "divergence, autograd": lambda: apart(autograd_divergence),
+        "divergence": lambda: apart(recover.divergence),
+        "columns in order, autograd": lambda: put_in_order(lambda x, to: x.index_select(1, to)),
+        "columns in order": lambda: put_in_order(in_order),
+        "step in float32, divergence by autograd": lambda: step(autograd_divergence, mixed=False),
+        "step in float32": lambda: step(recover.divergence, mixed=False),
+        "step in bfloat16, divergence by autograd": lambda: step(autograd_divergence, mixed=True),
+        "step in bfloat16": lambda: step(recover.divergence, mixed=True),
+    }
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", help="a compressed checkpoint")
+    parser.add_argument("--dense", default="smollm2-135m")
+    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    works = works_of(options.checkpoint, options.dense, options.tokens, options.length)
+    found: dict[str, list[float]] = {name: [] for name in works}
+    for turn in range(options.repeats + 1):
+        for name, work in works.items():
+            taken = seconds(work)
+            if turn:  # the first makes what is kept between steps
+                found[name].append(taken)
+    medians = {name: stats.median(times) for name, times in found.items()}
+    rows = [{"of": slow, "over": fast, "ratio": round(medians[slow] / medians[fast], 2)} for slow, fast in PAIRS]
+    for row in rows:
+        print(json.dumps(row))
+    if options.json:
+        told = {"tokens": options.tokens, "length": options.length, "threads": torch.get_num_threads()}
+        write_json(options.json, {"rows": rows, **told, "provenance": provenance()})
+
+
+if __name__ == "__main__":
+    main()
