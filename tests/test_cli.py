@@ -240,6 +240,45 @@ def test_a_run_reports_and_goes_on_where_it_stopped(fasc, model_folder, text_fil
     assert json.loads((out / "fasc" / "plan.json").read_text())["totals"]["rank_fraction"] == pytest.approx(0.25)
 
 
+def test_a_run_recovers_what_the_recipe_says_and_scores_it_beside_the_rest(fasc, model_folder, text_file, tmp_path):
+    recipe, out = write_recipe(tmp_path / "recipe.toml", model_folder, text_file), tmp_path / "run"
+    recipe.write_text(
+        recipe.read_text()
+        + '[[methods]]\nname = "magnitude"\n[[budgets]]\nparam_fraction = 0.6\n'
+        + f'[recovery]\ncorpus = "{text_file}"\nsequences = 40\nsequence_length = 16\nbatch_tokens = 64\nlearning_rate = 3e-3\n'
+    )
+    code, table, err = fasc("run", recipe, "--out", out)
+    assert code == 0, err
+    rows = {folder.parent.name for folder in out.glob("*/scores.json")}
+    assert rows == {"dense", "svd", "svd-recovered", "fasc", "fasc-recovered", "magnitude"}, "masks have no layers to train"
+    assert all(row in table for row in rows)
+    kl = {
+        name: next(s for s in json.loads((out / name / "scores.json").read_text())["scores"] if s["benchmark"] == "kl")["value"]
+        for name in ("fasc", "fasc-recovered")
+    }
+    assert kl["fasc-recovered"] < kl["fasc"]
+    assert "recovery" not in json.loads((out / "fasc" / "model" / "fasc_provenance.json").read_text())
+    assert json.loads((out / "fasc-recovered" / "model" / "fasc_provenance.json").read_text())["recovery"]["tokens"] == 640
+    before = {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")}
+    (out / "fasc-recovered" / "scores.json").unlink()
+    code, _, err = fasc("run", recipe, "--out", out)
+    assert code == 0, err
+    assert {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")} == before
+    assert (out / "fasc-recovered" / "scores.json").is_file()
+
+
+def test_two_results_of_one_name_are_refused(fasc, model_folder, text_file, tmp_path):
+    recipe = write_recipe(tmp_path / "recipe.toml", model_folder, text_file)
+    plain = recipe.read_text()
+    recipe.write_text(plain + '[[methods]]\nname = "fasc"\ndamping = 1e-2\n')
+    refused(fasc("run", recipe, "--out", tmp_path / "run"), "`fasc`", "label")
+    recipe.write_text(plain + '[[methods]]\nname = "fasc"\nlabel = "svd-recovered"\n[recovery]\n')
+    refused(fasc("run", recipe, "--out", tmp_path / "run"), "`svd-recovered`")
+    recipe.write_text(plain + '[[methods]]\nname = "fasc"\nlabel = "dense"\n')
+    refused(fasc("run", recipe, "--out", tmp_path / "run"), "`dense`")
+    assert not (tmp_path / "run").exists()
+
+
 # ---- bad input -----------------------------------------------------------------------------------------------------
 
 

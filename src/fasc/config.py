@@ -337,6 +337,9 @@ class Recipe(_Part):
     budgets: Annotated[tuple[BudgetConfig, ...], Field(min_length=1)] = (BudgetConfig(),)
     """How much is kept; each method is run at each budget, from the same statistics."""
 
+    recovery: RecoveryConfig | None = None
+    """If given, a run also trains each compressed checkpoint towards the dense model and scores it as one more row."""
+
     evaluation: EvaluationConfig = EvaluationConfig()
     """How the checkpoints and the dense model are scored."""
 

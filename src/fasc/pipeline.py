@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from shutil import rmtree
 from time import perf_counter
@@ -218,7 +219,7 @@ class Recovered(NamedTuple):
 
 
 def recover_and_save(
-    source: ModelConfig, out: Path, config: RecoveryConfig, *, dense: str | None = None, overwrite: bool = False
+    source: ModelConfig, out: Path, config: RecoveryConfig, *, dense: str | LoadedModel | None = None, overwrite: bool = False
 ) -> Recovered:
     """Train the replaced layers of a checkpoint towards the dense model, and write a new checkpoint.
 
@@ -228,7 +229,7 @@ def recover_and_save(
         source: the compressed checkpoint, a folder of ours.
         out: the new checkpoint's folder.
         config: text, sizes and rates.
-        dense: the dense model, if not the one that the checkpoint names.
+        dense: the dense model, loaded or not, if not the one that the checkpoint names.
         overwrite: replace what is there.
 
     Raises:
@@ -242,10 +243,11 @@ def recover_and_save(
     recipe = read_recipe(folder / RECIPE_FILE)
     done = read_plan(folder / PLAN_FILE, recipe.methods[0].name)
     loaded = load(source.model_copy(update={"dtype": "float32"}))
-    reference = load(recipe.source.model_copy(update={"model": dense or made["model"], "device": source.device}))
+    if not isinstance(dense, LoadedModel):
+        dense = load(recipe.source.model_copy(update={"model": dense or made["model"], "device": source.device}))
     block = load_corpus(
-        reference.model,
-        reference.tokenizer,
+        dense.model,
+        dense.tokenizer,
         TextRequest(
             corpus=config.corpus or recipe.calibration.corpus,
             sequences=config.sequences,
@@ -255,7 +257,7 @@ def recover_and_save(
             data_dir=config.data_dir or recipe.calibration.data_dir,
         ),
     )
-    losses = recover(loaded.model, reference.model, block.tokens, config)
+    losses = recover(loaded.model, dense.model, block.tokens, config)
     tenth = max(1, len(losses) // 10)
     result = Recovered(sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth, len(losses))
     told = config.model_dump(mode="json", exclude_none=True) | {"corpus": block.corpus, "tokens": block.tokens.numel()}
@@ -361,14 +363,17 @@ _GATE_SEQUENCES = 8
 """Held-out sequences on which the gate ``kl`` measures each unit."""
 
 
-def entry_name(options: MethodConfig, budget: BudgetConfig, *, only_budget: bool) -> str:
+def entry_name(options: MethodConfig, budget: BudgetConfig, *, only_budget: bool, recovered: bool = False) -> str:
     """Folder and row name of a method at a budget in a run."""
     name = options.label or (f"{options.name}-oblique" if options.reading == "oblique" else options.name)
+    name += "-recovered" if recovered else ""
     return name if only_budget else f"{name}@{budget.label}"
 
 
 def run(recipe: Recipe, out: Path, *, overwrite: bool = False) -> Path:
     """Calibrate once, then diagnose, and plan, compress and evaluate with every method; evaluate the dense model; report.
+
+    With a recovery in the recipe every compressed model is also trained and evaluated once more.
 
     A run that was interrupted goes on: what is whole on disk is not done again.
 
@@ -385,6 +390,7 @@ def run(recipe: Recipe, out: Path, *, overwrite: bool = False) -> Path:
         FascError: any stage's own.
     """
     needs_of(recipe.methods, recipe.budgets)
+    _require_own_folders(recipe)
     _open_folder(recipe, out, overwrite=overwrite)
     loaded = load(recipe.source)
     statistics = _measured(loaded, recipe, out)
@@ -405,10 +411,27 @@ def run(recipe: Recipe, out: Path, *, overwrite: bool = False) -> Path:
     _score(out / DENSE, lambda: loaded, dense_config, None, texts)
     for budget in recipe.budgets:
         for options in recipe.methods:
-            one = recipe.model_copy(update={"methods": (options,), "budgets": (budget,)})
-            name = entry_name(options, budget, only_budget=len(recipe.budgets) == 1)
-            _run_method(one, statistics, out / name, _Shared(loaded, texts, known))
+            one = recipe.model_copy(update={"methods": (options,), "budgets": (budget,), "recovery": None})
+            name = partial(entry_name, options, budget, only_budget=len(recipe.budgets) == 1)
+            shared = _Shared(loaded, texts, known)
+            _run_method(one, statistics, out / name(), shared)
+            if recipe.recovery is not None and options.name in METHODS:  # pruning replaces no layer
+                _run_recovery(one, recipe.recovery, out / name(), out / name(recovered=True), shared)
     return report(out)
+
+
+def _require_own_folders(recipe: Recipe) -> None:
+    """Refuse a recipe in which two results would have one name: the second would be taken for the first, already done."""
+    only = len(recipe.budgets) == 1
+    names = [
+        entry_name(options, budget, only_budget=only, recovered=recovered)
+        for budget in recipe.budgets
+        for options in recipe.methods
+        for recovered in ((False,) if recipe.recovery is None else (False, True))
+    ]
+    twice = next((name for name in (DENSE, *names) if [DENSE, *names].count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"two results of the recipe would be called `{twice}`", "give each method a `label` of its own")
 
 
 def _open_folder(recipe: Recipe, out: Path, *, overwrite: bool) -> None:
@@ -466,6 +489,19 @@ def _run_method(recipe: Recipe, statistics: Statistics, folder: Path, shared: _S
         write_json(folder / "timing.json", {"seconds": seconds, "provenance": provenance()})
         write_json(folder / "plan.json", done.to_dict())
         rmtree(work, ignore_errors=True)
+    source = recipe.source.model_copy(update={"model": str(checkpoint)})
+    _score(folder, lambda: load(source), recipe.evaluation, shared.dense.model, shared.texts)
+
+
+def _run_recovery(recipe: Recipe, config: RecoveryConfig, compressed: Path, folder: Path, shared: _Shared) -> None:
+    checkpoint = folder / "model"
+    if not (folder / "plan.json").is_file():
+        start = perf_counter()
+        source = recipe.source.model_copy(update={"model": str(compressed / "model")})
+        done = recover_and_save(source, checkpoint, config, dense=shared.dense, overwrite=True)
+        seconds = {"recover": perf_counter() - start}
+        write_json(folder / "timing.json", {"seconds": seconds, "kl": done._asdict(), "provenance": provenance()})
+        write_json(folder / "plan.json", read_json(compressed / "plan.json"))
     source = recipe.source.model_copy(update={"model": str(checkpoint)})
     _score(folder, lambda: load(source), recipe.evaluation, shared.dense.model, shared.texts)
 
