@@ -51,6 +51,9 @@ class CalibrationConfig(_Part):
     gradient_checkpointing: bool = False
     """Recompute each block in the backward pass: less memory, about a third more time."""
 
+    mixed_precision: bool = False
+    """The model multiplies in bfloat16, where the processor has that; moments are still summed in float32."""
+
 
 class MethodConfig(_Part):
     """Which subspaces are kept."""
@@ -232,8 +235,8 @@ class RecoveryConfig(_Part):
     corpus: str | None = None
     """The text, as for calibration; several corpora, separated by commas, take turns. Left out: that of the calibration."""
 
-    sequences: PositiveInt = 512
-    """How many sequences; each is used once."""
+    sequences: Annotated[int, Field(ge=2)] = 512
+    """How many sequences; each is used once, and one in sixteen is held out to say how far to go."""
 
     sequence_length: Annotated[int, Field(ge=2)] = 128
     """Tokens per sequence."""
@@ -242,7 +245,7 @@ class RecoveryConfig(_Part):
     """Tokens per step."""
 
     learning_rate: Annotated[float, Field(gt=0)] = 3e-5
-    """Of AdamW at its highest. Too high a rate undoes a good compression: docs/results.md."""
+    """Of AdamW at its highest. At too high a rate nothing is gained: docs/results.md."""
 
     mixed_precision: bool = False
     """Multiply in bfloat16, where the processor has that; weights, steps and the divergence stay in float32."""

@@ -1,7 +1,8 @@
 """The loop: batches through the model, moments out, the model left as it was."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -117,12 +118,13 @@ def _run(
     total, scored = 0.0, 0
     rows = max(1, calibration.batch_tokens // tokens.shape[1])
     generator = torch.Generator(model.device).manual_seed(calibration.seed)
+    precision = partial(torch.autocast, model.device.type, dtype=torch.bfloat16) if calibration.mixed_precision else nullcontext
     backward = any(capture.wants_gradients for capture in captures)
     with progress("measuring moments", tokens.numel(), "tokens") as advance, torch.set_grad_enabled(backward):
         for start in range(0, tokens.shape[0], rows):
             batch = tokens[start : start + rows].to(model.device)
             part = None if mask is None else mask[start : start + rows].to(model.device)
-            with _listening(captures, part):
+            with _listening(captures, part), precision():
                 logits = model(input_ids=batch, attention_mask=part, use_cache=False).logits
             if backward:
                 loss = summed_nll(logits, batch, part, calibration.labels, generator)

@@ -96,12 +96,13 @@ class GroupCapture:
         if not len(x):  # an expert without tokens
             return
         self.tokens += x.shape[0]
-        self._input_vector.add(x)
-        self._input_square.add(x)
         length = args[0].shape[-2]
         self._lengths = self.mask.sum(1).tolist() if self.mask is not None else [length] * (x.shape[0] // length)
-        for name in FORWARD_ONLY & self._extras.keys():
-            self._extras[name].add(x, {}, self._lengths)
+        with torch.autocast(x.device.type, enabled=False):  # the model may multiply in bfloat16; moments never do
+            self._input_vector.add(x)
+            self._input_square.add(x)
+            for name in FORWARD_ONLY & self._extras.keys():
+                self._extras[name].add(x, {}, self._lengths)
         if self._keeps_inputs:
             self._inputs.append(x)
 

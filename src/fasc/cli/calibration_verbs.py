@@ -30,6 +30,7 @@ def collect(
     data_dir: opt.DataDir = None,
     batch_tokens: opt.BatchTokens = None,
     gradient_checkpointing: opt.Checkpointing = None,
+    mixed_precision: opt.MixedCalibration = None,
     diagnosis: Annotated[
         bool, typer.Option("--diagnosis", help="Also measure what ρ, its interval, ½J and the gates need.")
     ] = False,

@@ -110,6 +110,10 @@ Checkpointing = Annotated[
     bool | None,
     option(CalibrationConfig, "gradient_checkpointing", "--gradient-checkpointing/--no-gradient-checkpointing"),
 ]
+MixedCalibration = Annotated[
+    bool | None,
+    option(CalibrationConfig, "mixed_precision", "--mixed-precision/--no-mixed-precision"),
+]
 Include = Annotated[list[str] | None, option(LayersConfig, "include", "--include")]
 Exclude = Annotated[list[str] | None, option(LayersConfig, "exclude", "--exclude")]
 

@@ -100,6 +100,7 @@ def compress(
     exclude: opt.Exclude = None,
     batch_tokens: opt.BatchTokens = None,
     gradient_checkpointing: opt.Checkpointing = None,
+    mixed_precision: opt.MixedCalibration = None,
     dtype: opt.DTypeName = None,
     device: opt.Device = None,
     overwrite: opt.Overwrite = False,
