@@ -47,18 +47,62 @@ def others(tokens, count=200):
 def test_it_comes_closer_to_the_dense_model_on_text_it_has_not_seen(tokens, architecture):
     dense, model = tiny_model(architecture), compressed(tokens, architecture)
     before = apart(dense, model, tokens)
-    losses = recover(model, dense, others(tokens), CONFIG)
+    done = recover(model, dense, others(tokens), CONFIG)
     assert apart(dense, model, tokens) < 0.9 * before
-    assert len(losses) == 50
+    assert len(done.losses) == 47, "188 sequences are trained on, 12 held out"
+    assert done.after < 0.9 * done.before
 
 
 def test_the_loss_is_the_divergence_and_its_first_value_that_of_the_model_as_it_was(tokens):
     dense, model = tiny_model(), compressed(tokens)
-    text = others(tokens, 4)
-    before = apart(dense, model, text)
-    losses = recover(model, dense, text, CONFIG)
+    text = others(tokens, 5)
+    before = apart(dense, model, text[:4])
+    losses = recover(model, dense, text, CONFIG).losses
     assert len(losses) == 1
     assert math.isclose(losses[0], before, rel_tol=1e-4)
+
+
+def test_it_goes_as_far_as_held_out_text_says_and_never_makes_the_model_worse(tokens):
+    """The divergences that are told are those of the model on the last sixteenth, before and after."""
+    dense, text = tiny_model(), others(tokens, 64)
+    shares = []
+    for rate in (1e-4, 3e-3, 0.03, 0.3):
+        model = compressed(tokens)
+        before = apart(dense, model, text[-4:])
+        done = recover(model, dense, text, CONFIG.model_copy(update={"learning_rate": rate}))
+        assert math.isclose(done.before, before, rel_tol=1e-4)
+        assert math.isclose(done.after, apart(dense, model, text[-4:]), rel_tol=1e-4)
+        assert done.after <= done.before
+        assert done.held_out == 4 * text.shape[1]
+        shares.append(done.share)
+    assert shares[0] == 1, "small steps end before the best point"
+    assert any(0 < share < 1 for share in shares), "larger ones beyond it"
+
+
+def test_a_recovery_that_only_does_harm_leaves_every_weight_as_it_was(tokens, monkeypatch):
+    dense, model = tiny_model(), compressed(tokens)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    monkeypatch.setattr(recovery._Distillation, "compute_loss", away_from_the_dense_model)
+    done = recover(model, dense, others(tokens, 32), CONFIG.model_copy(update={"learning_rate": 0.1}))
+    assert (done.share, done.after) == (0, done.before)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def away_from_the_dense_model(trainer, model, inputs, *_args, **_kwargs):
+    p, q = (F.log_softmax(one(input_ids=inputs["input_ids"]).logits, -1) for one in (trainer.dense, model))
+    return -F.kl_div(q, p.detach(), log_target=True, reduction="batchmean")
+
+
+@pytest.mark.parametrize("curve", [lambda s: (s - 0.3) ** 2, lambda s: (s - 2) ** 2, lambda s: (s + 1) ** 2, lambda s: -s * s])
+def test_the_least_of_a_parabola_is_found_exactly(curve):
+    """Of one that bends upwards, inside or at an end; of one that bends downwards, at an end."""
+    weight = torch.nn.Parameter(torch.tensor([3.0]))  # went from 1 to 3
+    start = [torch.tensor([1.0])]
+    share, value = recovery._go_as_far_as_it_helps([weight], start, curve(0), lambda: curve((weight.item() - 1) / 2))
+    expected = min((0.0, 0.3, 1.0), key=curve)
+    assert math.isclose(share, expected, abs_tol=1e-6)
+    assert math.isclose(value, curve(expected), abs_tol=1e-6)
+    assert math.isclose(weight.item(), 1 + 2 * share, rel_tol=1e-6)
 
 
 @pytest.mark.parametrize("entries", [1, 64, 2**21])
@@ -103,7 +147,7 @@ def test_dropout_of_the_architecture_is_not_part_of_what_is_imitated(tokens):
     losses = []
     for _ in range(2):
         model = compressed(tokens, "gpt2")
-        losses.append(recover(model, dense, others(tokens, 8), CONFIG))
+        losses.append(recover(model, dense, others(tokens, 9), CONFIG).losses)
         torch.manual_seed(99)
     assert losses[0] == losses[1]
     assert math.isclose(losses[0][0] + losses[0][1], sum(losses[1]), rel_tol=1e-6)
@@ -115,8 +159,12 @@ def test_what_cannot_be_recovered_is_refused(tokens):
     with torch.no_grad():
         broken = compressed(tokens)
         next(m for m in broken.modules() if isinstance(m, LowRankLinear)).up.weight[0] = float("nan")
-    with pytest.raises(NonFiniteError, match="step 1"):
+    with pytest.raises(NonFiniteError, match="the divergence of the compressed model"):
         recover(broken, tiny_model(), tokens, CONFIG)
+    with pytest.raises(UsageError, match="1 sequence is too few"):
+        recover(compressed(tokens), tiny_model(), tokens[:1], CONFIG)
+    with pytest.raises(NonFiniteError, match="recovery step"):
+        recover(compressed(tokens), tiny_model(), others(tokens, 64), CONFIG.model_copy(update={"learning_rate": 1e30}))
 
 
 def test_a_checkpoint_is_recovered_into_another_that_says_so(model_folder, text_file, tmp_path, capsys):
@@ -128,12 +176,13 @@ def test_a_checkpoint_is_recovered_into_another_that_says_so(model_folder, text_
     )
     first, second = tmp_path / "compressed", tmp_path / "recovered"
     pipeline.compress_model(recipe, first)
-    config = RecoveryConfig(sequences=40, sequence_length=16, batch_tokens=64, learning_rate=3e-3)
+    config = RecoveryConfig(sequences=42, sequence_length=16, batch_tokens=64, learning_rate=3e-3)
     told = pipeline.recover_and_save(ModelConfig(model=str(first)), second, config)
-    assert told.last < told.first
-    assert told.steps == 10
+    assert told.after < told.before
+    assert len(told.losses) == 10
     made = json.loads((second / "fasc_provenance.json").read_text())
-    assert made["recovery"]["tokens"] == 640
+    assert made["recovery"]["tokens"] == 672
+    assert made["recovery"]["kl"]["after"] == told.after
     assert made["model"] == str(model_folder)
     assert "towards the dense model" in (second / "README.md").read_text()
     plain, trained = load_file(first / "model.safetensors"), load_file(second / "model.safetensors")

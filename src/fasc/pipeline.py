@@ -22,7 +22,7 @@ from fasc.compression.compress import compress
 from fasc.compression.gates import gate_plan
 from fasc.compression.merge import merge
 from fasc.compression.planning import Curves, needs_for, plan_model
-from fasc.compression.recover import recover
+from fasc.compression.recover import Recovered, recover
 from fasc.config import (
     BudgetConfig,
     CalibrationConfig,
@@ -206,24 +206,12 @@ def _mergeable(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"methods": (first.model_copy(update={"layouts": layouts}), *others)})
 
 
-class Recovered(NamedTuple):
-    """What recovery did: KL divergence to the dense model on the training text, nats per token."""
-
-    first: float
-    """Mean of the first tenth of the steps."""
-
-    last: float
-    """Mean of the last tenth."""
-
-    steps: int
-
-
 def recover_and_save(
     source: ModelConfig, out: Path, config: RecoveryConfig, *, dense: str | LoadedModel | None = None, overwrite: bool = False
 ) -> Recovered:
     """Train the replaced layers of a checkpoint towards the dense model, and write a new checkpoint.
 
-    Trains in float32 and writes the precision that the checkpoint has.
+    Trains in float32 and writes the precision that the checkpoint has. One sequence in sixteen is held out (see ``recover``).
 
     Args:
         source: the compressed checkpoint, a folder of ours.
@@ -257,11 +245,9 @@ def recover_and_save(
             data_dir=config.data_dir or recipe.calibration.data_dir,
         ),
     )
-    losses = recover(loaded.model, dense.model, block.tokens, config)
-    tenth = max(1, len(losses) // 10)
-    result = Recovered(sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth, len(losses))
+    result = recover(loaded.model, dense.model, block.tokens, config)
     told = config.model_dump(mode="json", exclude_none=True) | {"corpus": block.corpus, "tokens": block.tokens.numel()}
-    recovery = told | {"text_digest": block.text_digest, "token_digest": block.token_digest, "kl": result._asdict()}
+    recovery = told | {"text_digest": block.text_digest, "token_digest": block.token_digest, "kl": _told(result)}
     if "recovery" in made:
         recovery["after"] = made["recovery"]
     facts = {key: made[key] for key in ("model", "statistics", "merged", "folded_biases") if key in made}
@@ -271,6 +257,10 @@ def recover_and_save(
     notes = CheckpointNotes(recipe=recipe.to_dict(), provenance=now, plan=done.to_dict(), card=card)
     save_checkpoint(loaded.model, loaded.tokenizer, out, notes, overwrite=overwrite)
     return result
+
+
+def _told(done: Recovered) -> dict[str, float]:
+    return {"before": done.before, "after": done.after, "share": done.share, "held_out": done.held_out, "steps": len(done.losses)}
 
 
 def gated_plan(
@@ -500,7 +490,7 @@ def _run_recovery(recipe: Recipe, config: RecoveryConfig, compressed: Path, fold
         source = recipe.source.model_copy(update={"model": str(compressed / "model")})
         done = recover_and_save(source, checkpoint, config, dense=shared.dense, overwrite=True)
         seconds = {"recover": perf_counter() - start}
-        write_json(folder / "timing.json", {"seconds": seconds, "kl": done._asdict(), "provenance": provenance()})
+        write_json(folder / "timing.json", {"seconds": seconds, "kl": _told(done), "provenance": provenance()})
         write_json(folder / "plan.json", read_json(compressed / "plan.json"))
     source = recipe.source.model_copy(update={"model": str(checkpoint)})
     _score(folder, lambda: load(source), recipe.evaluation, shared.dense.model, shared.texts)

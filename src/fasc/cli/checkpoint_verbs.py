@@ -119,6 +119,7 @@ def recover(
     refuse_existing(out, overwrite=overwrite)
     done = pipeline.recover_and_save(source, out, config, dense=dense, overwrite=overwrite)
     typer.echo(
-        f"KL to the dense model, nats/token: {done.first:.4f} in the first steps, {done.last:.4f} in the last, {done.steps} steps"
+        f"KL to the dense model on {done.held_out:,} held-out tokens: {done.before:.4f} → {done.after:.4f} nats/token, by "
+        f"{len(done.losses)} steps and {done.share:.2f} of the way they went"
     )
     typer.echo(out)

@@ -63,7 +63,7 @@ def model_card(recipe: Recipe, plan: RankPlan, summary: str, provenance: Mapping
         kl = trained["kl"]
         recovery += (
             f"| then trained towards the dense model | {trained['tokens']:,} tokens of `{trained['corpus']}`: KL divergence "
-            f"{kl['first']:.4f} at first, {kl['last']:.4f} at last |\n"
+            f"{kl['before']:.4f} before, {kl['after']:.4f} after, on {kl['held_out']:,} of them that were held out |\n"
         )
     calibration = recipe.calibration
     megabytes = (totals["dense_bytes"] if merged else totals["bytes"]) or 0
