@@ -9,7 +9,7 @@ import torch
 
 from fasc.config import EvaluationConfig
 from fasc.errors import CorpusError, NonFiniteError, UnknownNameError, UsageError
-from fasc.evaluation import BENCHMARKS, Subject
+from fasc.evaluation import BENCHMARKS, Subject, _cloze
 from fasc.evaluation._cloze import ClozeItem, best_candidates, candidate_tokens
 from fasc.evaluation.evaluate import evaluate
 from fasc.evaluation.facts import read_facts
@@ -80,7 +80,9 @@ def slow_choice(model, tokenizer, item):
     return max(range(len(scores)), key=scores.__getitem__)
 
 
-def test_the_best_candidate_is_found_exactly_with_shared_prefixes_and_prefix_candidates(tokenizer):
+@pytest.mark.parametrize("together", [1, 7, 1_000])
+def test_the_best_candidate_is_found_exactly_with_shared_prefixes_and_prefix_candidates(tokenizer, monkeypatch, together):
+    monkeypatch.setattr(_cloze, "_TOGETHER", together)
     model = tiny_model()
     words = ("New", "New York", "Newark", "Nice", "Rome", "Romeo", "Paris", "Parma", "Pa")
     items = [ClozeItem(f"prompt {i} {chr(97 + i) * (i % 5)}", words, 0, "r", "t") for i in range(25)]

@@ -24,6 +24,9 @@ from fasc.progress import progress
 _BRANCHES = 8
 """Prefixes expanded per item and round, most probable first."""
 
+_TOGETHER = 1_000
+"""Items searched side by side: enough that prompts of one length fill a batch, few enough that progress is seen."""
+
 Prefix = tuple[int, ...]
 
 
@@ -119,13 +122,14 @@ def best_candidates(subject: Subject, items: Sequence[ClozeItem], what: str, bat
         if item.candidates not in tries:
             tries[item.candidates] = build_trie(candidate_tokens(subject.tokenizer, item.candidates))
         searches.append(_Search(subject.tokenizer(item.prompt)["input_ids"], tries[item.candidates]))
-    finished = 0
     with progress(what, len(items), "items") as advance:
-        while work := [(search, prefix) for search in searches for prefix in search.next()]:
-            _expand_all(subject.model, work, what, batch_tokens)
-            done = sum(not search.next() for search in searches)
-            advance(done - finished)
-            finished = done
+        for start in range(0, len(searches), _TOGETHER):
+            some, finished = searches[start : start + _TOGETHER], 0
+            while work := [(search, prefix) for search in some for prefix in search.next()]:
+                _expand_all(subject.model, work, what, batch_tokens)
+                done = sum(not search.next() for search in some)
+                advance(done - finished)
+                finished = done
     return [search.choice for search in searches]
 
 
