@@ -54,13 +54,14 @@ def works_of(checkpoint: str, dense_model: str, tokens: int, length: int) -> dic
         layer.requires_grad_()
     ids = torch.randint(0, model.config.vocab_size, (tokens // length, length))
     logits = torch.randn(2, tokens, model.config.vocab_size).bfloat16()
-    columns, order = torch.randn(tokens, 1536).bfloat16(), torch.randperm(1536)
+    columns, gradient = torch.randn(2, tokens, 1536).bfloat16()
+    order = torch.randperm(1536).to(torch.int32)  # as the layers have it
 
     def apart(function: Callable[[Tensor, Tensor], Tensor]) -> None:
-        function(logits[0].requires_grad_(), logits[1]).backward()
+        function(logits[0].detach().requires_grad_(), logits[1]).backward()
 
     def put_in_order(function: Callable[[Tensor, Tensor], Tensor]) -> None:
-        function(columns.requires_grad_(), order).sum().backward()
+        function(columns.detach().requires_grad_(), order).backward(gradient)
 
     def step(function: Callable[[Tensor, Tensor], Tensor], *, mixed: bool) -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16) if mixed else nullcontext():
