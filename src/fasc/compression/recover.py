@@ -47,7 +47,8 @@ def recover(model: PreTrainedModel, dense: PreTrainedModel, tokens: Tensor, conf
     Minimises ``KL(dense ‖ compressed)`` over the next token, in nats, by AdamW with a warm-up and a cosine decay to zero, in one
     pass over all but the last sixteenth of the sequences, in an order drawn by the seed. Everything else of the model stays as it
     is. The last sixteenth then says how far to go from the old weights towards the new ones (interpolation: arXiv:2109.01903):
-    a short training on little text ends beyond its best point, and one at too high a rate far beyond, where it does harm.
+    a short training on little text ends beyond its best point, and one at too high a rate far beyond, where it does harm. Both
+    copies of the trained weights lie in the CPU's memory meanwhile.
 
     Args:
         model: compressed; weights in float32, because steps are smaller than what bfloat16 resolves.
@@ -73,7 +74,7 @@ def recover(model: PreTrainedModel, dense: PreTrainedModel, tokens: Tensor, conf
     held_out = max(1, len(tokens) // _HELD_OUT)
     text, unseen = tokens[:-held_out], tokens[-held_out:]
     rows = max(1, config.batch_tokens // tokens.shape[1])
-    measure = partial(_divergence_on, model, dense.eval(), unseen, rows, mixed=config.mixed_precision)
+    measure = partial(_divergence_on, model.eval(), dense.eval(), unseen, rows, mixed=config.mixed_precision)
     before = measure()
     if not before < float("inf"):
         raise NonFiniteError(
