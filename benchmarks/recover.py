@@ -1,7 +1,6 @@
 """Time of a recovery step, by part and by precision, and of the parts as autograd would do them, in turn.
 
-The model is compressed by its weights alone (uniform, nothing is calibrated): the time of a step depends on the layouts, not on
-what is in them. A ratio above 1 says how many times longer autograd's way takes than ours, or float32 than bfloat16.
+On the CPU. A ratio above 1 says how many times longer autograd's way takes than ours, or float32 than bfloat16.
 """
 
 import argparse
@@ -47,8 +46,8 @@ PAIRS = (
 
 def works_of(checkpoint: str, dense_model: str, tokens: int, length: int) -> dict[str, Callable[[], None]]:
     """What is timed, by name."""
-    model = load_model(checkpoint, dtype="float32").model
-    dense = load_model(dense_model, dtype="float32").model
+    model = load_model(checkpoint, dtype="float32", device="cpu").model
+    dense = load_model(dense_model, dtype="float32", device="cpu").model
     model.requires_grad_(requires_grad=False)
     for layer in recover.replaced(model):
         layer.requires_grad_()

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from shutil import rmtree
 from time import perf_counter
@@ -353,11 +352,20 @@ _GATE_SEQUENCES = 8
 """Held-out sequences on which the gate ``kl`` measures each unit."""
 
 
-def entry_name(options: MethodConfig, budget: BudgetConfig, *, only_budget: bool, recovered: bool = False) -> str:
+def entry_name(options: MethodConfig, budget: BudgetConfig, *, only_budget: bool) -> str:
     """Folder and row name of a method at a budget in a run."""
     name = options.label or (f"{options.name}-oblique" if options.reading == "oblique" else options.name)
-    name += "-recovered" if recovered else ""
     return name if only_budget else f"{name}@{budget.label}"
+
+
+def _names(recipe: Recipe, options: MethodConfig, budget: BudgetConfig) -> list[str]:
+    """The results of a method at a budget: compressed, and recovered if the recipe says so; pruning leaves no layer to train."""
+    only_budget = len(recipe.budgets) == 1
+    names = [entry_name(options, budget, only_budget=only_budget)]
+    if recipe.recovery is not None and options.name in METHODS:
+        label = f"{entry_name(options, budget, only_budget=True)}-recovered"
+        names.append(entry_name(options.model_copy(update={"label": label}), budget, only_budget=only_budget))
+    return names
 
 
 def run(recipe: Recipe, out: Path, *, overwrite: bool = False) -> Path:
@@ -402,23 +410,18 @@ def run(recipe: Recipe, out: Path, *, overwrite: bool = False) -> Path:
     for budget in recipe.budgets:
         for options in recipe.methods:
             one = recipe.model_copy(update={"methods": (options,), "budgets": (budget,), "recovery": None})
-            name = partial(entry_name, options, budget, only_budget=len(recipe.budgets) == 1)
             shared = _Shared(loaded, texts, known)
-            _run_method(one, statistics, out / name(), shared)
-            if recipe.recovery is not None and options.name in METHODS:  # pruning replaces no layer
-                _run_recovery(one, recipe.recovery, out / name(), out / name(recovered=True), shared)
+            compressed, *recovered = _names(recipe, options, budget)
+            _run_method(one, statistics, out / compressed, shared)
+            if recipe.recovery is not None:
+                for name in recovered:
+                    _run_recovery(one, recipe.recovery, out / compressed, out / name, shared)
     return report(out)
 
 
 def _require_own_folders(recipe: Recipe) -> None:
     """Refuse a recipe in which two results would have one name: the second would be taken for the first, already done."""
-    only = len(recipe.budgets) == 1
-    names = [
-        entry_name(options, budget, only_budget=only, recovered=recovered)
-        for budget in recipe.budgets
-        for options in recipe.methods
-        for recovered in ((False,) if recipe.recovery is None else (False, True))
-    ]
+    names = [name for budget in recipe.budgets for options in recipe.methods for name in _names(recipe, options, budget)]
     twice = next((name for name in (DENSE, *names) if [DENSE, *names].count(name) > 1), None)
     if twice is not None:
         raise UsageError(f"two results of the recipe would be called `{twice}`", "give each method a `label` of its own")
