@@ -124,6 +124,11 @@ def test_the_divergence_and_its_gradient_are_those_of_autograd(monkeypatch, entr
     assert value.dtype == torch.float32
     assert math.isclose(value.item(), expected.item(), rel_tol=1e-5)
     assert torch.allclose(found.grad.double(), known.grad, atol=1e-7 if dtype == torch.float32 else 2e-3)
+    with torch.no_grad():
+        assert recovery.divergence(found, target).item() == value.item()
+    (slope,) = torch.autograd.grad(recovery.divergence(found, target).square(), found, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.sum().backward()
 
 
 def test_only_low_rank_layers_change_and_stay_as_trainable_as_they_were(tokens):
