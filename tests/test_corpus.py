@@ -144,5 +144,10 @@ def test_several_corpora_take_turns(model, tokenizer, text_file, tmp_path):
     assert torch.equal(mixed.tokens[1::2], two.tokens)
     assert torch.equal(load(both, 12).tokens[:7], mixed.tokens), "a longer draw begins with a shorter one"
     assert mixed.text_digest not in (one.text_digest, two.text_digest)
+    weighted = load(f"{both},{other}", 7)
+    assert torch.equal(weighted.tokens[0::3], load(str(text_file), 3).tokens)
+    twice = weighted.tokens[[1, 2, 4, 5]]
+    assert torch.equal(twice, load(str(other), 4).tokens), "a corpus named twice is drawn from once, without replacement"
+    assert weighted.text_digest == mixed.text_digest
     with pytest.raises(CorpusError, match="cannot be shared out"):
         load(both, 1)

@@ -25,7 +25,8 @@ class CalibrationConfig(_Part):
 
     corpus: str = "self"
     """`self` (text sampled from the model), `wikitext2`, `c4`, `alpaca`, a .txt/.jsonl/.jsonl.gz file or folder, or
-    facts as sentences: `facts`, `negated-facts`, `lama`, `negated-lama`. Several, separated by commas, take turns."""
+    facts as sentences: `facts`, `negated-facts`, `lama`, `negated-lama`. Several, separated by commas, take turns;
+    one that is named twice has two."""
 
     sequences: PositiveInt = 128
     """How many calibration sequences."""

@@ -173,18 +173,22 @@ def load_corpus(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requ
 def _mixture(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, request: TextRequest, names: Sequence[str]
 ) -> TokenBlock:
-    """Sequences of several corpora in turn, so that a longer draw begins with a shorter one."""
+    """Sequences of several corpora in turn, so that a longer draw begins with a shorter one.
+
+    A corpus that is named twice has two turns in each round and is drawn from once, so none of its sequences comes twice.
+    """
     if request.sequences is None or request.sequences < len(names):
         raise CorpusError(
             f"{request.sequences or 'all'} sequences cannot be shared out among {len(names)} corpora", "raise --sequences"
         )
-    shares = [len(range(position, request.sequences, len(names))) for position in range(len(names))]
-    blocks = [
-        load_corpus(model, tokenizer, replace(request, corpus=name, sequences=share))
-        for name, share in zip(names, shares, strict=True)
-    ]
-    rows = [block.tokens[turn] for turn in range(shares[0]) for block in blocks if turn < len(block.tokens)]
-    return TokenBlock(torch.stack(rows), request.corpus, digest(block.text_digest.encode() for block in blocks))
+    turns = [names[position % len(names)] for position in range(request.sequences)]
+    blocks = {
+        name: load_corpus(model, tokenizer, replace(request, corpus=name, sequences=turns.count(name)))
+        for name in dict.fromkeys(names)
+    }
+    drawn = {name: iter(block.tokens) for name, block in blocks.items()}
+    rows = [next(drawn[name]) for name in turns]
+    return TokenBlock(torch.stack(rows), request.corpus, digest(block.text_digest.encode() for block in blocks.values()))
 
 
 def _documents(corpus: str, role: Role, data_dir: Path | None) -> Iterator[str]:
