@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -149,5 +150,9 @@ def test_several_corpora_take_turns(model, tokenizer, text_file, tmp_path):
     twice = weighted.tokens[[1, 2, 4, 5]]
     assert torch.equal(twice, load(str(other), 4).tokens), "a corpus named twice is drawn from once, without replacement"
     assert weighted.text_digest == mixed.text_digest
+    request = TextRequest(corpus=both, sequences=10_000, sequence_length=16, seed=0, role="evaluation")
+    whole = [len(load_corpus(model, tokenizer, replace(request, corpus=str(name))).tokens) for name in (text_file, other)]
+    assert whole[0] != whole[1]
+    assert len(load_corpus(model, tokenizer, request).tokens) == sum(whole), "evaluation takes what there is of a short corpus"
     with pytest.raises(CorpusError, match="cannot be shared out"):
         load(both, 1)

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -187,7 +188,7 @@ def _mixture(
         for name in dict.fromkeys(names)
     }
     drawn = {name: iter(block.tokens) for name, block in blocks.items()}
-    rows = [next(drawn[name]) for name in turns]
+    rows = [row for name in turns for row in islice(drawn[name], 1)]  # evaluation takes what there is of a short one
     return TokenBlock(torch.stack(rows), request.corpus, digest(block.text_digest.encode() for block in blocks.values()))
 
 
