@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from fasc.calibration.corpus import TextRequest, load_corpus
 from fasc.errors import CorpusError, UnknownNameError
@@ -83,6 +84,23 @@ def test_sampled_text_has_the_models_own_distribution(tokenizer):
         expected = model(input_ids=torch.tensor([[0]])).logits[0, -1].softmax(-1)
     found = torch.bincount(tokens[:, 1], minlength=expected.shape[0]) / 4000
     assert (found - expected).abs().max() < 0.03
+
+
+def test_sampled_text_is_at_temperature_one_whatever_the_models_own_settings_are(tokenizer):
+    model = tiny_model()
+    request = TextRequest(corpus="self", sequences=5, sequence_length=12, seed=0, role="calibration")
+    plain = load_corpus(model, tokenizer, request)
+    model.generation_config = GenerationConfig(
+        do_sample=True,
+        temperature=0.1,
+        top_k=2,
+        top_p=0.5,
+        min_p=0.5,
+        repetition_penalty=2.0,
+        num_beams=2,
+        eos_token_id=[1, 2, 3],
+    )
+    assert torch.equal(load_corpus(model, tokenizer, request).tokens, plain.tokens)
 
 
 def test_too_short_text_says_how_much_is_there_and_how_much_is_needed(tokenizer, text_file):
