@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fasc.compression import recover
+from fasc.compression import distillation, recover
 from fasc.model.load import load_model
 from fasc.model.lowrank import in_order
 from fasc.provenance import provenance
@@ -72,13 +72,13 @@ def works_of(checkpoint: str, dense_model: str, tokens: int, length: int) -> dic
 
     return {
         "divergence, autograd": lambda: apart(autograd_divergence),
-        "divergence": lambda: apart(recover.divergence),
+        "divergence": lambda: apart(distillation.divergence),
         "columns in order, autograd": lambda: put_in_order(lambda x, to: x.index_select(1, to)),
         "columns in order": lambda: put_in_order(in_order),
         "step in float32, divergence by autograd": lambda: step(autograd_divergence, mixed=False),
-        "step in float32": lambda: step(recover.divergence, mixed=False),
+        "step in float32": lambda: step(distillation.divergence, mixed=False),
         "step in bfloat16, divergence by autograd": lambda: step(autograd_divergence, mixed=True),
-        "step in bfloat16": lambda: step(recover.divergence, mixed=True),
+        "step in bfloat16": lambda: step(distillation.divergence, mixed=True),
     }
 
 

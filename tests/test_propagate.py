@@ -1,9 +1,7 @@
 """Error propagation: the closed form, the order of the blocks, and going on after a kill."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -149,7 +147,7 @@ def test_a_killed_compress_goes_on_and_gives_the_same_bytes(model_folder, text_f
         process = subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while not (work / moment).exists() and process.poll() is None:
             time.sleep(0.002)
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.wait()
         if not work.exists():
             pytest.skip("the process was faster than the signal")
@@ -177,7 +175,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(model_folder, text_file, 
         process = subprocess.Popen([*command, str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while not (out / moment).exists() and process.poll() is None:
             time.sleep(0.002)
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.wait()
         subprocess.run([*command, str(out)], check=True, capture_output=True)
         assert weights_of(out / "fasc" / "model") == weights_of(undisturbed / "fasc" / "model"), moment

@@ -2,6 +2,10 @@
 
 import json
 import math
+import re
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -11,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from fasc import pipeline
 from fasc.calibration.collect import collect
+from fasc.compression import distillation
 from fasc.compression import recover as recovery
 from fasc.compression.compress import compress
 from fasc.compression.recover import recover
@@ -82,7 +87,7 @@ def test_it_goes_as_far_as_held_out_text_says_and_never_makes_the_model_worse(to
 def test_a_recovery_that_only_does_harm_leaves_every_weight_as_it_was(tokens, monkeypatch):
     dense, model = tiny_model(), compressed(tokens)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    monkeypatch.setattr(recovery._Distillation, "compute_loss", away_from_the_dense_model)
+    monkeypatch.setattr(distillation._Distillation, "compute_loss", away_from_the_dense_model)
     done = recover(model, dense, others(tokens, 32), CONFIG.model_copy(update={"learning_rate": 0.1}))
     assert (done.share, done.after) == (0, done.before)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
@@ -109,13 +114,13 @@ def test_the_least_of_a_parabola_is_found_exactly(curve):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_divergence_and_its_gradient_are_those_of_autograd(monkeypatch, entries, dtype):
     """Whatever the share of tokens that is looked at together; a logit of 80 apart neither overflows nor disappears."""
-    monkeypatch.setattr(recovery, "_ENTRIES", entries)
+    monkeypatch.setattr(distillation, "_ENTRIES", entries)
     generator = torch.Generator().manual_seed(0)
     target = torch.randn(7, 13, generator=generator).mul(4).to(dtype)
     found = torch.randn(7, 13, generator=generator).mul(4).to(dtype)
     found[2, 3], target[4, 5] = 80.0, 80.0
     found.requires_grad_()
-    value = recovery.divergence(found, target)
+    value = distillation.divergence(found, target)
     (2 * value).backward()
     known = found.detach().double().requires_grad_()
     p, q = F.log_softmax(target.double(), -1), F.log_softmax(known, -1)
@@ -125,8 +130,8 @@ def test_the_divergence_and_its_gradient_are_those_of_autograd(monkeypatch, entr
     assert math.isclose(value.item(), expected.item(), rel_tol=1e-5)
     assert torch.allclose(found.grad.double(), known.grad, atol=1e-7 if dtype == torch.float32 else 2e-3)
     with torch.no_grad():
-        assert recovery.divergence(found, target).item() == value.item()
-    (slope,) = torch.autograd.grad(recovery.divergence(found, target).square(), found, create_graph=True)
+        assert distillation.divergence(found, target).item() == value.item()
+    (slope,) = torch.autograd.grad(distillation.divergence(found, target).square(), found, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         slope.sum().backward()
 
@@ -204,3 +209,69 @@ def test_a_checkpoint_is_recovered_into_another_that_says_so(model_folder, text_
     assert "{" not in capsys.readouterr().out, "the trainer's own lines are not ours"
     with pytest.raises(ModelError, match="no checkpoint of fasc"):
         pipeline.recover_and_save(ModelConfig(model=str(model_folder)), tmp_path / "third", config)
+
+
+def test_an_interrupted_training_goes_on_from_its_last_whole_state(tokens, tmp_path, monkeypatch):
+    """After step 7 of 12: steps 1 to 7 are not done again, and nothing tells the result from that of a run nobody disturbed."""
+    dense, text = tiny_model(), others(tokens, 52)
+    undisturbed, model = compressed(tokens), compressed(tokens)
+    expected = recover(undisturbed, dense, text, CONFIG)
+    assert len(expected.losses) == 13
+    monkeypatch.setattr(distillation, "_SAVE_SECONDS", 0.0)
+    real = distillation._Distillation.compute_loss
+
+    def stop_in_step_8(trainer, *args, **kwargs):
+        if trainer.state.global_step == 7:
+            raise KeyboardInterrupt
+        return real(trainer, *args, **kwargs)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(distillation._Distillation, "compute_loss", stop_in_step_8)
+        recover(model, dense, text, CONFIG, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-6", "checkpoint-7"]
+    assert not any(p.requires_grad != q.requires_grad for p, q in zip(model.parameters(), undisturbed.parameters(), strict=True))
+    (tmp_path / "checkpoint-8").mkdir()  # killed while it wrote this one
+    (tmp_path / "checkpoint-8" / "model.safetensors").write_bytes(b"half")
+    steps = []
+    monkeypatch.setattr(distillation._Distillation, "compute_loss", lambda t, *a, **k: (steps.append(1), real(t, *a, **k))[1])
+    fresh = compressed(tokens)
+    assert recover(fresh, dense, text, CONFIG, tmp_path) == expected
+    assert len(steps) == 6
+    for name, value in undisturbed.state_dict().items():
+        assert torch.equal(value, fresh.state_dict()[name]), name
+
+
+def test_a_killed_recovery_goes_on_and_gives_the_same_bytes(model_folder, tmp_path):
+    """SIGKILL after the text was sampled and in the middle of the training; the state is saved at every step here."""
+    first, undisturbed, out, work = (tmp_path / name for name in ("compressed", "undisturbed", "out", ".out.work"))
+    recipe = Recipe(
+        source=ModelConfig(model=str(model_folder)),
+        calibration=CalibrationConfig(corpus="self", sequences=16, sequence_length=16),
+        methods=(MethodConfig(damping=1e-2),),
+        budgets=(BudgetConfig(param_fraction=0.5),),
+    )
+    pipeline.compress_model(recipe, first)
+    program = "from fasc.compression import distillation; distillation._SAVE_SECONDS = 0; from fasc.cli.app import main; main()"
+    command = [sys.executable, "-c", program, "recover", str(first), "--sequences", "192", "--sequence-length", "16"]
+    command += ["--batch-tokens", "32", "--learning-rate", "3e-3"]
+
+    def run(folder):
+        return subprocess.run([*command, "--out", str(folder)], capture_output=True, text=True, check=False)
+
+    assert run(undisturbed).returncode == 0
+    for moment in ("text.safetensors", "checkpoint-[1-9][0-9]/losses.json"):
+        process = subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not any(work.glob(moment)) and process.poll() is None:
+            time.sleep(0.001)
+        process.kill()
+        process.wait()
+        if not work.exists():
+            pytest.skip("the process was faster than the signal")
+        assert not out.exists(), "nothing half-written stands where the checkpoint will"
+    again = run(out)
+    assert again.returncode == 0, again.stderr
+    assert "sampling text" not in again.stderr
+    assert int(re.search(r"recovering: [\d,]+/([\d,]+) tokens", again.stderr)[1].replace(",", "")) <= (90 - 10) * 32
+    for name in ("model.safetensors", "config.json", "fasc_plan.json"):
+        assert (out / name).read_bytes() == (undisturbed / name).read_bytes(), name
+    assert not work.exists()

@@ -211,6 +211,8 @@ def recover_and_save(
     """Train the replaced layers of a checkpoint towards the dense model, and write a new checkpoint.
 
     Trains in float32 and writes the precision that the checkpoint has. One sequence in sixteen is held out (see ``recover``).
+    A call that is killed leaves its text and the state of its training, at most a few minutes old, in a hidden folder beside
+    ``out``; the same call goes on from there.
 
     Args:
         source: the compressed checkpoint, a folder of ours.
@@ -232,30 +234,40 @@ def recover_and_save(
     loaded = load(source.model_copy(update={"dtype": "float32"}))
     if not isinstance(dense, LoadedModel):
         dense = load(recipe.source.model_copy(update={"model": dense or made["model"], "device": source.device}))
-    block = load_corpus(
-        dense.model,
-        dense.tokenizer,
-        TextRequest(
-            corpus=config.corpus or recipe.calibration.corpus,
-            sequences=config.sequences,
-            sequence_length=config.sequence_length,
-            seed=config.seed,
-            role="calibration",
-            data_dir=config.data_dir or recipe.calibration.data_dir,
-        ),
+    request = TextRequest(
+        corpus=config.corpus or recipe.calibration.corpus,
+        sequences=config.sequences,
+        sequence_length=config.sequence_length,
+        seed=config.seed,
+        role="calibration",
+        data_dir=config.data_dir or recipe.calibration.data_dir,
     )
-    result = recover(loaded.model, dense.model, block.tokens, config)
-    told = config.model_dump(mode="json", exclude_none=True) | {"corpus": block.corpus, "tokens": block.tokens.numel()}
-    recovery = told | {"text_digest": block.text_digest, "token_digest": block.token_digest, "kl": _told(result)}
-    if "recovery" in made:
-        recovery["after"] = made["recovery"]
-    facts = {key: made[key] for key in ("model", "statistics", "merged", "folded_biases") if key in made}
-    loaded.model.to(getattr(torch, read_json(folder / "config.json").get("dtype", "float32")))
-    now = provenance(**facts | {"recovery": recovery, "compressed": {key: made[key] for key in ("created", "command")}})
-    card = model_card(recipe, done, find_method(recipe.methods[0].name).summary, now, merged=False)
-    notes = CheckpointNotes(recipe=recipe.to_dict(), provenance=now, plan=done.to_dict(), card=card)
-    save_checkpoint(loaded.model, loaded.tokenizer, out, notes, overwrite=overwrite)
+    key = {"recovery": config.model_dump(mode="json"), "corpus": request.corpus}
+    key["models"] = [model_fingerprint(one.model) for one in (loaded, dense)]
+    with work_folder(out.with_name(f".{out.name}.work"), key) as work:
+        block = _kept_text(dense, request, work)
+        result = recover(loaded.model, dense.model, block.tokens, config, work)
+        told = config.model_dump(mode="json", exclude_none=True) | {"corpus": block.corpus, "tokens": block.tokens.numel()}
+        recovery = told | {"text_digest": block.text_digest, "token_digest": block.token_digest, "kl": _told(result)}
+        if "recovery" in made:
+            recovery["after"] = made["recovery"]
+        facts = {key: made[key] for key in ("model", "statistics", "merged", "folded_biases") if key in made}
+        loaded.model.to(getattr(torch, read_json(folder / "config.json").get("dtype", "float32")))
+        now = provenance(**facts | {"recovery": recovery, "compressed": {key: made[key] for key in ("created", "command")}})
+        card = model_card(recipe, done, find_method(recipe.methods[0].name).summary, now, merged=False)
+        notes = CheckpointNotes(recipe=recipe.to_dict(), provenance=now, plan=done.to_dict(), card=card)
+        save_checkpoint(loaded.model, loaded.tokenizer, out, notes, overwrite=overwrite)
     return result
+
+
+def _kept_text(loaded: LoadedModel, request: TextRequest, folder: Path) -> TokenBlock:
+    """The text, drawn or sampled once and kept in a folder."""
+    file = folder / "text.safetensors"
+    if file.is_file():
+        return TokenBlock.load(file)
+    block = load_corpus(loaded.model, loaded.tokenizer, request)
+    block.save(file)
+    return block
 
 
 def _told(done: Recovered) -> dict[str, float]:

@@ -10,9 +10,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -20,6 +22,7 @@ from fasc.calibration.sampling import sample_text
 from fasc.calibration.statements import lama_statements, shipped_statements
 from fasc.errors import CorpusError, UnknownNameError
 from fasc.provenance import digest
+from fasc.storage import new_file
 
 Role = Literal["calibration", "evaluation"]
 
@@ -88,6 +91,17 @@ class TokenBlock:
     def token_digest(self) -> str:
         """SHA-256 of the very tokens used."""
         return digest([self.tokens.numpy().tobytes()])
+
+    def save(self, file: Path) -> None:
+        """Write it to a safetensors file, whole or not at all."""
+        with new_file(file) as scratch:
+            save_file({"tokens": self.tokens.contiguous()}, scratch, {"corpus": self.corpus, "text_digest": self.text_digest})
+
+    @classmethod
+    def load(cls, file: Path) -> Self:
+        """Read what ``save`` wrote."""
+        with safe_open(file, framework="pt") as stored:
+            return cls(stored.get_tensor("tokens"), **stored.metadata())
 
 
 def data_folder(given: Path | None) -> Path | None:

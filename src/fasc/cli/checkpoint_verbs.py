@@ -108,7 +108,7 @@ def recover(
     """Train the replaced layers of a compressed model towards the dense one, on unlabelled text, and write a new checkpoint.
 
     The size stays the same. Minimises the KL divergence to the dense model; a few tens of thousands of tokens bring back much of
-    what compressing lost.
+    what compressing lost. The same command goes on where a killed one was, at most five minutes before.
     """
     given = locals()
     config = opt.take(RecoveryConfig, given)

@@ -7,20 +7,17 @@ Compressing layer by layer adds up errors that no layer can see. A short distill
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
-from torch.utils.data import Dataset
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
+from transformers import PreTrainedModel
 
+from fasc.compression.distillation import distil, divergence, rows_of
 from fasc.config import RecoveryConfig
 from fasc.errors import ModelError, NonFiniteError, UsageError
-from fasc.model.quiet import quiet_transformers
-from fasc.progress import Advance, progress
+from fasc.progress import progress
 
 
 class Recovered(NamedTuple):
@@ -42,7 +39,9 @@ class Recovered(NamedTuple):
     """Of each step's batch, before the step."""
 
 
-def recover(model: PreTrainedModel, dense: PreTrainedModel, tokens: Tensor, config: RecoveryConfig) -> Recovered:
+def recover(
+    model: PreTrainedModel, dense: PreTrainedModel, tokens: Tensor, config: RecoveryConfig, work: Path | None = None
+) -> Recovered:
     """Train the replaced layers of a compressed model towards the dense model's distributions, in place.
 
     Minimises ``KL(dense ‖ compressed)`` over the next token, in nats, by AdamW with a warm-up and a cosine decay to zero, in one
@@ -56,6 +55,7 @@ def recover(model: PreTrainedModel, dense: PreTrainedModel, tokens: Tensor, conf
         dense: what it was compressed from.
         tokens: text, int64 [sequences, length]; no labels are used.
         config: sizes and rates.
+        work: folder in which an interrupted training goes on, as :func:`~fasc.compression.distillation.distil` says.
 
     Raises:
         UsageError: compression replaced no layer of the model, or there is only one sequence.
@@ -74,7 +74,7 @@ def recover(model: PreTrainedModel, dense: PreTrainedModel, tokens: Tensor, conf
         raise UsageError(f"{len(tokens)} sequence is too few: one is held out", "raise --sequences")
     held_out = max(1, len(tokens) // _HELD_OUT)
     text, unseen = tokens[:-held_out], tokens[-held_out:]
-    rows = max(1, config.batch_tokens // tokens.shape[1])
+    rows = rows_of(config, tokens)
     measure = partial(_divergence_on, model.eval(), dense.eval(), unseen, rows, mixed=config.mixed_precision)
     before = measure()
     if not before < float("inf"):
@@ -83,20 +83,11 @@ def recover(model: PreTrainedModel, dense: PreTrainedModel, tokens: Tensor, conf
         )
     parameters = list(dict.fromkeys(parameter for layer in layers for parameter in layer.parameters()))
     start = [parameter.detach().to("cpu", copy=True) for parameter in parameters]
-    with progress("recovering", text.numel(), "tokens") as advance, TemporaryDirectory() as scratch, _only(model, layers):
-        trainer = _Distillation(
-            model,
-            args=_arguments(config, rows, model, scratch),
-            train_dataset=_Sequences(text),
-            data_collator=_stack,
-        )
-        trainer.remove_callback(PrinterCallback)  # prints to stdout
-        trainer.dense, trainer.losses, trainer.advance = dense, [], advance
-        with quiet_transformers():
-            trainer.train()
+    with _only(model, layers):
+        losses = distil(model, dense, text, config, work)
     model.eval()
     share, after = _go_as_far_as_it_helps(parameters, start, before, measure)
-    return Recovered(before, after, share, unseen.numel(), tuple(trainer.losses))
+    return Recovered(before, after, share, unseen.numel(), tuple(losses))
 
 
 _HELD_OUT, _LEAST = 16, 2
@@ -153,114 +144,6 @@ def replaced(model: PreTrainedModel) -> list[nn.Module]:
     """The modules that stand where compression replaced a layer."""
     units = getattr(getattr(model.config, "quantization_config", None), "units", ())
     return [model.get_submodule(name) for name in dict.fromkeys(name for unit in units for name in unit["layers"])]
-
-
-def _arguments(config: RecoveryConfig, rows: int, model: PreTrainedModel, folder: str) -> TrainingArguments:
-    return TrainingArguments(
-        output_dir=folder,
-        num_train_epochs=1,
-        per_device_train_batch_size=rows,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=0.1,
-        adam_beta2=0.95,
-        max_grad_norm=1.0,
-        seed=config.seed,
-        use_cpu=model.device.type == "cpu",
-        bf16=config.mixed_precision,
-        report_to="none",
-        save_strategy="no",
-        logging_strategy="no",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-    )
-
-
-class _Distillation(Trainer):
-    dense: PreTrainedModel
-    losses: list[float]
-    """Of the steps so far."""
-
-    advance: Advance
-
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *_args: Any, **_kwargs: Any) -> Tensor:
-        """KL(dense ‖ compressed), the mean over tokens."""
-        model.eval()  # what is imitated has no dropout
-        ids = inputs["input_ids"]
-        with torch.no_grad(), self.accelerator.autocast():  # the trainer multiplies in bfloat16 in the model it trains only
-            target = self.dense(input_ids=ids.to(self.dense.device), use_cache=False).logits
-        found = model(input_ids=ids, use_cache=False).logits
-        loss: Tensor = divergence(found.flatten(0, 1), target.flatten(0, 1).to(found.device))
-        value = float(loss.detach())
-        if not value < float("inf"):
-            step = len(self.losses) + 1
-            raise NonFiniteError(f"the divergence of recovery step {step}", "lower --learning-rate")
-        self.losses.append(value)
-        self.advance(ids.numel())
-        return loss
-
-
-def divergence(found: Tensor, target: Tensor) -> Tensor:
-    """``KL(softmax(target) ‖ softmax(found))`` in nats, the mean over tokens, with a gradient for ``found``.
-
-    Args:
-        found: logits, [tokens, vocabulary].
-        target: logits, [tokens, vocabulary]; gets no gradient.
-
-    Returns:
-        A float32 scalar; it has a first derivative only.
-    """
-    value: Tensor = _Divergence.apply(found, target)
-    return value
-
-
-class _Divergence(torch.autograd.Function):
-    """The value and its gradient, ``(q - p) / tokens``, in float32 and in one pass over a few tokens at a time.
-
-    The six matrices of tokens × vocabulary that autograd would keep take longer to write and read than half of a step's products
-    (docs/log.md).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, found: Tensor, target: Tensor) -> Tensor:
-        gradient = torch.empty_like(found) if ctx.needs_input_grad[0] else None
-        rows = max(1, _ENTRIES // found.shape[1])
-        parts = []
-        for at in range(0, found.shape[0], rows):
-            log_q = F.log_softmax(found[at : at + rows].float(), dim=-1)
-            log_p = F.log_softmax(target[at : at + rows].float(), dim=-1)
-            probability = log_p.exp()
-            parts.append(torch.dot(probability.flatten(), log_p.sub_(log_q).flatten()))
-            if gradient is not None:
-                gradient[at : at + rows] = log_q.exp_().sub_(probability).div_(found.shape[0])
-        ctx.save_for_backward(gradient)
-        return torch.stack(parts).sum() / found.shape[0]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * outer, None
-
-
-_ENTRIES = 2**21
-"""Logits looked at together: few enough to stay in a cache, many enough to keep a GPU busy."""
-
-
-class _Sequences(Dataset[Tensor]):
-    def __init__(self, tokens: Tensor) -> None:
-        self.tokens = tokens
-
-    def __len__(self) -> int:
-        return self.tokens.shape[0]
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.tokens[index]
-
-
-def _stack(rows: Sequence[Tensor]) -> dict[str, Tensor]:
-    return {"input_ids": torch.stack(list(rows))}
 
 
 @contextmanager
