@@ -229,6 +229,7 @@ def test_an_interrupted_training_goes_on_from_its_last_whole_state(tokens, tmp_p
         patched.setattr(distillation._Distillation, "compute_loss", stop_in_step_8)
         recover(model, dense, text, CONFIG, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-6", "checkpoint-7"]
+    assert {path.suffix for path in (tmp_path / "checkpoint-7").iterdir()} == {".safetensors", ".json"}, "no pickles"
     assert not any(p.requires_grad != q.requires_grad for p, q in zip(model.parameters(), undisturbed.parameters(), strict=True))
     (tmp_path / "checkpoint-8").mkdir()  # killed while it wrote this one
     (tmp_path / "checkpoint-8" / "model.safetensors").write_bytes(b"half")

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
@@ -76,8 +77,8 @@ def distil(
     return losses
 
 
-_LOSSES = "losses.json"
-"""Written last: a state without it is not whole."""
+_MOMENTS, _SCHEDULE, _LOSSES = "moments.safetensors", "schedule.json", "losses.json"
+"""Files of a state; the last is written last, and a state without it is not whole."""
 
 _SAVE_SECONDS = 300.0
 """At most so much work is lost to a kill; writing the weights and the optimizer's two moments takes seconds."""
@@ -150,12 +151,39 @@ class _Distillation(Trainer):
         self.advance(ids.numel())
         return loss
 
+    # The trainer's own files are pickles. What it needs to go on is tensors and numbers: Adam's moments and the schedule's place.
+    # No random number is drawn after the order of the text, which follows from the seed.
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """The weights that are trained, and no others."""
         folder = Path(str(output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         trained = {name: p.detach().contiguous() for name, p in self.model.named_parameters() if p.requires_grad}
         save_file(trained, folder / "model.safetensors")
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        state = self.optimizer.state_dict()["state"]
+        moments = {f"{index}.{name}": value.contiguous() for index, kept in state.items() for name, value in kept.items()}
+        save_file(moments, Path(output_dir) / _MOMENTS)
+        write_json(Path(output_dir) / _SCHEDULE, self.lr_scheduler.state_dict())
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        state: defaultdict[int, dict[str, Tensor]] = defaultdict(dict)
+        for key, value in load_file(Path(checkpoint) / _MOMENTS).items():
+            index, _, name = key.partition(".")
+            state[int(index)][name] = value
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": dict(state)})
+        self.lr_scheduler.load_state_dict(read_json(Path(checkpoint) / _SCHEDULE))
+        for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        pass
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        pass
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         super()._save_checkpoint(*args, **kwargs)
