@@ -199,13 +199,13 @@ def _close_the_gap(choices: Sequence[_Choice], limit: float, relaxed: _Relaxed) 
     return picks if _value(choices, picks) < _value(choices, feasible) else feasible
 
 
-def _undominated(uses: Floats, costs: Floats, price: float, most: int) -> NDArray[np.int64]:
+def _undominated(uses: Floats, costs: Floats, price: float, most: int | None = None) -> NDArray[np.int64]:
     """Indices of totals that no other beats in both the use of the limit and the objective ``costs − price · uses``."""
     objectives = costs - price * uses
     order = np.lexsort((objectives, uses))
     best_before = np.minimum.accumulate(np.concatenate(([np.inf], objectives[order][:-1])))
     kept = order[objectives[order] < best_before]
-    return kept if len(kept) <= most else kept[np.argsort(costs[kept], kind="stable")[:most]]
+    return kept if most is None or len(kept) <= most else kept[np.argsort(costs[kept], kind="stable")[:most]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,17 +225,20 @@ def _front(choice: _Choice, price: float, gap: float) -> _Front:
     ]
     best = min(least)
     slack = gap + 1e-12 * abs(best)
-    found: list[tuple[float, float, tuple[int, list[int]]]] = []
+    uses, costs, picks = np.empty(0), np.empty(0), []
     for which, (way, menus) in enumerate(zip(choice, priced, strict=True)):
-        partial: list[tuple[float, float, tuple[int, ...]]] = [(way.limited, least[which] - best, ())]
+        use, cost = np.array([way.limited]), np.array([least[which] - best])
+        options = np.empty((1, 0), dtype=np.int64)
         for menu, values in zip(way.menus, menus, strict=True):
-            extra = values - values.min()
-            partial = [
-                (use + float(menu.limited[index]), cost + float(extra[index]), (*options, int(index)))
-                for use, cost, options in partial
-                for index in np.flatnonzero(cost + extra <= slack)
-            ]
-        found += [(use, cost, (which, list(options))) for use, cost, options in partial if cost <= slack]
-    uses, costs = np.array([way[0] for way in found]), np.array([way[1] for way in found])
+            totals = (cost[:, None] + (values - values.min())[None, :]).ravel()
+            alive = np.flatnonzero(totals <= slack)
+            before, last = np.divmod(alive, len(values))
+            together = use[before] + menu.limited[last]
+            kept = _undominated(together, totals[alive], price)  # what is added later is the same for all of a way
+            use, cost = together[kept], totals[alive[kept]]
+            options = np.concatenate([options[before[kept]], last[kept, None]], axis=1)
+        near = cost <= slack
+        uses, costs = np.concatenate([uses, use[near]]), np.concatenate([costs, cost[near]])
+        picks += [(which, row) for row in options[near].tolist()]
     kept = _undominated(uses, costs, price, _WAYS)
-    return _Front(uses[kept], costs[kept], [found[index][2] for index in kept])
+    return _Front(uses[kept], costs[kept], [picks[index] for index in kept])
