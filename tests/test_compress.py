@@ -19,6 +19,7 @@ from fasc.compression.merge import merge
 from fasc.config import BudgetConfig, LayersConfig, MethodConfig, Recipe
 from fasc.errors import ModelError, StatisticsError, StorageError
 from fasc.methods import METHODS
+from fasc.model import lowrank
 from fasc.model.checkpoint import CheckpointNotes, save_checkpoint
 from fasc.model.load import LoadedModel, load_model, model_fingerprint
 from fasc.model.lowrank import LowRankLinear, PivotColumns, PivotRows, SharedProjection, by_all_threads, in_order, link_group
@@ -114,8 +115,9 @@ def test_a_group_projects_once_per_forward(statistics, tokens, monkeypatch, layo
     calls = []
     expected = {"factors": SharedProjection, "pivoted": PivotRows, "pivoted-columns": PivotColumns}[layouts[-1]]
     for kind in {SharedProjection, expected}:
-        plain = kind.project
-        monkeypatch.setattr(kind, "project", lambda self, x, plain=plain: (calls.append(self), plain(self, x))[1])
+        for name in {"project", "of_rows"} & vars(kind).keys():
+            plain = getattr(kind, name)
+            monkeypatch.setattr(kind, name, lambda self, x, plain=plain: (calls.append(self), plain(self, x))[1])
     projections = [m for m in model.modules() if isinstance(m, SharedProjection)]
     assert {type(m) for m in projections} == {expected}
     assert {m.readers for m in projections} == {1, 2, 3}
@@ -419,11 +421,60 @@ def test_the_fingerprint_is_of_the_weights(model):
 
 
 @pytest.fixture
-def four_threads():
+def four_threads(monkeypatch):
+    """On a machine where dividing the rows among the threads is faster for every number of tokens."""
+    everything = frozenset({lowrank._ONE, lowrank._FEWEST, lowrank._FEW}) if torch.backends.mkl.is_available() else frozenset()
+    monkeypatch.setattr(lowrank, "_divided_here", lambda _: everything)
     threads = torch.get_num_threads()
     torch.set_num_threads(4)
     yield
     torch.set_num_threads(threads)
+
+
+def test_rows_are_divided_among_threads_where_that_was_measured_to_be_faster(monkeypatch):
+    """Time stands still but for one of the two products."""
+    now = [0.0]
+
+    def slow(real, cost):
+        return lambda *args, **kwargs: (now.__setitem__(0, now[0] + cost), real(*args, **kwargs))[1]
+
+    monkeypatch.setattr(lowrank, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    monkeypatch.setattr(lowrank.F, "linear", slow(torch.nn.functional.linear, 1.0))
+    for cost, expected in ((0.5, {1, 4, 16}), (0.95, set()), (1.2, set())):
+        with monkeypatch.context() as patched:
+            patched.setattr(lowrank, "_by_all_threads", slow(lowrank._by_all_threads, cost))
+            assert lowrank._divided_here.__wrapped__(2) == expected
+    assert lowrank._divided_here.__wrapped__(1) == set(), "one thread divides nothing"
+
+
+@pytest.mark.parametrize("layouts", [("factors",), ("pivoted",), ("pivoted-columns",), ("shared", "factors")])
+def test_factors_are_called_where_somebody_listens_or_stands_in_their_place(statistics, layouts, monkeypatch):
+    """With hooks, with a replaced forward and with another module the result is that of the calls, and the calls are made."""
+    monkeypatch.setattr(lowrank, "_divided_here", lambda _: frozenset())
+    model, _ = compressed(statistics, layouts=layouts)
+    x = torch.randint(3, 100, (2, 7), generator=torch.Generator().manual_seed(0))
+    layers = [module for module in model.modules() if isinstance(module, LowRankLinear)]
+    called = []
+    with torch.no_grad():
+        expected = model(x).logits
+        projections = dict.fromkeys(layer.projection for layer in layers)
+        hooks = [projection.register_forward_hook(lambda *_: called.append(1)) for projection in projections]
+        torch.testing.assert_close(model(x).logits, expected)
+        assert len(called) == len(layers)
+        for hook in hooks:
+            hook.remove()
+        for layer in layers:
+            if layer.up is not None:
+                layer.up.forward = lambda rows, real=layer.up.forward: (called.append(1), real(rows))[1]
+        called.clear()
+        torch.testing.assert_close(model(x).logits, expected)
+        assert len(called) == sum(layer.up is not None for layer in layers)
+        one = next(layer for layer in layers if layer.up is not None)
+        one.up = torch.nn.Sequential(one.up)
+        torch.testing.assert_close(model(x).logits, expected)
+    model(x).logits.sum().backward()
+    assert all(p.grad is not None for p in layers[0].projection.parameters())
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 96), (1, 96), (96,), (2, 1, 96), (1, 4, 96), (5, 96), (8, 1, 96), (16, 96)])

@@ -1,25 +1,31 @@
 """The modules that stand where a dense layer was."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from math import gcd
+from statistics import median
+from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
 
 _MANY = 2**15
 """Weights from which reading them is worth a second thread."""
 
-_FEW, _FEWEST = 16, 4
+_FEW, _FEWEST, _ONE = 16, 4, 1
 """Tokens up to which reading the weights takes longer than the arithmetic, and up to which by far."""
 
 
 def by_all_threads(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
     """``F.linear`` of a few float32 tokens on a CPU: each thread reads its share of the weight's rows.
 
-    Decoding is bound by reading weights, and the products behind ``F.linear`` read them with one thread for one token and hardly
-    faster for sixteen (docs/log.md has the measurements). A batched product is spread over the threads, and a batch of slices of
-    the rows is a view. For two to four tokens the product from the other side, ``(weight · xᵀ)ᵀ``, is the fastest.
+    Decoding is bound by reading weights, and on some processors the products behind ``F.linear`` read them with one thread for
+    one token and hardly faster for sixteen; on others they are the faster ones, so it is tried (both measured: docs/log.md).
+    A batched product is spread over the threads, and a batch of slices of the rows is a view. For two to four tokens it is the
+    product from the other side, ``(weight · xᵀ)ᵀ``.
 
     Args:
         x: [..., d_in].
@@ -31,31 +37,82 @@ def by_all_threads(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | N
     """
     if torch.compiler.is_compiling():  # before any size is looked at: each would be a condition to compile again for
         return None
+    threads = torch.get_num_threads()
+    if torch.is_grad_enabled() or weight.device.type != "cpu" or not (counts := _divided_here(threads)):
+        return None
     d_out, d_in = weight.shape
     tokens = x.numel() // d_in
-    if not 0 < tokens <= _FEW or weight.dtype != torch.float32 or d_out * d_in < _MANY:
+    if not 0 < tokens <= _FEW or weight.dtype != torch.float32 or d_out * d_in < _MANY or not weight.is_contiguous():
         return None
-    threads = torch.get_num_threads()
     parts = gcd(d_out, threads)
-    if parts == 1 or (tokens > 1 and parts < threads):  # several tokens keep more than one thread busy by themselves
+    upto = _ONE if tokens == 1 else _FEWEST if tokens <= _FEWEST else _FEW
+    if upto not in counts or parts == 1 or (tokens > 1 and parts < threads):  # several tokens keep several threads busy anyway
         return None
-    if weight.device.type != "cpu" or not _BATCHED or torch.is_grad_enabled() or not weight.is_contiguous():
-        return None
-    rows = x.reshape(tokens, d_in)
+    found = _by_all_threads(x.reshape(tokens, d_in), weight, bias, parts)
+    return found.view(*x.shape[:-1], d_out)
+
+
+def _by_all_threads(rows: Tensor, weight: Tensor, bias: Tensor | None, parts: int) -> Tensor:
+    (tokens, d_in), d_out = rows.shape, len(weight)
     if 1 < tokens <= _FEWEST:
         found = weight @ rows.mT if bias is None else torch.addmm(bias.view(-1, d_out).mT, weight, rows.mT)
-        return found.mT.contiguous().view(*x.shape[:-1], d_out)
+        return found.mT.contiguous()
     slices = weight.view(parts, d_out // parts, d_in).mT
     rows = rows.expand(parts, tokens, d_in)
     if bias is None:
         found = torch.bmm(rows, slices)
     else:
         found = torch.baddbmm(bias.view(-1, parts, d_out // parts).transpose(0, 1), rows, slices)
-    return found.transpose(0, 1).reshape(*x.shape[:-1], d_out)
+    return found.transpose(0, 1).reshape(tokens, d_out)
 
 
-_BATCHED = torch.backends.mkl.is_available()
-"""Without MKL a batched product on a CPU goes through its batch with one thread."""
+@cache
+def _divided_here(threads: int) -> frozenset[int]:
+    """Up to how many tokens (``_ONE``, ``_FEWEST``, ``_FEW``) this machine is faster when the threads divide the weight's rows.
+
+    Tried once per process, in turn, in a few hundredths of a second, on more weights than the cache of one core holds.
+    """
+    if threads == 1 or not torch.backends.mkl.is_available():  # without MKL one thread goes through the batch
+        return frozenset()
+    weights = [torch.full((_TRIED_ROWS * threads, _TRIED_COLUMNS), 1e-3) for _ in range(_TRIED)]
+
+    def seconds(product: Callable[[Tensor], Tensor]) -> float:
+        start = perf_counter()
+        for weight in weights:
+            product(weight)
+        return perf_counter() - start
+
+    found = set()
+    with torch.no_grad():
+        for tokens in (_ONE, _FEWEST, _FEW):
+            rows = torch.ones(tokens, _TRIED_COLUMNS)
+            ordinary, divided = partial(F.linear, rows), partial(_by_all_threads, rows, bias=None, parts=threads)
+            turns = [(seconds(ordinary), seconds(divided)) for _ in range(_TURNS)]
+            if median(two for _, two in turns) < _CLEARLY * median(one for one, _ in turns):
+                found.add(tokens)
+    return frozenset(found)
+
+
+_TRIED, _TRIED_ROWS, _TRIED_COLUMNS, _TURNS = 8, 384, 576, 7
+_CLEARLY = 0.9
+"""The share of the ordinary product's time below which the other one is taken."""
+
+
+def calls_nothing_else(*modules: nn.Module) -> bool:
+    """Whether calling these factors does nothing but their own product, so that their weights may be used without the calls.
+
+    In decoding, the calls of a layer's two factors take as long as one of its products (docs/log.md). Hooks, a new ``forward``
+    (accelerate's offloading) and other modules in their place (adapters) need the calls; so do training and the product by all
+    threads.
+    """
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or _has_any_global_hook():
+        return False
+    for module in modules:
+        kept = module.__dict__
+        if type(module) not in _OWN or kept["_forward_hooks"] or kept["_forward_pre_hooks"] or "forward" in kept:
+            return False
+    on_cpu = modules[0]._parameters["weight"].device.type == "cpu"  # type: ignore[union-attr]
+    return not (on_cpu and _divided_here(torch.get_num_threads()))
 
 
 def in_order(columns: Tensor, order: Tensor) -> Tensor:
@@ -102,6 +159,10 @@ class SharedProjection(FactorLinear):
     def project(self, input: Tensor) -> Tensor:
         """The projection itself, [d_in last] → [rank last]."""
         return FactorLinear.forward(self, input)
+
+    def of_rows(self, rows: Tensor) -> Tensor:
+        """The same by the ordinary product, [tokens, d_in] → [tokens, rank]."""
+        return F.linear(rows, self.weight, self.bias)
 
     @property
     def matrix(self) -> Tensor:
@@ -156,6 +217,11 @@ class PivotColumns(SharedProjection):
         output = by_all_threads(others, self.weight, kept)
         output = torch.addmm(kept, others, self.weight.mT) if output is None else output
         return output.view(*shape[:-1], self.out_features)
+
+    def of_rows(self, rows: Tensor) -> Tensor:
+        """The same by the ordinary product, [tokens, d_in] → [tokens, rank]."""
+        kept, others = in_order(rows, self.order).split((self.out_features, self.in_features), 1)
+        return torch.addmm(kept, others, self.weight.mT)
 
     @property
     def matrix(self) -> Tensor:
@@ -224,10 +290,18 @@ class LowRankLinear(nn.Module):
         assert found is not None  # noqa: S101 - link_group gives every layer one
         return found
 
+    def _factors(self) -> tuple[Any, Any]:
+        """``up`` and the projection, by their dictionary: in decoding, ``nn.Module``'s own way to an attribute counts."""
+        return self._modules["up"], (self._owner[0] if self._owner else self)._modules["down"]
+
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[…, d_in]`` to ``[…, d_out]``."""
-        assert self.up is not None  # noqa: S101
-        result: Tensor = self.up(self.projection(x))
+        up, down = self._factors()
+        assert up is not None  # noqa: S101
+        if down.readers == 1 and calls_nothing_else(down, up):
+            rows = down.of_rows(x.reshape(-1, x.shape[-1]))
+            return F.linear(rows, up.weight, up.bias).view(*x.shape[:-1], self.out_features)
+        result: Tensor = up(down(x))
         return result
 
     @property
@@ -287,9 +361,14 @@ class PivotedLinear(LowRankLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[…, d_in]`` to ``[…, d_out]``."""
-        kept = self.projection(x)
+        up, down = self._factors()
+        if up is not None and down.readers == 1 and calls_nothing_else(down, up):
+            kept = down.of_rows(x.reshape(-1, x.shape[-1]))
+            outputs = torch.cat((kept, F.linear(kept, up.weight, up.bias)), dim=1)
+            return in_order(outputs, self.order).view(*x.shape[:-1], self.out_features)
+        kept = down(x)
         own = kept[:, self.start : self.stop]
-        outputs = own if self.up is None else torch.cat((own, self.up(kept)), dim=1)
+        outputs = own if up is None else torch.cat((own, up(kept)), dim=1)
         return in_order(outputs, self.order).view(*x.shape[:-1], self.out_features)
 
     @property
@@ -305,6 +384,9 @@ class PivotedLinear(LowRankLinear):
         kept = self.projection.bias
         parts = [kept[self.start : self.stop]] + ([] if self.up is None else [self.up.bias + self.up.weight @ kept])
         return torch.cat(parts)[self.order]
+
+
+_OWN = frozenset({FactorLinear, SharedProjection, PivotColumns, PivotRows})
 
 
 def link_group(layers: Sequence[LowRankLinear]) -> None:
