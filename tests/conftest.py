@@ -1,6 +1,8 @@
 """Tiny models of real architectures, built here from their configs; nothing is downloaded."""
 
 import copy
+import subprocess
+import time
 
 import pytest
 import torch
@@ -154,3 +156,12 @@ def mixture(request):
         for parameter in model.parameters():
             parameter.normal_(std=0.3) if parameter.dim() > 1 else parameter.add_(0.1 * torch.randn_like(parameter))
     return model.eval()
+
+
+def kill_when(command, folder, pattern):
+    """Start a program and kill it (SIGKILL) as soon as a file of this pattern stands in the folder."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not any(folder.glob(pattern)) and process.poll() is None:
+        time.sleep(0.001)
+    process.kill()
+    process.wait()

@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -22,7 +21,7 @@ from fasc.linalg.moments import Covariance
 from fasc.methods import METHODS
 from fasc.model.lowrank import LowRankLinear
 from tests import reference
-from tests.conftest import tiny_model
+from tests.conftest import kill_when, tiny_model
 
 NEEDS = METHODS["fasc"].needs_in(("group", "layer")) | METHODS["whitened"].needs
 OPTIONS = {"damping": 1e-3, "propagate": True}
@@ -144,11 +143,7 @@ def test_a_killed_compress_goes_on_and_gives_the_same_bytes(model_folder, text_f
     undisturbed, out, work = tmp_path / "undisturbed", tmp_path / "out", tmp_path / ".out.work"
     assert run(undisturbed).returncode == 0
     for moment in ("statistics.safetensors", "plan.json", "model.layers.0.safetensors"):  # each try gets a stage further
-        process = subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while not (work / moment).exists() and process.poll() is None:
-            time.sleep(0.002)
-        process.kill()
-        process.wait()
+        kill_when([*command, "--out", str(out)], work, moment)
         if not work.exists():
             pytest.skip("the process was faster than the signal")
         assert not out.exists(), "nothing half-written stands where the checkpoint will"
@@ -172,11 +167,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(model_folder, text_file, 
     subprocess.run([*command, str(undisturbed)], check=True, capture_output=True)
     for moment in ("dense/scores.json", "fasc/work/model.layers.0.safetensors"):
         out = tmp_path / "out"
-        process = subprocess.Popen([*command, str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while not (out / moment).exists() and process.poll() is None:
-            time.sleep(0.002)
-        process.kill()
-        process.wait()
+        kill_when([*command, str(out)], out, moment)
         subprocess.run([*command, str(out)], check=True, capture_output=True)
         assert weights_of(out / "fasc" / "model") == weights_of(undisturbed / "fasc" / "model"), moment
         found, expected = (json.loads((one / "fasc" / "scores.json").read_text())["scores"] for one in (out, undisturbed))

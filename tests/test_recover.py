@@ -5,7 +5,6 @@ import math
 import re
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -23,7 +22,7 @@ from fasc.config import BudgetConfig, CalibrationConfig, MethodConfig, ModelConf
 from fasc.errors import ModelError, NonFiniteError, UsageError
 from fasc.methods import METHODS
 from fasc.model.lowrank import LowRankLinear
-from tests.conftest import tiny_model
+from tests.conftest import kill_when, tiny_model
 
 CONFIG = RecoveryConfig(batch_tokens=80, learning_rate=3e-3)
 
@@ -212,7 +211,7 @@ def test_a_checkpoint_is_recovered_into_another_that_says_so(model_folder, text_
 
 
 def test_an_interrupted_training_goes_on_from_its_last_whole_state(tokens, tmp_path, monkeypatch):
-    """After step 7 of 12: steps 1 to 7 are not done again, and nothing tells the result from that of a run nobody disturbed."""
+    """After step 7 of 13: steps 1 to 7 are not done again, and nothing tells the result from that of a run nobody disturbed."""
     dense, text = tiny_model(), others(tokens, 52)
     undisturbed, model = compressed(tokens), compressed(tokens)
     expected = recover(undisturbed, dense, text, CONFIG)
@@ -261,11 +260,7 @@ def test_a_killed_recovery_goes_on_and_gives_the_same_bytes(model_folder, tmp_pa
 
     assert run(undisturbed).returncode == 0
     for moment in ("text.safetensors", "checkpoint-[1-9][0-9]/losses.json"):
-        process = subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while not any(work.glob(moment)) and process.poll() is None:
-            time.sleep(0.001)
-        process.kill()
-        process.wait()
+        kill_when([*command, "--out", str(out)], work, moment)
         if not work.exists():
             pytest.skip("the process was faster than the signal")
         assert not out.exists(), "nothing half-written stands where the checkpoint will"
