@@ -5,7 +5,7 @@ from math import log1p
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from fasc.errors import UsageError
 
@@ -139,9 +139,9 @@ class BudgetConfig(_Part):
     floor: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of its dense parameters that each layer keeps at least."""
 
-    min_saving: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Under `fisher`, a layer is factored only if that saves at least this share of its parameters. On an Intel
-    Xeon 0.15 to 0.25 make blocks and decoding 3 to 10 % faster and perplexity 1 to 3 % higher, on an AMD EPYC nothing faster
+    overhead: NonNegativeInt = 0
+    """Under `fisher`, how many parameters the time of one product is worth: factoring a layer, which makes one more, must beat
+    other savings by as much. The budget stays what it is. 32768 to 65536 make small models faster, for some quality
     (docs/results.md)."""
 
     @model_validator(mode="before")
@@ -186,8 +186,8 @@ class BudgetConfig(_Part):
         short = {"rank_fraction": "", "param_fraction": "params", "model_fraction": "model", "max_bytes": ""}
         value = getattr(self, self.kind)
         number = f"{value:g}" if isinstance(value, float) else str(value).replace(" ", "")
-        unusual = {"floor": self.floor, "multiple": self.rank_multiple, "saving": self.min_saving}
-        usual = {"floor": 0.0, "multiple": type(self).model_fields["rank_multiple"].default, "saving": 0.0}
+        unusual = {"floor": self.floor, "multiple": self.rank_multiple, "overhead": self.overhead}
+        usual = {"floor": 0.0, "multiple": type(self).model_fields["rank_multiple"].default, "overhead": 0}
         rest = "".join(f"-{name}{value:g}" for name, value in unusual.items() if value != usual[name])
         return {**short, "max_perplexity_increase": "ppl+", "max_kl": "kl"}[self.kind] + number + rest
 

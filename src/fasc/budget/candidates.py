@@ -30,8 +30,8 @@ class Rules:
     floor: float = 0.0
     """Least share of its dense parameters that any unit keeps."""
 
-    min_saving: float = 0.0
-    """Least share of its parameters that a compressed unit saves."""
+    overhead: float = 0.0
+    """What one product more in a forward pass counts, in parameters."""
 
     cost: Cost = "parameters"
     bytes_per_parameter: int = 4
@@ -62,6 +62,9 @@ class Candidates:
 
     whole: float
     """Cost of the dense unit, whether that is an option or not."""
+
+    overheads: Floats | None = None
+    """What each option counts beyond its cost when options are compared: for the products that it adds to a forward pass."""
 
     def pick(self, index: int) -> UnitPlan:
         """The unit as the option says."""
@@ -124,8 +127,7 @@ def candidates(unit: UnitPlan, rules: Rules, losses: Floats | None = None, *, un
     found = []
     for rank in range(step, min(unit.d_in, unit.d_out), step):
         layout, parameters = _cheapest(unit, rank, rules)
-        saves = layout == "merged" or parameters <= (1 - rules.min_saving) * dense
-        if layout is not None and saves and parameters >= least:
+        if layout is not None and parameters >= least:
             loss = 0.0 if losses is None else float(losses[min(rank, len(losses) - 1)])
             found.append((rank, layout, _cost(unit, rank, layout, rules), loss))
     if "dense" in rules.layouts or not found:
@@ -139,6 +141,7 @@ def candidates(unit: UnitPlan, rules: Rules, losses: Floats | None = None, *, un
         np.array(costs, dtype=np.float64),
         None if losses is None else np.array(known, dtype=np.float64),
         whole=_cost(unit, unit.full_rank, "dense", rules),
+        overheads=np.array([_overhead(layout, rules) for layout in layouts]) if rules.overhead else None,
     )
 
 
@@ -157,6 +160,13 @@ def _cheapest(unit: UnitPlan, rank: int, rules: Rules) -> tuple[Layout | None, i
     if "merged" in rules.layouts:
         return "merged", stored_parameters("merged", rank, unit.d_in, unit.d_out, dense_biases=unit.dense_biases)
     return None, 0
+
+
+def _overhead(layout: Layout, rules: Rules) -> float:
+    """Of the one product more that a factored unit needs, however many layers share its projection."""
+    if layout in ("dense", "merged") or rules.cost == "rank":
+        return 0.0
+    return rules.overhead * (rules.bytes_per_parameter if rules.cost == "bytes" else 1)
 
 
 def _cost(unit: UnitPlan, rank: int, layout: Layout, rules: Rules) -> float:

@@ -6,10 +6,13 @@ is a multiple-choice knapsack. Costs of the pivoted layout are concave in the ra
 that assumes a constant price per direction is wrong; instead the problem is relaxed with one price λ for the whole budget, which
 splits it into an exact minimum per unit, and λ is found by bisection. The relaxation also bounds the optimum from below. Options
 that this bound excludes are dropped, and what is left is solved exactly, group by group, over all undominated totals.
+
+An option may have an overhead: what it counts beyond its cost when options are compared, for the time of the products that it
+adds to a forward pass. It uses nothing of a limit on the cost; it is paid at the price λ that a parameter has without overheads.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -30,12 +33,13 @@ _WAYS = 200
 """Ways to choose within one group kept at most, likewise."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Menu:
+class _Menu(NamedTuple):
     """One unit: what is minimised and what is limited, for each option."""
 
     objective: Floats
     limited: Floats
+    overhead: Floats
+    """In the unit of the costs, wherever they stand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,8 @@ class Allocation:
 
     picks: Picks
     objective: float
+    """Loss, or cost, of the choice, overheads included."""
+
     lower_bound: float
     """No allocation within the limit is better than this."""
 
@@ -83,6 +89,9 @@ def allocate_by_loss(groups: Sequence[Choice], limit: float, *, limited: str) ->
             "ask for more, or allow more layouts (--layouts) and no --floor",
         )
     relaxed = _relaxed(choices, limit)
+    if any(menu.overhead.any() for choice in choices for way in choice for menu in way.menus):
+        choices = [_overheads_paid(choice, 1.0 if swap else relaxed.price) for choice in choices]
+        relaxed = _relaxed(choices, limit)
     picks, best = relaxed.picks, relaxed.objective
     if best - relaxed.lower_bound > _GAP * max(abs(best), 1e-300):
         picks = _close_the_gap(choices, limit, relaxed)
@@ -102,12 +111,22 @@ class _Relaxed(NamedTuple):
 
 def _menu(unit: Candidates, *, swap: bool) -> _Menu:
     assert unit.losses is not None  # noqa: S101 - the planner has checked that every unit has losses
-    return _Menu(unit.costs, unit.losses) if swap else _Menu(unit.losses, unit.costs)
+    overhead = np.zeros(len(unit.costs)) if unit.overheads is None else unit.overheads
+    return _Menu(unit.costs, unit.losses, overhead) if swap else _Menu(unit.losses, unit.costs, overhead)
 
 
 def _way(way: Way, *, swap: bool) -> _Way:
     loss, cost = (0.0, way.loss) if swap else (way.loss, 0.0)
     return _Way(tuple(_menu(unit, swap=swap) for unit in way.units), loss, cost)
+
+
+def _overheads_paid(choice: _Choice, price: float) -> _Choice:
+    """The same choice with the overheads, each times the price, in what is minimised."""
+
+    def paid(menu: _Menu) -> _Menu:
+        return menu._replace(objective=menu.objective + price * menu.overhead)
+
+    return tuple(replace(way, menus=tuple(map(paid, way.menus))) for way in choice)
 
 
 def _least(choice: _Choice) -> float:

@@ -138,7 +138,7 @@ MaxBytes = Annotated[str | None, option(BudgetConfig, "max_bytes", "--max-bytes"
 MaxPerplexityIncrease = Annotated[str | None, option(BudgetConfig, "max_perplexity_increase", "--max-perplexity-increase")]
 MaxKl = Annotated[float | None, option(BudgetConfig, "max_kl", "--max-kl")]
 RankMultiple = Annotated[int | None, option(BudgetConfig, "rank_multiple", "--rank-multiple")]
-MinSaving = Annotated[float | None, option(BudgetConfig, "min_saving", "--min-saving")]
+Overhead = Annotated[int | None, option(BudgetConfig, "overhead", "--overhead")]
 Floor = Annotated[float | None, option(BudgetConfig, "floor", "--floor")]
 
 Benchmarks = Annotated[str | None, option(EvaluationConfig, "benchmarks", "--benchmarks")]

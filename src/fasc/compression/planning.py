@@ -190,7 +190,7 @@ def _rules(options: MethodConfig, budget: BudgetConfig, *, bytes_per_parameter: 
         layouts=frozenset(layout for layout in options.layouts if layout != "channels"),
         rank_multiple=budget.rank_multiple,
         floor=budget.floor,
-        min_saving=budget.min_saving if get_method(options.name).is_loss and allocation_of(options, budget) == "fisher" else 0.0,
+        overhead=budget.overhead if allocation_of(options, budget) == "fisher" else 0.0,
         cost=_COSTS.get(budget.kind, "parameters"),
         bytes_per_parameter=bytes_per_parameter,
     )
