@@ -115,14 +115,15 @@ def test_a_group_projects_once_per_forward(statistics, tokens, monkeypatch, layo
     calls = []
     expected = {"factors": SharedProjection, "pivoted": PivotRows, "pivoted-columns": PivotColumns}[layouts[-1]]
     for kind in {SharedProjection, expected}:
-        for name in {"project", "of_rows"} & vars(kind).keys():
+        for name in {"project", "of_vector"} & vars(kind).keys():
             plain = getattr(kind, name)
             monkeypatch.setattr(kind, name, lambda self, x, plain=plain: (calls.append(self), plain(self, x))[1])
     projections = [m for m in model.modules() if isinstance(m, SharedProjection)]
     assert {type(m) for m in projections} == {expected}
     assert {m.readers for m in projections} == {1, 2, 3}
     logits(model, tokens)
-    assert len(calls) == len(projections) == len({id(one) for one in calls})
+    made = [one for one in calls if one.readers > 1]
+    assert len(made) == sum(m.readers > 1 for m in projections) == len({id(one) for one in made})
     assert all(m._input is None and m._output is None for m in projections), "nothing is kept between forwards"
 
 
@@ -441,6 +442,7 @@ def test_rows_are_divided_among_threads_where_that_was_measured_to_be_faster(mon
     monkeypatch.setattr(lowrank, "perf_counter", lambda: now[0])
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     monkeypatch.setattr(lowrank.F, "linear", slow(torch.nn.functional.linear, 1.0))
+    monkeypatch.setattr(lowrank, "_of_one", slow(lowrank._of_one, 1.0))
     for cost, expected in ((0.5, {1, 4, 16}), (0.95, set()), (1.2, set())):
         with monkeypatch.context() as patched:
             patched.setattr(lowrank, "_by_all_threads", slow(lowrank._by_all_threads, cost))
@@ -475,6 +477,44 @@ def test_factors_are_called_where_somebody_listens_or_stands_in_their_place(stat
         torch.testing.assert_close(model(x).logits, expected)
     model(x).logits.sum().backward()
     assert all(p.grad is not None for p in layers[0].projection.parameters())
+
+
+@pytest.mark.parametrize(
+    "layouts", [("factors",), ("pivoted",), ("pivoted-columns",), ("shared", "factors"), ("shared", "pivoted")]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("divided", [True, False])
+def test_products_in_place_and_of_one_token_are_those_of_training(statistics, layouts, dtype, divided, monkeypatch):
+    """With gradients every product is a new tensor; without, the way depends on the number of tokens."""
+    monkeypatch.setattr(lowrank, "_divided_here", lambda _: frozenset({1, 4, 16}) if divided else frozenset())
+    model, _ = compressed(statistics, layouts=layouts)
+    layers = [module for module in model.to(dtype).modules() if isinstance(module, LowRankLinear)]
+    generator = torch.Generator().manual_seed(0)
+    for layer in layers:
+        assert {at.device.type for at in layer.buffers()} <= {"cpu"}
+        for shape in ((), (1, 1), (1, 3), (2, 1), (40,), (2, 20)):
+            x = torch.randn(*shape, layer.in_features, generator=generator).to(dtype)
+            before, expected = x.clone(), layer(x)
+            close = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.05}
+            with torch.no_grad():
+                torch.testing.assert_close(layer(x), expected, **close)
+                torch.testing.assert_close(layer(x[..., None].expand(*x.shape, 2)[..., 0]), expected, **close)  # not contiguous
+                with torch.autocast("cpu", torch.bfloat16):
+                    assert layer(x.float()).dtype == torch.bfloat16
+            assert torch.equal(x, before), "the input stays"
+
+
+def test_another_order_of_the_inputs_is_noticed(statistics):
+    """Loading puts another tensor in its place or writes into it; both count."""
+    model, _ = compressed(statistics, layouts=("pivoted-columns",))
+    layer = next(module for module in model.modules() if isinstance(module, LowRankLinear) and module.down is not None)
+    x = torch.randn(1, layer.in_features)
+    with torch.no_grad():
+        layer(x)
+        for assign in (True, False):
+            turned = layer.down.order.flip(0).clone()
+            layer.load_state_dict({**layer.state_dict(), "down.order": turned}, assign=assign)
+            torch.testing.assert_close(layer(x.clone()), x @ layer.weight.mT + layer.bias, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 96), (1, 96), (96,), (2, 1, 96), (1, 4, 96), (5, 96), (8, 1, 96), (16, 96)])

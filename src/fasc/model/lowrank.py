@@ -86,7 +86,8 @@ def _divided_here(threads: int) -> frozenset[int]:
     with torch.no_grad():
         for tokens in (_ONE, _FEWEST, _FEW):
             rows = torch.ones(tokens, _TRIED_COLUMNS)
-            ordinary, divided = partial(F.linear, rows), partial(_by_all_threads, rows, bias=None, parts=threads)
+            ordinary = partial(_of_one, rows, bias=None) if tokens == _ONE else partial(F.linear, rows)
+            divided = partial(_by_all_threads, rows, bias=None, parts=threads)
             turns = [(seconds(ordinary), seconds(divided)) for _ in range(_TURNS)]
             if median(two for _, two in turns) < _CLEARLY * median(one for one, _ in turns):
                 found.add(tokens)
@@ -98,12 +99,50 @@ _CLEARLY = 0.9
 """The share of the ordinary product's time below which the other one is taken."""
 
 
+def at_inference(x: Tensor, weight: Tensor) -> bool:
+    """Whether results may be written in place and products chosen by the number of tokens.
+
+    Not with gradients, while compiling (a size that is looked at is a condition to compile again for) and in autocast, which
+    knows nothing of products in place.
+    """
+    compiling = torch.compiler.is_compiling()
+    return not (compiling or torch.is_grad_enabled() or x.dtype != weight.dtype or torch.is_autocast_enabled(x.device.type))
+
+
+def is_one(x: Tensor, d_in: int, weight: Tensor) -> bool:
+    """Whether ``x`` is one float32 token on a CPU, whose products are faster as those of a matrix and a vector.
+
+    ``F.linear`` takes it for a matrix of one row: of 576 × 576 it takes a fifth longer (docs/log.md).
+    """
+    return (
+        at_inference(x, weight)
+        and x.numel() == d_in
+        and weight.dtype == torch.float32
+        and weight.is_cpu
+        and _ONE not in _divided_here(torch.get_num_threads())
+    )
+
+
+def _of_one(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``F.linear`` of one token, […, d_in] → […, d_out]."""
+    vector = x.reshape(-1)
+    found = torch.mv(weight, vector) if bias is None else torch.addmv(bias, weight, vector)
+    return found.view(*x.shape[:-1], len(weight))
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``F.linear``, in the fastest way known for this number of tokens on this machine."""
+    if is_one(x, weight.shape[1], weight):
+        return _of_one(x, weight, bias)
+    found = by_all_threads(x, weight, bias)
+    return F.linear(x, weight, bias) if found is None else found
+
+
 def calls_nothing_else(*modules: nn.Module) -> bool:
     """Whether calling these factors does nothing but their own product, so that their weights may be used without the calls.
 
     In decoding, the calls of a layer's two factors take as long as one of its products (docs/log.md). Hooks, a new ``forward``
-    (accelerate's offloading) and other modules in their place (adapters) need the calls; so do training and the product by all
-    threads.
+    (accelerate's offloading) and other modules in their place (adapters) need the calls; so does training.
     """
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or _has_any_global_hook():
         return False
@@ -111,8 +150,7 @@ def calls_nothing_else(*modules: nn.Module) -> bool:
         kept = module.__dict__
         if type(module) not in _OWN or kept["_forward_hooks"] or kept["_forward_pre_hooks"] or "forward" in kept:
             return False
-    on_cpu = modules[0]._parameters["weight"].device.type == "cpu"  # type: ignore[union-attr]
-    return not (on_cpu and _divided_here(torch.get_num_threads()))
+    return True
 
 
 def in_order(columns: Tensor, order: Tensor) -> Tensor:
@@ -133,12 +171,15 @@ class _InOrder(torch.autograd.Function):
 
 
 class FactorLinear(nn.Linear):
-    """``nn.Linear`` that decodes a few tokens with all threads."""
+    """``nn.Linear`` with the fastest product for few tokens."""
+
+    def _weights(self) -> tuple[Any, Any]:
+        """Weight and bias by their dictionary, where :func:`calls_nothing_else`: it is half a microsecond faster than by name."""
+        return self._parameters["weight"], self._parameters["bias"]
 
     def forward(self, input: Tensor) -> Tensor:
         """[…, in_features] → […, out_features]."""
-        found = by_all_threads(input, self.weight, self.bias)
-        return super().forward(input) if found is None else found
+        return product(input, self.weight, self.bias)
 
 
 class SharedProjection(FactorLinear):
@@ -158,11 +199,12 @@ class SharedProjection(FactorLinear):
 
     def project(self, input: Tensor) -> Tensor:
         """The projection itself, [d_in last] → [rank last]."""
-        return FactorLinear.forward(self, input)
+        return product(input, self.weight, self.bias)
 
-    def of_rows(self, rows: Tensor) -> Tensor:
-        """The same by the ordinary product, [tokens, d_in] → [tokens, rank]."""
-        return F.linear(rows, self.weight, self.bias)
+    def of_vector(self, vector: Tensor) -> Tensor:
+        """The same of one token, [d_in] → [rank]; for :func:`is_one` only."""
+        weight, bias = self._weights()
+        return torch.mv(weight, vector) if bias is None else torch.addmv(bias, weight, vector)
 
     @property
     def matrix(self) -> Tensor:
@@ -209,19 +251,33 @@ class PivotColumns(SharedProjection):
     def __init__(self, d_in: int, rank: int, readers: int, *, dtype: torch.dtype | None = None) -> None:
         super().__init__(d_in - rank, rank, readers, dtype=dtype)
         self.register_buffer("order", torch.arange(d_in, dtype=torch.int32))
+        self._halves: tuple[Tensor, Tensor, Tensor] | None = None
 
     def project(self, input: Tensor) -> Tensor:
         """[…, d_in] → […, rank]."""
-        shape = input.shape
-        kept, others = in_order(input.reshape(-1, shape[-1]), self.order).split((self.out_features, self.in_features), 1)
-        output = by_all_threads(others, self.weight, kept)
-        output = torch.addmm(kept, others, self.weight.mT) if output is None else output
+        shape, weight = input.shape, self.weight
+        rows = input.reshape(-1, shape[-1])
+        if at_inference(input, weight):
+            kept, others = (rows.index_select(1, order) for order in self._orders())
+            output = by_all_threads(others, weight, kept)
+            output = kept.addmm_(others, weight.mT) if output is None else output
+        else:
+            kept, others = in_order(rows, self.order).split((self.out_features, self.in_features), 1)
+            output = torch.addmm(kept, others, weight.mT)
         return output.view(*shape[:-1], self.out_features)
 
-    def of_rows(self, rows: Tensor) -> Tensor:
-        """The same by the ordinary product, [tokens, d_in] → [tokens, rank]."""
-        kept, others = in_order(rows, self.order).split((self.out_features, self.in_features), 1)
-        return torch.addmm(kept, others, self.weight.mT)
+    def of_vector(self, vector: Tensor) -> Tensor:
+        """The same of one token, [d_in] → [rank]; for :func:`is_one` only."""
+        kept, others = self._orders()
+        return vector.index_select(0, kept).addmv_(self._weights()[0], vector.index_select(0, others))
+
+    def _orders(self) -> tuple[Tensor, Tensor]:
+        """Where the kept inputs lie, and where the others: views of ``order``."""
+        order = self._buffers["order"]
+        if self._halves is None or self._halves[0] is not order:
+            assert order is not None  # noqa: S101
+            self._halves = (order, order[: self.out_features], order[self.out_features :])
+        return self._halves[1:]
 
     @property
     def matrix(self) -> Tensor:
@@ -243,7 +299,7 @@ class PivotRows(SharedProjection):
 
     def project(self, input: Tensor) -> Tensor:
         """[…, d_in] → [tokens, rank]."""
-        return FactorLinear.forward(self, input.reshape(-1, input.shape[-1]))
+        return product(input.reshape(-1, input.shape[-1]), self.weight, self.bias)
 
 
 class LowRankLinear(nn.Module):
@@ -297,11 +353,14 @@ class LowRankLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[…, d_in]`` to ``[…, d_out]``."""
         up, down = self._factors()
-        assert up is not None  # noqa: S101
-        if down.readers == 1 and calls_nothing_else(down, up):
-            rows = down.of_rows(x.reshape(-1, x.shape[-1]))
-            return F.linear(rows, up.weight, up.bias).view(*x.shape[:-1], self.out_features)
-        result: Tensor = up(down(x))
+        result: Tensor
+        if not calls_nothing_else(down, up):
+            result = up(down(x))
+            return result
+        weight, bias = up._weights()
+        if down.readers == 1 and is_one(x, self.in_features, weight):
+            return torch.addmv(bias, weight, down.of_vector(x.reshape(-1))).view(*x.shape[:-1], self.out_features)
+        result = product(down.forward(x), weight, bias)
         return result
 
     @property
@@ -363,13 +422,31 @@ class PivotedLinear(LowRankLinear):
         """Map ``[…, d_in]`` to ``[…, d_out]``."""
         up, down = self._factors()
         if up is not None and down.readers == 1 and calls_nothing_else(down, up):
-            kept = down.of_rows(x.reshape(-1, x.shape[-1]))
-            outputs = torch.cat((kept, F.linear(kept, up.weight, up.bias)), dim=1)
-            return in_order(outputs, self.order).view(*x.shape[:-1], self.out_features)
+            found = self._in_place(x, down._weights(), up._weights())
+            if found is not None:
+                return found.view(*x.shape[:-1], self.out_features)
         kept = down(x)
         own = kept[:, self.start : self.stop]
         outputs = own if up is None else torch.cat((own, up(kept)), dim=1)
         return in_order(outputs, self.order).view(*x.shape[:-1], self.out_features)
+
+    def _in_place(self, x: Tensor, down: tuple[Tensor, Tensor], up: tuple[Tensor, Tensor]) -> Tensor | None:
+        """Both products written where their outputs belong before these are put in order; ``None`` for a few tokens.
+
+        For a few, a product with gaps between the rows of its result is slower than putting two results together.
+        """
+        (rows, row_bias), (weight, bias) = down, up
+        if is_one(x, self.in_features, rows):
+            vector = x.new_empty(self.out_features)
+            kept = torch.addmv(row_bias, rows, x.reshape(-1), out=vector[: self.rank])
+            torch.addmv(bias, weight, kept, out=vector[self.rank :])
+            return vector.index_select(0, self.order)
+        if not at_inference(x, rows) or x.numel() <= _FEW * self.in_features:
+            return None
+        outputs = x.new_empty(x.numel() // self.in_features, self.out_features)
+        kept = torch.addmm(row_bias, x.reshape(-1, self.in_features), rows.mT, out=outputs[:, : self.rank])
+        torch.addmm(bias, kept, weight.mT, out=outputs[:, self.rank :])
+        return outputs.index_select(1, self.order)
 
     @property
     def weight(self) -> Tensor:
