@@ -125,9 +125,11 @@ def is_one(x: Tensor, d_in: int, weight: Tensor) -> bool:
 
 def _of_one(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``F.linear`` of one token, […, d_in] → […, d_out]."""
-    vector = x.reshape(-1)
-    found = torch.mv(weight, vector) if bias is None else torch.addmv(bias, weight, vector)
-    return found.view(*x.shape[:-1], len(weight))
+    return _vector_product(x.reshape(-1), weight, bias).view(*x.shape[:-1], len(weight))
+
+
+def _vector_product(vector: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.mv(weight, vector) if bias is None else torch.addmv(bias, weight, vector)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -203,8 +205,7 @@ class SharedProjection(FactorLinear):
 
     def of_vector(self, vector: Tensor) -> Tensor:
         """The same of one token, [d_in] → [rank]; for :func:`is_one` only."""
-        weight, bias = self._weights()
-        return torch.mv(weight, vector) if bias is None else torch.addmv(bias, weight, vector)
+        return _vector_product(vector, *self._weights())
 
     @property
     def matrix(self) -> Tensor:
@@ -300,6 +301,11 @@ class PivotRows(SharedProjection):
     def project(self, input: Tensor) -> Tensor:
         """[…, d_in] → [tokens, rank]."""
         return product(input.reshape(-1, input.shape[-1]), self.weight, self.bias)
+
+    def write(self, tokens: Tensor, out: Tensor) -> Tensor:
+        """The same written to ``out``, [tokens, d_in] → [tokens, rank]; of one token (:func:`is_one`) [d_in] → [rank]."""
+        weight, bias = self._weights()
+        return torch.addmv(bias, weight, tokens, out=out) if tokens.dim() == 1 else torch.addmm(bias, tokens, weight.mT, out=out)
 
 
 class LowRankLinear(nn.Module):
@@ -422,29 +428,27 @@ class PivotedLinear(LowRankLinear):
         """Map ``[…, d_in]`` to ``[…, d_out]``."""
         up, down = self._factors()
         if up is not None and down.readers == 1 and calls_nothing_else(down, up):
-            found = self._in_place(x, down._weights(), up._weights())
-            if found is not None:
-                return found.view(*x.shape[:-1], self.out_features)
+            return self._without_calls(x, down, *up._weights()).view(*x.shape[:-1], self.out_features)
         kept = down(x)
         own = kept[:, self.start : self.stop]
         outputs = own if up is None else torch.cat((own, up(kept)), dim=1)
         return in_order(outputs, self.order).view(*x.shape[:-1], self.out_features)
 
-    def _in_place(self, x: Tensor, down: tuple[Tensor, Tensor], up: tuple[Tensor, Tensor]) -> Tensor | None:
-        """Both products written where their outputs belong before these are put in order; ``None`` for a few tokens.
+    def _without_calls(self, x: Tensor, down: PivotRows, weight: Tensor, bias: Tensor) -> Tensor:
+        """Of one token and of many, both products are written where their outputs lie before these are put in order.
 
-        For a few, a product with gaps between the rows of its result is slower than putting two results together.
+        For a few tokens, a product with gaps between the rows of its result is slower than putting two results together.
         """
-        (rows, row_bias), (weight, bias) = down, up
-        if is_one(x, self.in_features, rows):
+        if is_one(x, self.in_features, weight):
             vector = x.new_empty(self.out_features)
-            kept = torch.addmv(row_bias, rows, x.reshape(-1), out=vector[: self.rank])
+            kept = down.write(x.reshape(-1), vector[: self.rank])
             torch.addmv(bias, weight, kept, out=vector[self.rank :])
             return vector.index_select(0, self.order)
-        if not at_inference(x, rows) or x.numel() <= _FEW * self.in_features:
-            return None
+        if not at_inference(x, weight) or x.numel() <= _FEW * self.in_features:
+            kept = down.project(x)
+            return torch.cat((kept, product(kept, weight, bias)), dim=1).index_select(1, self.order)
         outputs = x.new_empty(x.numel() // self.in_features, self.out_features)
-        kept = torch.addmm(row_bias, x.reshape(-1, self.in_features), rows.mT, out=outputs[:, : self.rank])
+        kept = down.write(x.reshape(-1, self.in_features), outputs[:, : self.rank])
         torch.addmm(bias, kept, weight.mT, out=outputs[:, self.rank :])
         return outputs.index_select(1, self.order)
 
