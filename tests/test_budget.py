@@ -490,7 +490,14 @@ def test_a_weight_without_full_rank_is_forecast_all_the_same():
 
 
 def test_budgets_that_differ_in_anything_have_names_that_tell_the_rows_of_a_run_apart():
-    asked = [{}, {"floor": 0.25}, {"overhead": 4096}, {"rank_multiple": 1}, {"floor": 0.25, "rank_multiple": 16}]
+    asked = [
+        {},
+        {"floor": 0.25},
+        {"overhead": 4096},
+        {"rank_multiple": 1},
+        {"floor": 0.25, "rank_multiple": 16},
+        {"channel_multiple": 256},
+    ]
     labels = [BudgetConfig(param_fraction=0.8, **more).label for more in asked]
     assert labels == [
         "params0.8",
@@ -498,4 +505,5 @@ def test_budgets_that_differ_in_anything_have_names_that_tell_the_rows_of_a_run_
         "params0.8-overhead4096",
         "params0.8-multiple1",
         "params0.8-floor0.25-multiple16",
+        "params0.8-channels256",
     ]

@@ -29,7 +29,7 @@ from fasc.compression.recover import recover
 from fasc.compression.validate import validate_plans
 from fasc.config import BudgetConfig, LayersConfig, MethodConfig, RecoveryConfig
 from fasc.diagnosis.forecast import loss_on
-from fasc.errors import ModelError, UsageError
+from fasc.errors import BudgetError, ModelError, UsageError
 from fasc.linalg.channels import eliminate, refit
 from fasc.methods import METHODS, decompose_unit, stacked_weight, unit_in
 from fasc.model.channels import find_channels
@@ -456,6 +456,20 @@ def test_numbers_of_channels_are_multiples_and_few():
     assert all(count % 8 == 0 for count in counts_of(11008, 8))
     assert len(counts_of(14336, 8)) <= 24
     assert counts_of(48, 8)[0] == 46
+    assert counts_of(1536, 8, 256) == [1280, 1024, 768, 512]
+    assert counts_of(48, 8, 16) == [32, 16], "also where the multiple of ranks would not count"
+    assert len(counts_of(14336, 8, 256)) <= 24
+
+
+def test_numbers_of_channels_are_the_multiples_asked_for(statistics):
+    model, found = tiny_model(), statistics()
+    for multiple in (8, 16):
+        plan = pipeline.plan(model, OPTIONS, BudgetConfig(param_fraction=0.6, channel_multiple=multiple), statistics=found)
+        assert plan.cuts
+        assert all(one.kept % multiple == 0 for one in plan.cuts)
+        assert 0.995 * 0.6 <= plan.totals["param_fraction"] <= 0.6
+    with pytest.raises(BudgetError, match=r"no multiple of 48 .*`model\.layers\.0\.mlp\.down_proj`"):
+        pipeline.plan(model, OPTIONS, BudgetConfig(param_fraction=0.6, channel_multiple=48), statistics=found)
 
 
 def test_narrow_groups_have_the_parameters_that_were_not_removed():

@@ -27,6 +27,9 @@ class Rules:
 
     layouts: frozenset[Layout]
     rank_multiple: int = 1
+    channel_multiple: int | None = None
+    """Of the numbers of channels, if not that of the ranks."""
+
     floor: float = 0.0
     """Least share of its dense parameters that any unit keeps."""
 

@@ -138,6 +138,7 @@ MaxBytes = Annotated[str | None, option(BudgetConfig, "max_bytes", "--max-bytes"
 MaxPerplexityIncrease = Annotated[str | None, option(BudgetConfig, "max_perplexity_increase", "--max-perplexity-increase")]
 MaxKl = Annotated[float | None, option(BudgetConfig, "max_kl", "--max-kl")]
 RankMultiple = Annotated[int | None, option(BudgetConfig, "rank_multiple", "--rank-multiple")]
+ChannelMultiple = Annotated[int | None, option(BudgetConfig, "channel_multiple", "--channel-multiple")]
 Overhead = Annotated[int | None, option(BudgetConfig, "overhead", "--overhead")]
 Floor = Annotated[float | None, option(BudgetConfig, "floor", "--floor")]
 

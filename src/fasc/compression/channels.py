@@ -4,7 +4,7 @@ Removing channels is a projector on coordinates. Nothing but the MLP's own layer
 rows for nothing, and the reader is refitted to the channels that stay. The narrower layers can be factored like any others.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -36,9 +36,15 @@ _FEWEST = 0.25
 """Least share of its channels that an MLP keeps."""
 
 
-def counts_of(channels: int, multiple: int) -> list[int]:
-    """Numbers of channels that a plan may keep, the largest first; not all of them."""
-    step = step_of(multiple, channels)
+def counts_of(channels: int, rank_multiple: int, channel_multiple: int | None = None) -> list[int]:
+    """Numbers of channels that a plan may keep, the largest first; not all of them.
+
+    Args:
+        channels: of the MLP.
+        rank_multiple: what they are multiples of, where the MLP is large enough.
+        channel_multiple: what they are multiples of in any case.
+    """
+    step = step_of(rank_multiple, channels) if channel_multiple is None else channel_multiple
     step *= -(-channels // (_STEPS * step))
     return [count for count in range((channels - 1) // step * step, 0, -step) if count >= _FEWEST * channels]
 
@@ -77,7 +83,7 @@ def channel_curves(
     model: PreTrainedModel,
     found: Sequence[Channels],
     options: MethodConfig,
-    multiple: int,
+    counts_of: Callable[[int], Sequence[int]],
     moments: tuple[Statistics, Statistics | None],
 ) -> dict[str, NDArray[np.float64]]:
     """Forecasts of every number of channels: see :func:`cut_key` and :func:`curve_key`.
@@ -86,7 +92,7 @@ def channel_curves(
         model: dense.
         found: its MLPs.
         options: for the damping, and the method that decomposes what is left.
-        multiple: of the numbers of channels.
+        counts_of: the numbers of channels to forecast, by how many there are.
         moments: that choose; and those of held-out text by which the loss is forecast, if any.
 
     Raises:
@@ -95,7 +101,7 @@ def channel_curves(
     curves: dict[str, NDArray[np.float64]] = {}
     with progress("forecasting the loss of fewer channels", len(found), "MLPs") as advance, torch.no_grad():
         for one in found:
-            counts = counts_of(one.count, multiple)
+            counts = counts_of(one.count)
             if moments[1] is None:
                 curves |= _curves(model, moments[0], one, options, counts)
             else:

@@ -1,7 +1,8 @@
 """Budget, shapes and forecast → :class:`~fasc.budget.plan.RankPlan`."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,15 +121,19 @@ def plan_model(  # noqa: PLR0913 - each is a source or a switch of the plan
         )
     known = {} if known is None else known
     found = _cuttable(model, groups) if _may_cut(options, budget) else []
+    counts = partial(counts_of, rank_multiple=budget.rank_multiple, channel_multiple=budget.channel_multiple)
+    if budget.channel_multiple is not None:
+        _check_counts(found, counts, budget.channel_multiple)
     key = (
-        f"{options.name} {options.reading} {options.damping} {scopes} {held_out is not None} {bool(found)} {budget.rank_multiple}"
+        f"{options.name} {options.reading} {options.damping} {scopes} {held_out is not None} "
+        f"{bool(found)} {budget.rank_multiple} {budget.channel_multiple}"
     )
     if statistics is not None and held_out is not None:
         _check_held_out(statistics, held_out)
     cheap = get_method(options.name).energies is not None and held_out is None
     if statistics is not None and not known.get(key) and (forecast or decides or cheap):
         forecasts = dict(_curves(model, groups, options, scopes, (statistics, held_out), needed=allocation == "fisher"))
-        known[key] = forecasts | channel_curves(model, found, options, budget.rank_multiple, (statistics, held_out))
+        known[key] = forecasts | channel_curves(model, found, options, counts, (statistics, held_out))
     curves = known.get(key, {})
     size = ModelSize(model.num_parameters(), model.dtype.itemsize, header_bytes(model, groups))
     choices = _choices(groups, found, scopes, rules, curves)
@@ -189,6 +194,7 @@ def _rules(options: MethodConfig, budget: BudgetConfig, *, bytes_per_parameter: 
     return Rules(
         layouts=frozenset(layout for layout in options.layouts if layout != "channels"),
         rank_multiple=budget.rank_multiple,
+        channel_multiple=budget.channel_multiple,
         floor=budget.floor,
         overhead=budget.overhead if allocation_of(options, budget) == "fisher" else 0.0,
         cost=_COSTS.get(budget.kind, "parameters"),
@@ -245,6 +251,16 @@ def _cuttable(model: PreTrainedModel, groups: Sequence[InputGroup]) -> list[Chan
     return [one for one in found if one.group.block != last]
 
 
+def _check_counts(found: Sequence[Channels], counts: Callable[[int], Sequence[int]], multiple: int) -> None:
+    """Raise ``BudgetError`` if the multiple leaves nothing to choose, which would take the layout away without a word."""
+    for one in found:
+        if not counts(one.count):
+            raise BudgetError(
+                f"no multiple of {multiple} lies between a quarter of the {one.count:,} channels of `{one.reader.name}` and all",
+                "give a smaller --channel-multiple, or leave `channels` out of --layouts",
+            )
+
+
 def _choices(
     groups: Sequence[InputGroup], found: Sequence[Channels], scopes: Sequence[Scope], rules: Rules, curves: Curves
 ) -> list[Choice]:
@@ -285,7 +301,7 @@ def _mlp_ways(channels: Channels, scopes: Sequence[Scope], rules: Rules, curves:
 
     name, count = channels.reader.name, channels.count
     ways = with_channels(channels.group, channels.reader, curves, None)
-    for kept in counts_of(count, rules.rank_multiple):
+    for kept in counts_of(count, rules.rank_multiple, rules.channel_multiple):
         if curve_key(name, kept) not in curves or kept < rules.floor * count:
             continue
         cut = ChannelCut(

@@ -221,7 +221,7 @@ def _remarks(found: Sequence[Comparison], ideal: float, low_rank: int, devices: 
     )
     many = (
         f"it is bound by arithmetic, of which the blocks have {ideal:.2f} × less, and two thin products run at a lower rate than "
-        "one square product; larger batches or layers gain more"
+        "one square product; larger batches or layers gain more, and so may `fasc compress --channel-multiple 256`"
     )
     slower = [one for one in found if one.ratio < _FASTER]
     return [
