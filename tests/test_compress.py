@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn.utils import parametrize, prune
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from fasc import pipeline
@@ -441,7 +442,6 @@ def test_rows_are_divided_among_threads_where_that_was_measured_to_be_faster(mon
     monkeypatch.setattr(lowrank, "perf_counter", lambda: now[0])
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     monkeypatch.setattr(lowrank.F, "linear", slow(torch.nn.functional.linear, 1.0))
-    monkeypatch.setattr(lowrank, "_of_one", slow(lowrank._of_one, 1.0))
     for cost, expected in ((0.5, {1, 4, 16}), (0.95, set()), (1.2, set())):
         with monkeypatch.context() as patched:
             patched.setattr(lowrank, "_by_all_threads", slow(lowrank._by_all_threads, cost))
@@ -501,6 +501,26 @@ def test_products_in_place_and_of_one_token_are_those_of_training(statistics, la
                 with torch.autocast("cpu", torch.bfloat16):
                     assert layer(x.float()).dtype == torch.bfloat16
             assert torch.equal(x, before), "the input stays"
+
+
+@pytest.mark.parametrize("layouts", [("factors",), ("pivoted",), ("pivoted-columns",), ("shared", "factors")])
+def test_weights_that_a_parametrization_or_pruning_keeps_elsewhere_are_found(statistics, tokens, layouts):
+    (model, _), (expected, _) = (compressed(statistics, layouts=layouts) for _ in range(2))
+    pairs = [(a, b) for a, b in zip(model.modules(), expected.modules(), strict=True) if type(a) is lowrank.FactorLinear]
+    assert pairs
+    for number, (module, other) in enumerate(pairs):
+        if number % 2:
+            parametrize.register_parametrization(module, "weight", Doubled())
+        else:
+            prune.l1_unstructured(module, "weight", amount=0.5)
+        other.weight.data.copy_(module.weight)
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens).logits, expected(tokens).logits)
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, weight):
+        return 2 * weight
 
 
 def test_another_order_of_the_inputs_is_noticed(statistics):

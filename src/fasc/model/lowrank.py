@@ -8,7 +8,8 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, get_num_threads, is_autocast_enabled, is_grad_enabled, nn
+from torch.compiler import is_compiling
 from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 
@@ -35,10 +36,8 @@ def by_all_threads(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | N
     Returns:
         [..., d_out], or ``None`` where the ordinary product is the better one.
     """
-    if torch.compiler.is_compiling():  # before any size is looked at: each would be a condition to compile again for
-        return None
-    threads = torch.get_num_threads()
-    if torch.is_grad_enabled() or weight.device.type != "cpu" or not (counts := _divided_here(threads)):
+    # Compiling comes before any size is looked at: each would be a condition to compile again for.
+    if is_compiling() or is_grad_enabled() or not weight.is_cpu or not (counts := _divided_here(threads := get_num_threads())):
         return None
     d_out, d_in = weight.shape
     tokens = x.numel() // d_in
@@ -86,7 +85,7 @@ def _divided_here(threads: int) -> frozenset[int]:
     with torch.no_grad():
         for tokens in (_ONE, _FEWEST, _FEW):
             rows = torch.ones(tokens, _TRIED_COLUMNS)
-            ordinary = partial(_of_one, rows, bias=None) if tokens == _ONE else partial(F.linear, rows)
+            ordinary = partial(F.linear, rows)
             divided = partial(_by_all_threads, rows, bias=None, parts=threads)
             turns = [(seconds(ordinary), seconds(divided)) for _ in range(_TURNS)]
             if median(two for _, two in turns) < _CLEARLY * median(one for one, _ in turns):
@@ -105,27 +104,23 @@ def at_inference(x: Tensor, weight: Tensor) -> bool:
     Not with gradients, while compiling (a size that is looked at is a condition to compile again for) and in autocast, which
     knows nothing of products in place.
     """
-    compiling = torch.compiler.is_compiling()
-    return not (compiling or torch.is_grad_enabled() or x.dtype != weight.dtype or torch.is_autocast_enabled(x.device.type))
+    return not (is_compiling() or is_grad_enabled() or x.dtype != weight.dtype or is_autocast_enabled(x.device.type))
 
 
 def is_one(x: Tensor, d_in: int, weight: Tensor) -> bool:
     """Whether ``x`` is one float32 token on a CPU, whose products are faster as those of a matrix and a vector.
 
-    ``F.linear`` takes it for a matrix of one row: of 576 × 576 it takes a fifth longer (docs/log.md).
+    Where one product follows another; a layer with one product gains nothing by it in a model (docs/log.md).
     """
     return (
-        at_inference(x, weight)
-        and x.numel() == d_in
-        and weight.dtype == torch.float32
+        not is_compiling()
+        and x.numel() == d_in == x.size(-1)
         and weight.is_cpu
-        and _ONE not in _divided_here(torch.get_num_threads())
+        and x.dtype == weight.dtype == torch.float32
+        and not is_grad_enabled()
+        and not is_autocast_enabled("cpu")
+        and _ONE not in _divided_here(get_num_threads())
     )
-
-
-def _of_one(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``F.linear`` of one token, […, d_in] → […, d_out]."""
-    return _vector_product(x.reshape(-1), weight, bias).view(*x.shape[:-1], len(weight))
 
 
 def _vector_product(vector: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -134,25 +129,31 @@ def _vector_product(vector: Tensor, weight: Tensor, bias: Tensor | None) -> Tens
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``F.linear``, in the fastest way known for this number of tokens on this machine."""
-    if is_one(x, weight.shape[1], weight):
-        return _of_one(x, weight, bias)
     found = by_all_threads(x, weight, bias)
     return F.linear(x, weight, bias) if found is None else found
 
 
-def calls_nothing_else(*modules: nn.Module) -> bool:
-    """Whether calling these factors does nothing but their own product, so that their weights may be used without the calls.
+def calls_nothing_else(down: nn.Module, up: nn.Module) -> bool:
+    """Whether calling these factors does nothing but their own products, so that their weights may be used without the calls.
 
     In decoding, the calls of a layer's two factors take as long as one of its products (docs/log.md). Hooks, a new ``forward``
     (accelerate's offloading) and other modules in their place (adapters) need the calls; so does training.
+
+    Written out, because in decoding each object that is looked at is a miss of the cache, which the weights have filled.
     """
-    if torch.compiler.is_compiling() or torch.is_grad_enabled() or _has_any_global_hook():
-        return False
-    for module in modules:
-        kept = module.__dict__
-        if type(module) not in _OWN or kept["_forward_hooks"] or kept["_forward_pre_hooks"] or "forward" in kept:
-            return False
-    return True
+    return not (
+        is_compiling()
+        or is_grad_enabled()
+        or _has_any_global_hook()
+        or type(down) not in _OWN
+        or type(up) not in _OWN
+        or down._forward_hooks
+        or down._forward_pre_hooks
+        or up._forward_hooks
+        or up._forward_pre_hooks
+        or "forward" in down.__dict__
+        or "forward" in up.__dict__
+    )
 
 
 def in_order(columns: Tensor, order: Tensor) -> Tensor:
@@ -176,12 +177,18 @@ class FactorLinear(nn.Linear):
     """``nn.Linear`` with the fastest product for few tokens."""
 
     def _weights(self) -> tuple[Any, Any]:
-        """Weight and bias by their dictionary, where :func:`calls_nothing_else`: it is half a microsecond faster than by name."""
-        return self._parameters["weight"], self._parameters["bias"]
+        """Weight and bias by their dictionary: half a microsecond faster than by name."""
+        kept = self._parameters
+        try:
+            return kept["weight"], kept["bias"]
+        except KeyError:  # parametrizations, pruning and sharding keep them elsewhere
+            return self.weight, self.bias
 
     def forward(self, input: Tensor) -> Tensor:
         """[…, in_features] → […, out_features]."""
-        return product(input, self.weight, self.bias)
+        weight, bias = self._weights()
+        found = by_all_threads(input, weight, bias)
+        return F.linear(input, weight, bias) if found is None else found
 
 
 class SharedProjection(FactorLinear):
@@ -260,8 +267,8 @@ class PivotColumns(SharedProjection):
         rows = input.reshape(-1, shape[-1])
         if at_inference(input, weight):
             kept, others = (rows.index_select(1, order) for order in self._orders())
-            output = by_all_threads(others, weight, kept)
-            output = kept.addmm_(others, weight.mT) if output is None else output
+            found = by_all_threads(others, weight, kept)
+            output = kept.addmm_(others, weight.mT) if found is None else found
         else:
             kept, others = in_order(rows, self.order).split((self.out_features, self.in_features), 1)
             output = torch.addmm(kept, others, weight.mT)
@@ -365,7 +372,7 @@ class LowRankLinear(nn.Module):
             return result
         weight, bias = up._weights()
         if down.readers == 1 and is_one(x, self.in_features, weight):
-            return torch.addmv(bias, weight, down.of_vector(x.reshape(-1))).view(*x.shape[:-1], self.out_features)
+            return torch.addmv(bias, weight, down.of_vector(x.view(-1))).view(*x.shape[:-1], self.out_features)
         result = product(down.forward(x), weight, bias)
         return result
 
