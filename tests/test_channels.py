@@ -472,6 +472,14 @@ def test_numbers_of_channels_are_the_multiples_asked_for(statistics):
         pipeline.plan(model, OPTIONS, BudgetConfig(param_fraction=0.6, channel_multiple=48), statistics=found)
 
 
+def test_the_multiple_holds_in_every_architecture(statistics, architecture):
+    budget = BudgetConfig(param_fraction=0.5, channel_multiple=16)
+    plan = pipeline.plan(tiny_model(architecture), OPTIONS, budget, statistics=statistics(architecture))
+    assert plan.cuts
+    assert all(one.kept % 16 == 0 and 0 < one.kept < one.channels for one in plan.cuts)
+    assert plan.totals["param_fraction"] <= 0.5
+
+
 def test_narrow_groups_have_the_parameters_that_were_not_removed():
     for architecture in ("llama", "gpt2", "phi3"):
         model = tiny_model(architecture)

@@ -138,7 +138,7 @@ class BudgetConfig(_Part):
 
     channel_multiple: PositiveInt | None = None
     """Numbers of channels that MLPs keep are multiples of this; left out: of the rank multiple, at most 24 of them to choose
-    from. Products whose sizes are multiples of 256 are a third faster on some processors (docs/results.md)."""
+    from. Products whose sizes are multiples of 256 are a third faster on some processors (docs/log.md)."""
 
     floor: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of its dense parameters that each layer keeps at least."""

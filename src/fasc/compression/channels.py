@@ -83,7 +83,7 @@ def channel_curves(
     model: PreTrainedModel,
     found: Sequence[Channels],
     options: MethodConfig,
-    counts_of: Callable[[int], Sequence[int]],
+    possible: Callable[[int], Sequence[int]],
     moments: tuple[Statistics, Statistics | None],
 ) -> dict[str, NDArray[np.float64]]:
     """Forecasts of every number of channels: see :func:`cut_key` and :func:`curve_key`.
@@ -92,7 +92,7 @@ def channel_curves(
         model: dense.
         found: its MLPs.
         options: for the damping, and the method that decomposes what is left.
-        counts_of: the numbers of channels to forecast, by how many there are.
+        possible: the numbers of channels to forecast, by how many there are (:func:`counts_of`).
         moments: that choose; and those of held-out text by which the loss is forecast, if any.
 
     Raises:
@@ -101,7 +101,7 @@ def channel_curves(
     curves: dict[str, NDArray[np.float64]] = {}
     with progress("forecasting the loss of fewer channels", len(found), "MLPs") as advance, torch.no_grad():
         for one in found:
-            counts = counts_of(one.count)
+            counts = possible(one.count)
             if moments[1] is None:
                 curves |= _curves(model, moments[0], one, options, counts)
             else:

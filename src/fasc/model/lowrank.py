@@ -123,10 +123,6 @@ def is_one(x: Tensor, d_in: int, weight: Tensor) -> bool:
     )
 
 
-def _vector_product(vector: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.mv(weight, vector) if bias is None else torch.addmv(bias, weight, vector)
-
-
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``F.linear``, in the fastest way known for this number of tokens on this machine."""
     found = by_all_threads(x, weight, bias)
@@ -186,9 +182,7 @@ class FactorLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """[…, in_features] → […, out_features]."""
-        weight, bias = self._weights()
-        found = by_all_threads(input, weight, bias)
-        return F.linear(input, weight, bias) if found is None else found
+        return product(input, *self._weights())
 
 
 class SharedProjection(FactorLinear):
@@ -212,7 +206,8 @@ class SharedProjection(FactorLinear):
 
     def of_vector(self, vector: Tensor) -> Tensor:
         """The same of one token, [d_in] → [rank]; for :func:`is_one` only."""
-        return _vector_product(vector, *self._weights())
+        weight, bias = self._weights()
+        return torch.mv(weight, vector) if bias is None else torch.addmv(bias, weight, vector)
 
     @property
     def matrix(self) -> Tensor:
