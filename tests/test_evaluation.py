@@ -3,6 +3,8 @@
 import gzip
 import json
 import math
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from fasc.config import EvaluationConfig
 from fasc.errors import CorpusError, NonFiniteError, UnknownNameError, UsageError
 from fasc.evaluation import BENCHMARKS, Subject, _cloze
 from fasc.evaluation._cloze import ClozeItem, best_candidates, candidate_tokens
+from fasc.evaluation._speed import peak_memory
 from fasc.evaluation.evaluate import evaluate
 from fasc.evaluation.facts import read_facts
 from fasc.evaluation.lama import read_trex
@@ -166,3 +169,11 @@ def test_evaluating_on_the_calibration_text_warns(tokenizer, text_file, capsys):
     digest = evaluation_texts(tiny_model(), tokenizer, config(text_file, "perplexity"))[0].text_digest
     evaluate(tiny_model(), tokenizer, config(text_file, "perplexity"), seen=[digest])
     assert "calibrated on" in capsys.readouterr().err
+
+
+def test_the_peak_memory_of_a_process_is_not_that_of_the_one_that_started_it():
+    ballast = b"1" * 600_000_000
+    assert peak_memory() > len(ballast)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        child = pool.submit(peak_memory).result()
+    assert 10_000_000 < child < peak_memory() - len(ballast) / 2

@@ -203,13 +203,24 @@ def _look(spec: str, length: int, dtype: DType, device: str, sender: Any) -> Non
         loaded = float(psutil.Process().memory_info().rss - before)
     with torch.no_grad():
         model(input_ids=_tokens(model, 1, length), use_cache=False)
-    if model.device.type == "cuda":
-        peak = float(torch.cuda.max_memory_allocated(model.device))
-    else:
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak = float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+    peak = torch.cuda.max_memory_allocated(model.device) if model.device.type == "cuda" else peak_memory()
     sender.send((seconds, loaded / 1e6, peak / 1e6))
     sender.close()
+
+
+def peak_memory() -> int:
+    """The most bytes this process had resident so far.
+
+    On Linux not ``getrusage``'s: a spawned process inherits that of its parent.
+    """
+    if _STATUS.exists():
+        line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+_STATUS = Path("/proc/self/status")
+"""Where Linux tells of a process's memory, in kB."""
 
 
 def _remarks(found: Sequence[Comparison], ideal: float, low_rank: int, devices: set[str]) -> list[str]:
