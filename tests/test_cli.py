@@ -17,6 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fasc.cli.app import main
+from fasc.config import BudgetConfig
+from fasc.pipeline import budget_of
 
 CALIBRATION = ["--sequences", "20", "--sequence-length", "16", "--damping", "1e-3"]
 
@@ -614,6 +616,8 @@ def test_compress_takes_the_options_of_plan_and_bench_compares(fasc, model_folde
     assert all(row["low"] <= row["ratio"] <= row["high"] for row in rows.values())
     assert rows["weights on disk"]["ratio"] < 1
     assert "fewer parameters" in shown
+    assert budget_of(str(out)) == BudgetConfig(param_fraction=0.7)
+    assert budget_of(str(model_folder)) is None
     refused(fasc("bench", model_folder), "does not say")
 
 

@@ -5,15 +5,16 @@ import json
 import math
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
 
-from fasc.config import EvaluationConfig
+from fasc.config import BudgetConfig, EvaluationConfig
 from fasc.errors import CorpusError, NonFiniteError, UnknownNameError, UsageError
 from fasc.evaluation import BENCHMARKS, Subject, _cloze
 from fasc.evaluation._cloze import ClozeItem, best_candidates, candidate_tokens
-from fasc.evaluation._speed import peak_memory
+from fasc.evaluation._speed import Comparison, peak_memory, remarks
 from fasc.evaluation.evaluate import evaluate
 from fasc.evaluation.facts import read_facts
 from fasc.evaluation.lama import read_trex
@@ -169,6 +170,18 @@ def test_evaluating_on_the_calibration_text_warns(tokenizer, text_file, capsys):
     digest = evaluation_texts(tiny_model(), tokenizer, config(text_file, "perplexity"))[0].text_digest
     evaluate(tiny_model(), tokenizer, config(text_file, "perplexity"), seen=[digest])
     assert "calibrated on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "asked", [{}, {"overhead": 65536}, {"channel_multiple": 512}, {"overhead": 65536, "channel_multiple": 256}]
+)
+def test_bench_advises_only_what_the_checkpoint_did_not_ask_for(asked):
+    slow = [Comparison(what, "tokens/s", 100.0, 90.0, 0.9, 0.9, 0.9) for what in ("decode, batch 1", "decode, batch 4")]
+    one_token, many = remarks(slow, 1.25, 75, {"cpu"}, BudgetConfig(param_fraction=0.8, **asked))
+    assert ("--overhead 65536" in one_token) == ("overhead" not in asked)
+    assert ("--channel-multiple 256" in many) == ("channel_multiple" not in asked)
+    assert [text.split(" is not faster (0.90 ×)")[0] for text in (one_token, many)] == ["decode, batch 1", "decode, batch 4"]
+    assert remarks([replace(one, ratio=1.1) for one in slow], 1.25, 75, {"cpu"}) == []
 
 
 def test_the_peak_memory_of_a_process_is_not_that_of_the_one_that_started_it():

@@ -1,6 +1,7 @@
 """The stages in order; what is already on disk is not done again."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from shutil import rmtree
@@ -537,6 +538,13 @@ def dense_of(checkpoint: str) -> str | None:
     """The model a checkpoint was compressed from, if it says so."""
     found = read_provenance(checkpoint)
     return None if found is None else found.get("model")
+
+
+def budget_of(checkpoint: str) -> BudgetConfig | None:
+    """The budget a checkpoint was compressed under, if it says so in words that this version knows."""
+    with suppress(UsageError):
+        return read_recipe(Path(checkpoint) / RECIPE_FILE).budgets[0]
+    return None
 
 
 def texts_seen(checkpoint: str | Path) -> frozenset[str]:

@@ -78,7 +78,8 @@ def bench(
     reference = dense or pipeline.dense_of(checkpoint)
     if reference is None:
         raise UsageError(f"`{checkpoint}` does not say which model it was compressed from", "pass --dense MODEL")
-    report = compare_speed(checkpoint, reference, config, dtype=source.dtype, device=source.device)
+    budget = pipeline.budget_of(checkpoint)
+    report = compare_speed(checkpoint, reference, config, budget=budget, dtype=source.dtype, device=source.device)
     print_speed(report)
     if json is not None:
         rows = [one.to_dict() for one in report.comparisons]

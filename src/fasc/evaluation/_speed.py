@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from fasc.config import DType, SpeedConfig
+from fasc.config import BudgetConfig, DType, SpeedConfig
 from fasc.model.blocks import block_names
 from fasc.model.embedded import EMBEDDED, cache_folder
 from fasc.model.load import load_model
@@ -28,6 +28,9 @@ from fasc.progress import progress
 
 _FASTER = 1.02
 """A ratio below it is not called faster."""
+
+_OVERHEAD, _CHANNEL_MULTIPLE = 65536, 256
+"""What made small models faster where they were not (docs/results.md, Speed)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,13 @@ class SpeedReport:
 
 
 def compare_speed(
-    checkpoint: str, dense: str, config: SpeedConfig, *, dtype: DType = "auto", device: str = "auto"
+    checkpoint: str,
+    dense: str,
+    config: SpeedConfig,
+    *,
+    budget: BudgetConfig | None = None,
+    dtype: DType = "auto",
+    device: str = "auto",
 ) -> SpeedReport:
     """Time two models in turn, and look at each alone in a process of its own for its memory.
 
@@ -74,6 +83,7 @@ def compare_speed(
         checkpoint: the compressed model.
         dense: what it was compressed from.
         config: sizes and repeats.
+        budget: the checkpoint's, if known: what it already asked for is not advised.
         dtype: precision of both.
         device: of both.
 
@@ -106,7 +116,7 @@ def compare_speed(
     devices = {model.device.type for model in models}
     del models
     sizes = _sizes(dense, checkpoint, config, dtype=dtype, device=device)
-    return SpeedReport((*found, *sizes), ideal, tuple(_remarks(found, ideal, low_rank, devices)))
+    return SpeedReport((*found, *sizes), ideal, tuple(remarks(found, ideal, low_rank, devices, budget)))
 
 
 def _compare(what: str, unit: str, pairs: Sequence[tuple[float, float]]) -> Comparison:
@@ -223,17 +233,31 @@ _STATUS = Path("/proc/self/status")
 """Where Linux tells of a process's memory, in kB."""
 
 
-def _remarks(found: Sequence[Comparison], ideal: float, low_rank: int, devices: set[str]) -> list[str]:
-    """Why something is not faster, in plain words."""
+def remarks(
+    found: Sequence[Comparison], ideal: float, low_rank: int, devices: set[str], budget: BudgetConfig | None = None
+) -> list[str]:
+    """Why something is not faster, in plain words, and which options might make it so.
+
+    Args:
+        found: what was compared.
+        ideal: parameters of the dense blocks ÷ those of the compressed ones.
+        low_rank: how many layers are factored.
+        devices: types of the devices they lie on.
+        budget: the checkpoint's, if known.
+    """
     calls = "kernel launches" if "cuda" in devices else "calls of small operations"
     one_token = (
         f"a step reads every weight once, {ideal:.2f} × fewer in the blocks, but {low_rank} layers make two to four {calls} "
-        "where a dense one makes one; with larger layers the reading wins, and `fasc compress --overhead 65536` factors fewer"
+        "where a dense one makes one; with larger layers the reading wins"
     )
+    if budget is None or budget.overhead < _OVERHEAD:
+        one_token += f", and `fasc compress --overhead {_OVERHEAD}` factors fewer"
     many = (
         f"it is bound by arithmetic, of which the blocks have {ideal:.2f} × less, and two thin products run at a lower rate than "
-        "one square product; larger batches or layers gain more, and so may `fasc compress --channel-multiple 256`"
+        "one square product; larger batches or layers gain more"
     )
+    if budget is None or (budget.channel_multiple or 1) % _CHANNEL_MULTIPLE:
+        many += f", and so may `fasc compress --channel-multiple {_CHANNEL_MULTIPLE}`"
     slower = [one for one in found if one.ratio < _FASTER]
     return [
         f"{one.what} is not faster ({one.ratio:.2f} ×): {one_token if one.what == 'decode, batch 1' else many}" for one in slower
