@@ -27,6 +27,8 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from fasc.storage import cache_root
+
 VOCABULARY = 128
 _COMMON = {
     "vocab_size": VOCABULARY,
@@ -75,6 +77,18 @@ def tiny_model(architecture="llama", seed=0, dtype=torch.float32):
             else:
                 parameter.normal_(std=0.7)
     return model.to(dtype).eval()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """What tests keep does not push out what the user kept; models that were pulled are shared."""
+    folder = tmp_path_factory.mktemp("cache")
+    pulled = cache_root() / "models"
+    pulled.mkdir(parents=True, exist_ok=True)
+    (folder / "models").symlink_to(pulled)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASC_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(params=sorted(CONFIGS))

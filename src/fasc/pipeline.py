@@ -20,6 +20,7 @@ from fasc.calibration.statistics import Need, Statistics
 from fasc.compression.alone import UnitTester
 from fasc.compression.compress import compress
 from fasc.compression.gates import gate_plan
+from fasc.compression.kept import kept_forecasts
 from fasc.compression.merge import merge
 from fasc.compression.planning import Curves, needs_for, plan_model
 from fasc.compression.recover import Recovered, recover
@@ -331,8 +332,8 @@ def compress_model(
     """
     work = out.with_name(f".{out.name}.work")
     recipe = _mergeable(recipe) if merged else recipe
-    key = {"recipe": recipe.to_dict(), "statistics": None if statistics is None else file_digest(statistics)}
-    key["held_out"] = None if held_out is None else file_digest(held_out)
+    digests = [None if file is None else file_digest(file) for file in (statistics, held_out)]
+    key = {"recipe": recipe.to_dict(), "statistics": digests[0], "held_out": digests[1]}
     key["plan"] = None if rank_plan is None else rank_plan.to_dict()
     with work_folder(work, key):
         loaded = load(recipe.source)
@@ -342,7 +343,8 @@ def compress_model(
             rank_plan = read_plan(work / "plan.json", recipe.methods[0].name)
         elif rank_plan is None:
             unseen = None if held_out is None else Statistics.load(held_out)
-            rank_plan = gated_plan(loaded, found, recipe, held_out_moments=unseen)
+            with kept_forecasts(*digests) as known:
+                rank_plan = gated_plan(loaded, found, recipe, known, held_out_moments=unseen)
             if recipe.methods[0].propagate or recipe.methods[0].gate != "none":  # otherwise it takes seconds
                 write_json(work / "plan.json", rank_plan.to_dict())
         return compress_and_save(loaded, found, recipe, out, rank_plan=rank_plan, merged=merged, overwrite=overwrite, work=work)

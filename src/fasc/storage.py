@@ -10,7 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from platformdirs import user_cache_path
+
 from fasc.errors import StorageError
+
+
+def cache_root() -> Path:
+    """Where what can be had again is kept; ``FASC_CACHE`` overrides the user's cache folder."""
+    root = os.environ.get("FASC_CACHE")
+    return Path(root) if root else user_cache_path("fasc")
+
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 

