@@ -64,10 +64,13 @@ PARALLEL = {
 """Attention and MLP of a block read the same tensor, so that all their first layers are one group."""
 
 
-def tiny_model(architecture="llama", seed=0, dtype=torch.float32):
+def tiny_model(architecture="llama", seed=0, dtype=torch.float32, layers=None):
     """A random model whose weights are large enough for its layers to matter, biases and norms included."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(copy.deepcopy((CONFIGS | PARALLEL)[architecture]))
+    config = copy.deepcopy((CONFIGS | PARALLEL)[architecture])
+    if layers is not None:
+        config.num_hidden_layers = layers
+    model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() == 1:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -487,3 +488,23 @@ def test_narrow_groups_have_the_parameters_that_were_not_removed():
             narrow = [layer for group in (one.group, one.reader) for layer in narrowed_group(group, one, 20).layers]
             count = [sum(layer.d_in * layer.d_out + layer.bias * layer.d_out for layer in part) for part in (one.layers, narrow)]
             assert count[0] - count[1] == removed_parameters(one, 20)
+
+
+@pytest.mark.parametrize("propagate", [False, True])
+def test_the_estimates_of_only_one_mlp_are_in_memory(tokens, monkeypatch, propagate):
+    model = tiny_model("llama", layers=4)
+    statistics = collect(model, tokens, METHODS["fasc"].needs_in(METHODS["fasc"].scopes))
+    options = MethodConfig(name="fasc", propagate=propagate)
+    plan = pipeline.plan(model, options, BudgetConfig(param_fraction=0.5), statistics=statistics)
+    assert len(plan.cuts) >= 2
+    made = []
+
+    def watched(*given):
+        assert all(one() is None for one in made)
+        estimate = refit(*given)
+        made.append(weakref.ref(estimate))
+        return estimate
+
+    monkeypatch.setattr("fasc.compression.channels.refit", watched)
+    compress(model, statistics, plan, options)
+    assert len(made) == len(plan.cuts)

@@ -4,7 +4,7 @@ Removing channels is a projector on coordinates. Nothing but the MLP's own layer
 rows for nothing, and the reader is refitted to the channels that stay. The narrower layers can be factored like any others.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -223,16 +223,17 @@ def cutting_of(model: PreTrainedModel, statistics: Statistics, cut: ChannelCut, 
     return Cutting(channels, kept, refit(covariance, kept))
 
 
-def cuttings_of(model: PreTrainedModel, statistics: Statistics, cuts: Sequence[ChannelCut], damping: float) -> list[Cutting]:
-    """:func:`cutting_of` for every cut of a plan."""
+def cuttings_of(model: PreTrainedModel, statistics: Statistics, cuts: Sequence[ChannelCut], damping: float) -> Iterator[Cutting]:
+    """:func:`cutting_of` for every cut of a plan, each when it is asked for."""
     if not cuts:
-        return []
-    found = []
-    with progress("choosing channels", len(cuts), "MLPs") as advance, torch.no_grad():
+        return
+    with progress("choosing channels", len(cuts), "MLPs") as advance:
         for cut in cuts:
-            found.append(cutting_of(model, statistics, cut, damping))
+            with torch.no_grad():
+                found = cutting_of(model, statistics, cut, damping)
+            yield found
+            del found  # its estimate is as large as the reader, in float64
             advance()
-    return found
 
 
 def narrowed(statistics: Statistics, cuttings: Sequence[Cutting]) -> Statistics:
@@ -327,6 +328,24 @@ def cut_channels(model: PreTrainedModel, statistics: Statistics, cutting: Cuttin
     own = biases[reader.name]
     _fill(model.get_submodule(reader.name), refitted, offset if own is None else offset + own.detach())
     return entry
+
+
+def cut_all(
+    model: PreTrainedModel, statistics: Statistics, cuttings: Iterable[Cutting]
+) -> tuple[Statistics, dict[str, Tensor], list[dict[str, object]]]:
+    """Cut one MLP after the other, in place, so that the estimates of only one are in memory where ``cuttings`` makes them.
+
+    Returns:
+        The statistics of the narrower model, which channels each reader keeps, and the structure's entries.
+    """
+    kept: dict[str, Tensor] = {}
+    structure: list[dict[str, object]] = []
+    for one in cuttings:
+        structure.append(cut_channels(model, statistics, one))
+        statistics = narrowed(statistics, [one])
+        kept[one.channels.reader.name] = one.kept
+        del one
+    return statistics, kept, structure
 
 
 def _fill(module: nn.Module, weight: Tensor, bias: Tensor | None, rows: Tensor | None = None) -> None:

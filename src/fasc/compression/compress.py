@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from fasc.budget.plan import RankPlan, UnitPlan
 from fasc.calibration.statistics import Scope, Statistics
 from fasc.compression.alone import options_of
-from fasc.compression.channels import cut_channels, cuttings_of, narrowed
+from fasc.compression.channels import cut_all, cuttings_of
 from fasc.compression.install import finish, install
 from fasc.compression.propagate import compress_in_order
 from fasc.config import MethodConfig
@@ -53,11 +53,9 @@ def compress(
         if unit.layout != "dense":
             scope: Scope = "group" if unit.unit == unit.group else "layer"
             statistics.require(get_method(unit.method or plan.method).needs_in((scope,)))
-    cuttings = cuttings_of(model, statistics, plan.cuts, options.damping)
     if options.propagate:
-        return compress_in_order(model, statistics, plan, options, cuttings, work)
-    structure = [cut_channels(model, statistics, one) for one in cuttings]
-    statistics = narrowed(statistics, cuttings)
+        return compress_in_order(model, statistics, plan, options, work)
+    statistics, _, structure = cut_all(model, statistics, cuttings_of(model, statistics, plan.cuts, options.damping))
     losses: dict[str, float] = {}
     with progress(f"compressing with {plan.method}", len(plan.units), "units") as advance, torch.no_grad():
         for unit in plan.units:

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from fasc.budget.plan import RankPlan, UnitPlan
 from fasc.calibration.statistics import GradientMoment, GroupStatistics, Statistics, UnitStatistics, as_float64
 from fasc.compression.alone import options_of
-from fasc.compression.channels import Cutting, cut_channels, narrowed
+from fasc.compression.channels import cut_all, cutting_of
 from fasc.compression.install import finish, install
 from fasc.config import MethodConfig
 from fasc.diagnosis.forecast import half_energies
@@ -47,7 +47,6 @@ def compress_in_order(
     statistics: Statistics,
     plan: RankPlan,
     options: MethodConfig,
-    cuttings: Sequence[Cutting],
     work: Path | None,
 ) -> RankPlan:
     """Compress block by block with error propagation; see :func:`~fasc.compression.compress.compress`.
@@ -67,8 +66,6 @@ def compress_in_order(
     names = block_names(model, [layer for unit in plan.units for layer in unit.layers])
     structure: list[dict[str, Any]] = []
     losses: dict[str, float] = {unit.unit: 0.0 for unit in plan.units if unit.layout == "dense"}
-    narrow = narrowed(statistics, cuttings)
-    kept = {one.channels.reader.name: one.kept for one in cuttings}
     with progress("compressing with propagation", len(names), "blocks") as advance, torch.no_grad(), evaluating(model):
         states = _States.start(model, statistics.tokens, names)
         for name in names:
@@ -78,8 +75,9 @@ def compress_in_order(
             if stored is not None and stored.is_file():
                 found = _load_block(model, stored)
             else:
-                mine = [one for one in cuttings if one.channels.reader.name.startswith(f"{name}.")]
-                structure_of_cuts = [cut_channels(model, statistics, one) for one in mine]
+                cuts = [cut for cut in plan.cuts if cut.reader.startswith(f"{name}.")]
+                cuttings = (cutting_of(model, statistics, cut, options.damping) for cut in cuts)
+                narrow, kept, structure_of_cuts = cut_all(model, statistics, cuttings)
                 found = _compress_block(_Block(model, name, dense, states, kept), narrow, units, options)
                 found["structure"] = structure_of_cuts + found["structure"]
                 if stored is not None:

@@ -100,7 +100,7 @@ def validate_plans(
         units = [unit for unit in plan.units if unit.layout != "dense"]
         if not units and not plan.cuts:
             continue
-        cuttings = cuttings_of(model, statistics, plan.cuts, options.damping)
+        cuttings = list(cuttings_of(model, statistics, plan.cuts, options.damping))
         narrow = narrowed(statistics, cuttings)
         judge = None if held_out is None else narrowed(held_out, cuttings)
         with progress(f"measuring {options.name} at {budget.label}", len(units), "units") as advance:
