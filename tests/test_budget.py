@@ -16,6 +16,7 @@ from fasc.budget.plan import ChannelCut, RankPlan, UnitPlan
 from fasc.budget.uniform import allocate_uniformly
 from fasc.calibration.collect import collect
 from fasc.compression.compress import compress
+from fasc.compression.planning import needs_for
 from fasc.config import BudgetConfig, MethodConfig
 from fasc.errors import BudgetError
 from fasc.linalg.pivot import pivoted_form
@@ -427,8 +428,24 @@ def test_plans_survive_json(statistics):
     raw = json.loads(json.dumps(plan.to_dict()))
     assert RankPlan.from_dict(raw) == plan
     assert {"rank_fraction", "param_fraction", "model_fraction", "bytes", "predicted_loss"} <= set(raw["totals"])
-    assert raw["forecast_memory"]["moments"] > 0
     assert plan.dense_nll > 0
+
+
+def test_the_memory_forecast_is_what_the_tensors_weigh(tokens):
+    model, budget = tiny_model(), BudgetConfig(param_fraction=0.6)
+    statistics = collect(model, tokens, needs_for(MethodConfig(name="fasc"), budget))
+    plan = pipeline.plan(model, "fasc", budget, statistics=statistics)
+    forecast = plan.forecast_memory
+    assert plan.cuts
+    assert forecast["model"] == sum(p.numel() * 4 for p in model.parameters())
+    matrices = [group.input.matrix for group in statistics.groups.values()]
+    matrices += [gradient.covariance.matrix for group in statistics.groups.values() for gradient in group.gradients.values()]
+    assert forecast["moments"] == 4 * sum(matrix.numel() for matrix in matrices)
+    assert forecast["totals"] == 2 * forecast["moments"], "in float64, beside the others"
+    dense = list(model.parameters())
+    compress(model, statistics, plan)
+    new = [p for p in [*model.parameters(), *model.buffers()] if all(p is not old for old in dense) and p.dim()]
+    assert forecast["compressed"] == pytest.approx(sum(p.numel() * p.element_size() for p in new), rel=0.05)
 
 
 def test_a_carried_out_plan_loses_what_it_forecast(statistics):

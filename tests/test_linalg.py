@@ -39,7 +39,7 @@ def test_sums_that_spill_into_float64_are_the_same_sums(monkeypatch):
         return square.covariance(means[0], 512), cross.covariance(means, 512)
 
     plain = measure()
-    monkeypatch.setattr(moments, "_FLUSH_TOKENS", 64)
+    monkeypatch.setattr(moments, "FLUSH_TOKENS", 64)
     spilled = measure()
     for a, b, exact in zip(plain, spilled, (covariance(x.double()), covariance(x.double(), h.double())), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
@@ -47,7 +47,7 @@ def test_sums_that_spill_into_float64_are_the_same_sums(monkeypatch):
 
 
 def test_reading_a_sum_twice_gives_the_same(monkeypatch):
-    monkeypatch.setattr(moments, "_FLUSH_TOKENS", 8)
+    monkeypatch.setattr(moments, "FLUSH_TOKENS", 8)
     vector = moments.VectorSum(3, torch.device("cpu"))
     vector.add(torch.ones(12, 3))
     vector.add(torch.ones(2, 3))

@@ -83,7 +83,7 @@ def collect(
 
 
 def memory_forecast(model: PreTrainedModel, groups: Sequence[InputGroup], needs: frozenset[Need]) -> dict[str, int]:
-    """Bytes that measuring the moments needs beside the activations of one batch, by part.
+    """Bytes that measuring the moments takes beside the program itself, by part.
 
     Args:
         model: dense, loaded.
@@ -91,20 +91,29 @@ def memory_forecast(model: PreTrainedModel, groups: Sequence[InputGroup], needs:
         needs: the moments.
 
     Returns:
-        ``model`` (the weights), ``moments`` (float32 sums; when many tokens are added they grow float64 totals, three times
-        that), ``decomposition`` (the largest unit in float64).
+        ``model`` (the weights), ``moments`` (float32 sums), ``totals`` (float64, from :data:`FLUSH_TOKENS` tokens on), ``batch``
+        (what one batch of the default size leaves for its backward pass: about the inputs and outputs of every layer, and the
+        logits, their logarithms and the gradients of both).
     """
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    entries = largest = 0
+    entries = 0
     for group in groups:
         entries += group.d_in**2
-        largest = max(largest, group.d_in * group.d_out + 4 * group.d_in**2)
         for scope, names in units_of(group, needs):
             d_out = sum(layer.d_out for layer in group.layers if layer.name in names)
             side = min(group.d_in, d_out)
             cross = Need("cross", scope) in needs
             entries += side**2 + (group.d_in * side if cross else 0)
-    return {"model": weights, "moments": 4 * entries, "decomposition": 8 * largest}
+    backward = any(need.moment != "input" for need in needs)
+    per_block = [sum(layer.d_in + layer.d_out for layer in group.layers) for group in groups]
+    per_token = (sum(per_block) if backward else max(per_block, default=0)) + 4 * model.get_input_embeddings().num_embeddings
+    tokens = CalibrationConfig().batch_tokens
+    return {
+        "model": weights,
+        "moments": 4 * entries,
+        "totals": 8 * entries,
+        "batch": tokens * per_token * model.dtype.itemsize,
+    }
 
 
 def _run(

@@ -140,6 +140,7 @@ def plan_model(  # noqa: PLR0913 - each is a source or a switch of the plan
     choices = _choices(groups, found, scopes, rules, curves)
     dense = _dense_plan(groups, options, size)
     units, cuts = _fisher(choices, dense, budget) if allocation == "fisher" else (_uniform(choices, dense, budget), [])
+    memory = memory_forecast(model, groups, needs_for(options, budget)) | _memory_to_compress(groups, units, cuts, size)
     return RankPlan(
         method=options.name,
         units=tuple(units),
@@ -147,9 +148,27 @@ def plan_model(  # noqa: PLR0913 - each is a source or a switch of the plan
         allocation=allocation,
         cuts=tuple(cuts),
         budget=budget.model_dump(mode="json", exclude_none=True),
-        forecast_memory=memory_forecast(model, groups, needs_for(options, budget)),
+        forecast_memory=memory,
         dense_nll=None if statistics is None else statistics.meta.get("nll"),
     )
+
+
+def _memory_to_compress(
+    groups: Sequence[InputGroup], units: Sequence[UnitPlan], cuts: Sequence[ChannelCut], size: ModelSize
+) -> dict[str, int]:
+    """Bytes that compressing takes beside the dense model and the moments, which stay where they are; by part.
+
+    ``decomposition``: the largest unit in float64. ``channels``: moments of what MLPs keep, which replace no file's.
+    ``compressed``: the new weights.
+    """
+    largest = max((group.d_in * group.d_out + 4 * group.d_in**2 for group in groups), default=0)
+    cut = {name for one in cuts for name in one.layers}
+    new = [unit for unit in units if unit.layout != "dense" or not cut.isdisjoint(unit.layers)]
+    return {
+        "decomposition": 8 * largest,
+        "channels": sum(4 * one.kept**2 for one in cuts),
+        "compressed": sum(unit.bytes(size.bytes_per_parameter) for unit in new),
+    }
 
 
 def _check_pruning(pruning: Pruning, options: MethodConfig, budget: BudgetConfig) -> None:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-_FLUSH_TOKENS = 32_768
+FLUSH_TOKENS = 32_768
 """Tokens summed in float32 before the sum moves into a float64 total: the relative rounding error of the sum stays
 below 1e-6, a thousand times under the sampling error."""
 
@@ -39,7 +39,7 @@ class _Total:
 
     def count(self, tokens: int) -> None:
         self._tokens += tokens
-        if self._tokens >= _FLUSH_TOKENS:
+        if self._tokens >= FLUSH_TOKENS:
             self.total = self.value()
             self.recent.zero_()
             self._tokens = 0

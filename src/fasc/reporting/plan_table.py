@@ -6,6 +6,7 @@ from math import exp
 from rich.table import Table
 
 from fasc.budget.plan import RankPlan
+from fasc.linalg.moments import FLUSH_TOKENS
 from fasc.reporting.console import print_results
 
 
@@ -50,6 +51,14 @@ def _cuts(plan: RankPlan) -> Table:
     return table
 
 
+_STAGES = {
+    "measure": ("model", "moments", "batch"),
+    f"measure {FLUSH_TOKENS:,} tokens": ("model", "moments", "totals", "batch"),
+    "compress": ("model", "moments", "decomposition", "channels", "compressed"),
+}
+"""Parts of the memory forecast that are needed at the same time."""
+
+
 def print_totals(plan: RankPlan) -> None:
     """The three fractions, the bytes and, if known, the forecasts of loss and memory."""
     totals = plan.totals
@@ -67,9 +76,12 @@ def print_totals(plan: RankPlan) -> None:
         table.add_row("channels", f"{kept / of:.1%} in the {len(plan.cuts)} MLPs that lose some")
     if plan.predicted_loss is not None:
         table.add_row("forecast, Σ ½J", f"{plan.predicted_loss:.4f} nats/token: {_perplexity(plan)}")
-    if plan.forecast_memory is not None:
-        parts = ", ".join(f"{name} {size / 1e6:,.0f}" for name, size in plan.forecast_memory.items())
-        table.add_row("memory to make it", f"{sum(plan.forecast_memory.values()) / 1e6:,.0f} MB ({parts}) and one batch")
+    memory = plan.forecast_memory or {}
+    for what, names in _STAGES.items():
+        parts = {name: memory[name] / 1e6 for name in names if name in memory}
+        listed = ", ".join(f"{name} {size:,.0f}" for name, size in parts.items() if size)
+        if parts:
+            table.add_row(f"memory to {what}", f"{sum(parts.values()):,.0f} MB ({listed}) beside the program")
     print_results(table)
 
 
