@@ -428,6 +428,7 @@ def test_plans_survive_json(statistics):
     raw = json.loads(json.dumps(plan.to_dict()))
     assert RankPlan.from_dict(raw) == plan
     assert {"rank_fraction", "param_fraction", "model_fraction", "bytes", "predicted_loss"} <= set(raw["totals"])
+    assert raw["forecast_memory"]["moments"] > 0
     assert plan.dense_nll > 0
 
 

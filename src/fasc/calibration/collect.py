@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from fasc.calibration.extras import FORWARD_ONLY
 from fasc.calibration.hooks import GroupCapture, capturing, units_of
 from fasc.calibration.objective import summed_nll
 from fasc.calibration.statistics import Need, Statistics
@@ -104,9 +105,9 @@ def memory_forecast(model: PreTrainedModel, groups: Sequence[InputGroup], needs:
             side = min(group.d_in, d_out)
             cross = Need("cross", scope) in needs
             entries += side**2 + (group.d_in * side if cross else 0)
-    backward = any(need.moment != "input" for need in needs)
-    per_block = [sum(layer.d_in + layer.d_out for layer in group.layers) for group in groups]
-    per_token = (sum(per_block) if backward else max(per_block, default=0)) + 4 * model.get_input_embeddings().num_embeddings
+    backward = not {need.moment for need in needs} <= {"input", *FORWARD_ONLY}
+    per_group = [sum(layer.d_in + layer.d_out for layer in group.layers) for group in groups]
+    per_token = (sum(per_group) if backward else max(per_group, default=0)) + 4 * model.get_input_embeddings().num_embeddings
     tokens = CalibrationConfig().batch_tokens
     return {
         "model": weights,

@@ -64,10 +64,11 @@ def _read(file: Path) -> dict[str, Curves]:
 
 
 def _write(file: Path, known: dict[str, Curves]) -> None:
+    curves = {f"{key}{_BETWEEN}{unit}": curve for key, found in known.items() for unit, curve in found.items()}
+    # Not `storage.new_file`: its scratch has one name, and calls from the same moments may well run side by side.
     scratch = file.with_name(f".{os.getpid()}.partial")
     with suppress(OSError, SafetensorError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        curves = {f"{key}{_BETWEEN}{unit}": curve for key, found in known.items() for unit, curve in found.items()}
         save_file({name: np.ascontiguousarray(curve) for name, curve in curves.items()}, scratch)
         scratch.replace(file)
         for old in sorted(file.parent.glob("*.safetensors"), key=lambda path: path.stat().st_mtime)[:-_FILES]:

@@ -140,7 +140,8 @@ def plan_model(  # noqa: PLR0913 - each is a source or a switch of the plan
     choices = _choices(groups, found, scopes, rules, curves)
     dense = _dense_plan(groups, options, size)
     units, cuts = _fisher(choices, dense, budget) if allocation == "fisher" else (_uniform(choices, dense, budget), [])
-    memory = memory_forecast(model, groups, needs_for(options, budget)) | _memory_to_compress(groups, units, cuts, size)
+    memory = memory_forecast(model, groups, needs_for(options, budget))
+    memory |= _memory_to_compress(groups, found, (units, cuts), size)
     return RankPlan(
         method=options.name,
         units=tuple(units),
@@ -153,19 +154,29 @@ def plan_model(  # noqa: PLR0913 - each is a source or a switch of the plan
     )
 
 
+_CHOOSING = 10
+"""Matrices of the size of an MLP's covariance that choosing its channels holds in float64, workspace of the library among them:
+measured with 1,536 and 3,072 channels (docs/log.md)."""
+
+
 def _memory_to_compress(
-    groups: Sequence[InputGroup], units: Sequence[UnitPlan], cuts: Sequence[ChannelCut], size: ModelSize
+    groups: Sequence[InputGroup],
+    found: Sequence[Channels],
+    made: tuple[Sequence[UnitPlan], Sequence[ChannelCut]],
+    size: ModelSize,
 ) -> dict[str, int]:
     """Bytes that compressing takes beside the dense model and the moments, which stay where they are; by part.
 
-    ``decomposition``: the largest unit in float64. ``channels``: moments of what MLPs keep, which replace no file's.
-    ``compressed``: the new weights.
+    ``decomposition``: the largest unit in float64, or the MLP with the most channels to choose from. ``channels``: moments of
+    what MLPs keep, which replace no file's. ``compressed``: the new weights.
     """
+    units, cuts = made
     largest = max((group.d_in * group.d_out + 4 * group.d_in**2 for group in groups), default=0)
+    widest = max((_CHOOSING * one.count**2 for one in found), default=0)
     cut = {name for one in cuts for name in one.layers}
     new = [unit for unit in units if unit.layout != "dense" or not cut.isdisjoint(unit.layers)]
     return {
-        "decomposition": 8 * largest,
+        "decomposition": 8 * max(largest, widest),
         "channels": sum(4 * one.kept**2 for one in cuts),
         "compressed": sum(unit.bytes(size.bytes_per_parameter) for unit in new),
     }
