@@ -19,9 +19,9 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
-from fasc.calibration.collect import collect
-from fasc.calibration.objective import summed_nll
-from fasc.config import CalibrationConfig
+from fasc.statistics.collect import collect
+from fasc.statistics.objective import summed_nll
+from fasc.statistics.options import CalibrationConfig
 from fasc.methods import METHODS
 from fasc.model.load import load_model
 from fasc.provenance import provenance

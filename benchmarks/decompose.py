@@ -17,10 +17,10 @@ from typing import TypeVar
 
 import torch
 
-from fasc.budget.candidates import unit_of
-from fasc.calibration.statistics import GradientMoment, Statistics, UnitStatistics
-from fasc.config import MethodConfig
-from fasc.linalg.moments import Covariance
+from fasc.planning.candidates import unit_of
+from fasc.statistics.moments import GradientMoment, Statistics, UnitStatistics
+from fasc.planning.options import MethodConfig
+from fasc.statistics.accumulators import Covariance
 from fasc.methods import METHODS, decompose_unit
 from fasc.model.load import load_model
 from fasc.provenance import provenance

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fasc.budget.accounting import Layout, dense_parameters, factor_parameters, pivoted_parameters
-from fasc.model.quantizer import build_structure
+from fasc.layouts.accounting import Layout, dense_parameters, factor_parameters, pivoted_parameters
+from fasc.serving.quantizer import build_structure
 from fasc.provenance import provenance
 from fasc.storage import write_json
 

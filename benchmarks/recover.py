@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from fasc.compression import distillation, recover
 from fasc.model.load import load_model
-from fasc.model.lowrank import in_order
+from fasc.layouts.lowrank import in_order
 from fasc.provenance import provenance
 from fasc.storage import write_json
 

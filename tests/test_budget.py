@@ -9,19 +9,19 @@ import pytest
 import torch
 
 from fasc import pipeline
-from fasc.budget.accounting import pivoted_parameters, stored_parameters
-from fasc.budget.candidates import Candidates, Rules, Way, candidates, unit_of
-from fasc.budget.fisher import allocate_by_loss
-from fasc.budget.plan import ChannelCut, RankPlan, UnitPlan
-from fasc.budget.uniform import allocate_uniformly
-from fasc.calibration.collect import collect
+from fasc.layouts.accounting import pivoted_parameters, stored_parameters
+from fasc.planning.candidates import Candidates, Rules, Way, candidates, unit_of
+from fasc.planning.lagrangian import allocate_by_loss
+from fasc.planning.plan import ChannelCut, RankPlan, UnitPlan
+from fasc.planning.uniform import allocate_uniformly
+from fasc.statistics.collect import collect
 from fasc.compression.compress import compress
-from fasc.compression.planning import needs_for
-from fasc.config import BudgetConfig, MethodConfig
+from fasc.planning.make import needs_for
+from fasc.planning.options import BudgetConfig, MethodConfig
 from fasc.errors import BudgetError
 from fasc.linalg.pivot import pivoted_form
 from fasc.methods import METHODS
-from fasc.model.lowrank import PivotedLinear
+from fasc.layouts.lowrank import PivotedLinear
 from tests.conftest import tiny_model
 
 EVERYTHING = frozenset().union(*(method.needs_in(method.scopes) for method in METHODS.values()))
@@ -457,7 +457,7 @@ def test_a_carried_out_plan_loses_what_it_forecast(statistics):
 
 
 def test_units_of_a_group_are_named_like_their_layers(model):
-    from fasc.config import LayersConfig
+    from fasc.model.options import LayersConfig
     from fasc.model.groups import find_groups
 
     group = find_groups(model, LayersConfig())[0]
@@ -468,8 +468,8 @@ def test_units_of_a_group_are_named_like_their_layers(model):
 
 def test_every_methods_loss_can_be_forecast(statistics):
     """½J of a method that minimises something else, against the definition."""
-    from fasc.calibration.statistics import as_float64
-    from fasc.diagnosis.forecast import fisher_loss_curve, half_energies, loss_curve
+    from fasc.statistics.moments import as_float64
+    from fasc.forecast.half_j import fisher_loss_curve, half_energies, loss_curve
     from fasc.methods import decompose_unit, stacked_weight
 
     model = tiny_model()
@@ -495,7 +495,7 @@ def test_every_methods_loss_can_be_forecast(statistics):
 
 
 def test_a_weight_without_full_rank_is_forecast_all_the_same():
-    from fasc.diagnosis.forecast import _at_input
+    from fasc.forecast.half_j import _at_input
 
     generator = torch.Generator().manual_seed(0)
     full = torch.randn(9, 6, generator=generator, dtype=torch.float64)

@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, BitNetConfig, CohereConfig, GPTNeoXConfig
 
 from fasc import pipeline
-from fasc.budget.plan import ChannelCut
-from fasc.calibration.collect import collect
-from fasc.calibration.statistics import as_float64
-from fasc.compression.channels import (
+from fasc.planning.plan import ChannelCut
+from fasc.statistics.collect import collect
+from fasc.statistics.moments import as_float64
+from fasc.forecast.channels import (
     counts_of,
     cut_channels,
     cut_loss,
@@ -27,13 +27,15 @@ from fasc.compression.channels import (
 from fasc.compression.compress import compress
 from fasc.compression.merge import merge
 from fasc.compression.recover import recover
-from fasc.compression.validate import validate_plans
-from fasc.config import BudgetConfig, LayersConfig, MethodConfig, RecoveryConfig
-from fasc.diagnosis.forecast import loss_on
+from fasc.diagnosis.validate import validate_plans
+from fasc.compression.options import RecoveryConfig
+from fasc.model.options import LayersConfig
+from fasc.planning.options import BudgetConfig, MethodConfig
+from fasc.forecast.half_j import loss_on
 from fasc.errors import BudgetError, ModelError, UsageError
-from fasc.linalg.channels import eliminate, refit
+from fasc.linalg.elimination import eliminate, refit
 from fasc.methods import METHODS, decompose_unit, stacked_weight, unit_in
-from fasc.model.channels import find_channels
+from fasc.model.coupling import find_channels
 from fasc.model.checkpoint import CheckpointNotes, save_checkpoint, verify_structure
 from fasc.model.groups import find_groups
 from tests.conftest import PARALLEL, tiny_model
@@ -367,7 +369,9 @@ def test_narrow_mlps_are_ordinary_layers_and_compile(statistics):
 
 
 def test_merging_leaves_the_channels_alone(statistics, model_folder, text_file, tmp_path):
-    from fasc.config import CalibrationConfig, ModelConfig, Recipe
+    from fasc.model.options import ModelConfig
+    from fasc.recipe import Recipe
+    from fasc.statistics.options import CalibrationConfig
 
     recipe = Recipe(
         source=ModelConfig(model=str(model_folder)),
@@ -505,6 +509,6 @@ def test_the_estimates_of_only_one_mlp_are_in_memory(tokens, monkeypatch, propag
         made.append(weakref.ref(estimate))
         return estimate
 
-    monkeypatch.setattr("fasc.compression.channels.refit", watched)
+    monkeypatch.setattr("fasc.forecast.channels.refit", watched)
     compress(model, statistics, plan, options)
     assert len(made) == len(plan.cuts)

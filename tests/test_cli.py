@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fasc.cli.app import main
-from fasc.config import BudgetConfig
+from fasc.planning.options import BudgetConfig
 from fasc.pipeline import budget_of
 
 CALIBRATION = ["--sequences", "20", "--sequence-length", "16", "--damping", "1e-3"]

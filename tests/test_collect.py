@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from fasc.calibration.collect import collect
-from fasc.calibration.objective import summed_nll
-from fasc.calibration.statistics import Need, Statistics
-from fasc.config import CalibrationConfig, LayersConfig
+from fasc.statistics.collect import collect
+from fasc.statistics.objective import summed_nll
+from fasc.statistics.moments import Need, Statistics
+from fasc.model.options import LayersConfig
+from fasc.statistics.options import CalibrationConfig
 from fasc.errors import CorpusError, ModelError, NonFiniteError, StatisticsError
 from fasc.methods import METHODS
 from fasc.model.groups import find_groups

@@ -13,17 +13,19 @@ from torch.nn.utils import parametrize, prune
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from fasc import pipeline
-from fasc.budget.plan import RankPlan
-from fasc.calibration.collect import collect
+from fasc.planning.plan import RankPlan
+from fasc.statistics.collect import collect
 from fasc.compression.compress import compress
 from fasc.compression.merge import merge
-from fasc.config import BudgetConfig, LayersConfig, MethodConfig, Recipe
+from fasc.model.options import LayersConfig
+from fasc.planning.options import BudgetConfig, MethodConfig
+from fasc.recipe import Recipe
 from fasc.errors import ModelError, StatisticsError, StorageError
 from fasc.methods import METHODS
 from fasc.model import lowrank
 from fasc.model.checkpoint import CheckpointNotes, save_checkpoint
 from fasc.model.load import LoadedModel, load_model, model_fingerprint
-from fasc.model.lowrank import LowRankLinear, PivotColumns, PivotRows, SharedProjection, by_all_threads, in_order, link_group
+from fasc.layouts.lowrank import LowRankLinear, PivotColumns, PivotRows, SharedProjection, by_all_threads, in_order, link_group
 from tests.conftest import CONFIGS, tiny_model
 
 EVERYTHING = frozenset().union(*(method.needs for method in METHODS.values()))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from fasc.calibration.corpus import TextRequest, load_corpus
+from fasc.text.corpus import TextRequest, load_corpus
 from fasc.errors import CorpusError, UnknownNameError
 from tests.conftest import tiny_model
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from fasc.calibration.statistics import GradientMoment, GroupStatistics
+from fasc.statistics.moments import GradientMoment, GroupStatistics
 from fasc.diagnosis.dependence import dependence_violation
-from fasc.linalg.moments import Covariance
+from fasc.statistics.accumulators import Covariance
 from fasc.model.groups import InputGroup
 from fasc.model.layers import Layer
 from tests.reference import covariance

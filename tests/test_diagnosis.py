@@ -8,17 +8,18 @@ import pytest
 import torch
 
 from fasc import pipeline
-from fasc.calibration.collect import collect
-from fasc.calibration.extras import SKETCH, SequenceSketches
-from fasc.compression.alone import UnitTester
-from fasc.compression.gates import gate_needs, gate_plan
-from fasc.compression.validate import held_out_moments, summarise, validate, validate_plans
-from fasc.config import BudgetConfig, CalibrationConfig, MethodConfig
+from fasc.statistics.collect import collect
+from fasc.statistics.extras import SKETCH, SequenceSketches
+from fasc.compression.trial import UnitTester
+from fasc.paper.selection import gate_needs, gate_plan
+from fasc.diagnosis.validate import held_out_moments, summarise, validate, validate_plans
+from fasc.planning.options import BudgetConfig, MethodConfig
+from fasc.statistics.options import CalibrationConfig
 from fasc.diagnosis.bootstrap import rho_interval
 from fasc.diagnosis.diagnose import diagnose, diagnosis_needs
-from fasc.diagnosis.exclusions import excluded
+from fasc.paper.exclusions import excluded
 from fasc.errors import UsageError
-from fasc.model.alone import TailRunner, restored
+from fasc.model.scopes import TailRunner, restored
 from fasc.model.blocks import block_names
 from fasc.model.groups import InputGroup
 from fasc.model.layers import Layer
@@ -147,7 +148,7 @@ def test_the_tail_gives_what_the_whole_model_gives(architecture, tokens):
 def test_validation_measures_the_true_divergence(statistics, tokens):
     """One group by hand: compress it alone and take the divergence of the whole model."""
     from fasc.compression.compress import compress
-    from fasc.config import LayersConfig
+    from fasc.model.options import LayersConfig
 
     model = tiny_model()
     held_out = torch.randint(3, 128, (4, 16), generator=torch.Generator().manual_seed(5))
@@ -249,7 +250,7 @@ def test_the_diagnosis_forecasts_what_the_plan_does(statistics):
 
 
 def test_noise_falls_with_the_tokens_and_dependence_stays(tokens):
-    from fasc.calibration.extras import SequenceSketches
+    from fasc.statistics.extras import SequenceSketches
     from fasc.diagnosis.bootstrap import rho_by_tokens
     from fasc.model.groups import InputGroup
     from fasc.model.layers import Layer

@@ -65,10 +65,11 @@ def test_an_interrupted_conversion_leaves_no_model(cache, monkeypatch):
 def test_the_real_model_knows_paris_and_half_its_rank_costs_fasc_less_than_svd(tokens):
     """Small on purpose: 16 sequences of its own vocabulary's text, one group of layers, KL on other text."""
     from fasc import load_model, pipeline
-    from fasc.calibration.collect import collect
-    from fasc.calibration.corpus import TextRequest, load_corpus
+    from fasc.statistics.collect import collect
+    from fasc.text.corpus import TextRequest, load_corpus
     from fasc.compression.compress import compress
-    from fasc.config import BudgetConfig, LayersConfig, MethodConfig
+    from fasc.model.options import LayersConfig
+    from fasc.planning.options import BudgetConfig, MethodConfig
     from fasc.methods import METHODS
 
     model, tokenizer = load_model("smollm2-135m")

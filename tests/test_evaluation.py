@@ -10,14 +10,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fasc.config import BudgetConfig, EvaluationConfig
+from fasc.evaluation.options import EvaluationConfig
+from fasc.planning.options import BudgetConfig
 from fasc.errors import CorpusError, NonFiniteError, UnknownNameError, UsageError
 from fasc.evaluation import BENCHMARKS, Subject, _cloze
-from fasc.evaluation._cloze import ClozeItem, best_candidates, candidate_tokens
-from fasc.evaluation._speed import Comparison, peak_memory, remarks
+from fasc.evaluation.cloze import ClozeItem, best_candidates, candidate_tokens
+from fasc.evaluation.speed import Comparison, peak_memory, remarks
 from fasc.evaluation.evaluate import evaluate
-from fasc.evaluation.facts import read_facts
-from fasc.evaluation.lama import read_trex
+from fasc.evaluation.benchmarks.facts import read_facts
+from fasc.evaluation.benchmarks.lama import read_trex
 from fasc.evaluation.score import mean_interval, proportion_interval
 from tests.conftest import tiny_model
 

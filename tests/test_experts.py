@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from fasc import pipeline
-from fasc.calibration.collect import collect
+from fasc.statistics.collect import collect
 from fasc.compression.compress import compress
-from fasc.config import BudgetConfig, CalibrationConfig, LayersConfig, MethodConfig
+from fasc.model.options import LayersConfig
+from fasc.planning.options import BudgetConfig, MethodConfig
+from fasc.statistics.options import CalibrationConfig
 from fasc.diagnosis.diagnose import diagnose, diagnosis_needs
 from fasc.errors import CorpusError
 from fasc.methods import METHODS

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fasc.cli.app import main
-from fasc.compression.kept import kept_forecasts
+from fasc.forecast.cache import kept_forecasts
 from fasc.storage import cache_root
 
 

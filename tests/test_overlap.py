@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fasc.calibration.collect import collect
-from fasc.calibration.corpus import TextRequest, load_corpus
-from fasc.calibration.statements import negate, shipped_relations, shipped_statements
+from fasc.statistics.collect import collect
+from fasc.text.corpus import TextRequest, load_corpus
+from fasc.text.statements import negate, shipped_relations, shipped_statements
 from fasc.cli.app import main
-from fasc.config import CalibrationConfig, LayersConfig, MethodConfig
+from fasc.model.options import LayersConfig
+from fasc.planning.options import MethodConfig
+from fasc.statistics.options import CalibrationConfig
 from fasc.diagnosis.curvature import compare_with_hessian, hessian_product, leading_eigenvectors
 from fasc.diagnosis.diagnose import DEPENDENCE_NEEDS
 from fasc.diagnosis.overlap import chance, compare_subspaces, overlap, reading_bases, summarise_overlaps

@@ -10,16 +10,16 @@ import torch
 from safetensors.torch import load_file
 
 from fasc import pipeline
-from fasc.calibration.collect import collect
-from fasc.calibration.statistics import GradientMoment, Statistics, UnitStatistics
+from fasc.statistics.collect import collect
+from fasc.statistics.moments import GradientMoment, Statistics, UnitStatistics
 from fasc.compression import propagate
 from fasc.compression.compress import compress
 from fasc.compression.propagate import propagated
-from fasc.config import BudgetConfig, MethodConfig
+from fasc.planning.options import BudgetConfig, MethodConfig
 from fasc.errors import StatisticsError, UsageError
-from fasc.linalg.moments import Covariance
+from fasc.statistics.accumulators import Covariance
 from fasc.methods import METHODS
-from fasc.model.lowrank import LowRankLinear
+from fasc.layouts.lowrank import LowRankLinear
 from tests import reference
 from tests.conftest import kill_when, tiny_model
 

@@ -4,11 +4,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from fasc.budget.plan import RankPlan
-from fasc.calibration.collect import collect
+from fasc.planning.plan import RankPlan
+from fasc.statistics.collect import collect
 from fasc.compression.compress import compress
-from fasc.compression.planning import needs_for, plan_model
-from fasc.config import BudgetConfig, CalibrationConfig, LayersConfig, MethodConfig
+from fasc.planning.make import needs_for, plan_model
+from fasc.model.options import LayersConfig
+from fasc.planning.options import BudgetConfig, MethodConfig
+from fasc.statistics.options import CalibrationConfig
 from fasc.errors import BudgetError, ModelError, UnknownNameError, UsageError
 from fasc.model.groups import find_groups
 from fasc.pruning import PRUNINGS, find_method

@@ -18,7 +18,7 @@ def test_importing_is_light_and_registers_the_quantizer_either_way_round():
     before = "import fasc, transformers; from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING as m; assert 'fasc' in m"
     after = "from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING as m; import fasc; assert 'fasc' in m"
     itself = (
-        "import fasc.model.quantizer; from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING as m; assert 'fasc' in m"
+        "import fasc.serving.quantizer; from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING as m; assert 'fasc' in m"
     )
     for script in (light, before, after, itself):
         subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)

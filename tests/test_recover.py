@@ -13,15 +13,19 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from fasc import pipeline
-from fasc.calibration.collect import collect
+from fasc.statistics.collect import collect
 from fasc.compression import distillation
 from fasc.compression import recover as recovery
 from fasc.compression.compress import compress
 from fasc.compression.recover import recover
-from fasc.config import BudgetConfig, CalibrationConfig, MethodConfig, ModelConfig, Recipe, RecoveryConfig
+from fasc.compression.options import RecoveryConfig
+from fasc.model.options import ModelConfig
+from fasc.planning.options import BudgetConfig, MethodConfig
+from fasc.recipe import Recipe
+from fasc.statistics.options import CalibrationConfig
 from fasc.errors import ModelError, NonFiniteError, UsageError
 from fasc.methods import METHODS
-from fasc.model.lowrank import LowRankLinear
+from fasc.layouts.lowrank import LowRankLinear
 from tests.conftest import kill_when, tiny_model
 
 CONFIG = RecoveryConfig(batch_tokens=80, learning_rate=3e-3)

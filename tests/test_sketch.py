@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from fasc import pipeline
-from fasc.calibration.collect import collect
+from fasc.statistics.collect import collect
 from fasc.compression.compress import compress
-from fasc.config import BudgetConfig, MethodConfig
+from fasc.planning.options import BudgetConfig, MethodConfig
 from fasc.linalg.sketch import gaussian, residual_norms, sketch_width, sketched_eigenpairs
 from fasc.methods import METHODS
 from tests.conftest import tiny_model

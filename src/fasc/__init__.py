@@ -13,12 +13,12 @@ from wrapt import register_post_import_hook
 from fasc.errors import FascError
 
 if TYPE_CHECKING:
-    from fasc.budget.plan import RankPlan
-    from fasc.calibration.collect import collect
-    from fasc.calibration.corpus import load_corpus
-    from fasc.calibration.statistics import Statistics
+    from fasc.planning.plan import RankPlan
+    from fasc.statistics.collect import collect
+    from fasc.text.corpus import load_corpus
+    from fasc.statistics.moments import Statistics
     from fasc.compression.compress import compress
-    from fasc.config import Recipe
+    from fasc.recipe import Recipe
     from fasc.diagnosis.diagnose import Diagnosis, diagnose
     from fasc.evaluation.evaluate import evaluate
     from fasc.evaluation.score import Score
@@ -32,15 +32,15 @@ __version__ = version("fasc")
 _WHERE = {
     "Diagnosis": "fasc.diagnosis.diagnose",
     "METHODS": "fasc.methods",
-    "RankPlan": "fasc.budget.plan",
+    "RankPlan": "fasc.planning.plan",
     "Recipe": "fasc.config",
     "Score": "fasc.evaluation.score",
-    "Statistics": "fasc.calibration.statistics",
-    "collect": "fasc.calibration.collect",
+    "Statistics": "fasc.statistics.moments",
+    "collect": "fasc.statistics.collect",
     "compress": "fasc.compression.compress",
     "diagnose": "fasc.diagnosis.diagnose",
     "evaluate": "fasc.evaluation.evaluate",
-    "load_corpus": "fasc.calibration.corpus",
+    "load_corpus": "fasc.text.corpus",
     "load_model": "fasc.model.load",
     "method": "fasc.methods",
     "plan": "fasc.pipeline",
@@ -76,7 +76,7 @@ def __getattr__(name: str) -> Any:
 
 
 def _register_quantizer(_module: Any) -> None:
-    import_module("fasc.model.quantizer")  # which registers itself, also where it is what imports transformers
+    import_module("fasc.serving.quantizer")  # which registers itself, also where it is what imports transformers
 
 
 register_post_import_hook(_register_quantizer, "transformers.quantizers.auto")

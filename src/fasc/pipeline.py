@@ -13,28 +13,23 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fasc.budget.plan import RankPlan, read_plan
-from fasc.calibration.collect import collect
-from fasc.calibration.corpus import TextRequest, TokenBlock, load_corpus
-from fasc.calibration.statistics import Need, Statistics
-from fasc.compression.alone import UnitTester
+from fasc.planning.plan import RankPlan, read_plan
+from fasc.statistics.collect import collect
+from fasc.text.corpus import TextRequest, TokenBlock, load_corpus
+from fasc.statistics.moments import Need, Statistics
+from fasc.compression.trial import UnitTester
 from fasc.compression.compress import compress
-from fasc.compression.gates import gate_plan
-from fasc.compression.kept import kept_forecasts
+from fasc.paper.selection import gate_plan
+from fasc.forecast.cache import kept_forecasts
 from fasc.compression.merge import merge
-from fasc.compression.planning import Curves, needs_for, plan_model
+from fasc.planning.make import Curves, needs_for, plan_model
 from fasc.compression.recover import Recovered, recover
-from fasc.config import (
-    BudgetConfig,
-    CalibrationConfig,
-    EvaluationConfig,
-    LayersConfig,
-    MethodConfig,
-    ModelConfig,
-    Recipe,
-    RecoveryConfig,
-    read_recipe,
-)
+from fasc.compression.options import RecoveryConfig
+from fasc.evaluation.options import EvaluationConfig
+from fasc.model.options import LayersConfig, ModelConfig
+from fasc.planning.options import BudgetConfig, MethodConfig
+from fasc.recipe import Recipe, read_recipe
+from fasc.statistics.options import CalibrationConfig
 from fasc.diagnosis.diagnose import diagnose
 from fasc.errors import ModelError, StorageError, UsageError
 from fasc.evaluation import get_benchmark
@@ -146,7 +141,7 @@ def plan(  # noqa: PLR0913 - each is a source or a switch of the plan
         layers: which layers; those of the statistics if there are any.
         statistics: without them only a uniform plan of a fraction can be had, and no forecast.
         known: forecasts of earlier calls on the same statistics, which this one adds to.
-        forecast: as for :func:`~fasc.compression.planning.plan_model`.
+        forecast: as for :func:`~fasc.planning.make.plan_model`.
         held_out: likewise.
 
     Raises:

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from fasc.calibration.statistics import GradientMoment, UnitStatistics, smaller_side
-from fasc.config import MethodConfig
+from fasc.statistics.moments import GradientMoment, UnitStatistics, smaller_side
+from fasc.planning.options import MethodConfig
 from fasc.errors import NumericalError
-from fasc.linalg.moments import Covariance
+from fasc.statistics.accumulators import Covariance
 from fasc.methods import METHODS
 from tests import reference
 

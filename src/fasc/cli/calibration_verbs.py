@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from fasc.cli import options as opt
-from fasc.config import BudgetConfig, CalibrationConfig, LayersConfig, MethodConfig, ModelConfig
+from fasc.model.options import LayersConfig, ModelConfig
+from fasc.planning.options import BudgetConfig, MethodConfig
+from fasc.statistics.options import CalibrationConfig
 from fasc.errors import UsageError
 
 if TYPE_CHECKING:
-    from fasc.calibration.statistics import Need, Statistics
+    from fasc.statistics.moments import Need, Statistics
     from fasc.model.load import LoadedModel
 
 DEFAULT_METHODS = ("fasc", "svd")
@@ -134,7 +136,7 @@ def measured_statistics(
 
 def stored_statistics(file: Path, loaded: "LoadedModel") -> "Statistics":
     """Statistics from a file, checked to be of this model, of the layers that it has now: experts may not be layers of it."""
-    from fasc.calibration.statistics import Statistics
+    from fasc.statistics.moments import Statistics
     from fasc.model.load import model_fingerprint
 
     found = Statistics.load(file)

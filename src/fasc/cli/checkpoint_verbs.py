@@ -6,7 +6,9 @@ from typing import Annotated
 import typer
 
 from fasc.cli import options as opt
-from fasc.config import EvaluationConfig, ModelConfig, RecoveryConfig, SpeedConfig
+from fasc.compression.options import RecoveryConfig
+from fasc.evaluation.options import EvaluationConfig, SpeedConfig
+from fasc.model.options import ModelConfig
 from fasc.errors import UsageError
 
 
@@ -70,7 +72,7 @@ def bench(
     config = opt.take(SpeedConfig, given, batches=opt.names(batches))
     source = opt.take(ModelConfig, given, model=checkpoint)
     from fasc import pipeline
-    from fasc.evaluation._speed import compare_speed
+    from fasc.evaluation.speed import compare_speed
     from fasc.provenance import provenance
     from fasc.reporting.speed_table import print_speed
     from fasc.storage import write_json

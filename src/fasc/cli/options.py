@@ -8,15 +8,11 @@ from typing import Annotated, Any, TypeVar
 import typer
 from pydantic import BaseModel, ValidationError
 
-from fasc.config import (
-    BudgetConfig,
-    CalibrationConfig,
-    EvaluationConfig,
-    LayersConfig,
-    MethodConfig,
-    ModelConfig,
-    explain,
-)
+from fasc.evaluation.options import EvaluationConfig
+from fasc.model.options import LayersConfig, ModelConfig
+from fasc.options import explain
+from fasc.planning.options import BudgetConfig, MethodConfig
+from fasc.statistics.options import CalibrationConfig
 from fasc.errors import UsageError
 
 Part = TypeVar("Part", bound=BaseModel)

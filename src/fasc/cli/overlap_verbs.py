@@ -5,13 +5,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fasc.cli import options as opt
-from fasc.config import CalibrationConfig, LayersConfig, MethodConfig, ModelConfig
+from fasc.model.options import LayersConfig, ModelConfig
+from fasc.planning.options import MethodConfig
+from fasc.statistics.options import CalibrationConfig
 from fasc.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from fasc.calibration.statistics import Statistics
+    from fasc.statistics.moments import Statistics
     from fasc.model.load import LoadedModel
 
 

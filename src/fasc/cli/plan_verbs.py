@@ -7,7 +7,10 @@ import typer
 
 from fasc.cli import options as opt
 from fasc.cli.calibration_verbs import stored_statistics
-from fasc.config import BudgetConfig, CalibrationConfig, LayersConfig, MethodConfig, ModelConfig, Recipe
+from fasc.model.options import LayersConfig, ModelConfig
+from fasc.planning.options import BudgetConfig, MethodConfig
+from fasc.recipe import Recipe
+from fasc.statistics.options import CalibrationConfig
 
 
 def plan(
@@ -48,7 +51,7 @@ def plan(
     source = opt.take(ModelConfig, given, device="cpu")
     layers = opt.take(LayersConfig, given)
     from fasc import pipeline
-    from fasc.compression.kept import kept_forecasts
+    from fasc.forecast.cache import kept_forecasts
     from fasc.provenance import file_digest
     from fasc.pruning import find_method
     from fasc.reporting.plan_table import print_plan
@@ -125,7 +128,7 @@ def compress(
         budgets=(opt.take(BudgetConfig, given),),
     )
     from fasc import pipeline
-    from fasc.budget.plan import read_plan
+    from fasc.planning.plan import read_plan
     from fasc.reporting.plan_table import print_totals
     from fasc.storage import refuse_existing
 

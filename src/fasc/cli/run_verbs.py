@@ -5,7 +5,10 @@ from typing import Annotated
 
 import typer
 
-from fasc.config import CalibrationConfig, EvaluationConfig, MethodConfig, Recipe, read_recipe
+from fasc.evaluation.options import EvaluationConfig
+from fasc.planning.options import MethodConfig
+from fasc.recipe import Recipe, read_recipe
+from fasc.statistics.options import CalibrationConfig
 
 DEMO = Recipe(
     calibration=CalibrationConfig(corpus="self", sequences=64, sequence_length=64),

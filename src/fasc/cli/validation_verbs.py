@@ -7,7 +7,9 @@ import typer
 
 from fasc.cli import options as opt
 from fasc.cli.calibration_verbs import DEFAULT_METHODS, measured_statistics
-from fasc.config import CalibrationConfig, LayersConfig, MethodConfig, ModelConfig
+from fasc.model.options import LayersConfig, ModelConfig
+from fasc.planning.options import MethodConfig
+from fasc.statistics.options import CalibrationConfig
 
 
 def validate(
@@ -50,8 +52,8 @@ def validate(
     source = opt.take(ModelConfig, given)
     layers = opt.take(LayersConfig, given)
     from fasc import pipeline
-    from fasc.compression.validate import held_out_moments, summarise, validate_plans
-    from fasc.compression.validate import validate as measure
+    from fasc.diagnosis.validate import held_out_moments, summarise, validate_plans
+    from fasc.diagnosis.validate import validate as measure
     from fasc.diagnosis.diagnose import diagnosis_needs
     from fasc.provenance import provenance
     from fasc.reporting.validation import print_plans, print_validation, validation_figure

@@ -5,15 +5,15 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from fasc.budget.plan import RankPlan, UnitPlan
-from fasc.calibration.statistics import Scope, Statistics
-from fasc.compression.alone import options_of
-from fasc.compression.channels import cut_all, cuttings_of
-from fasc.compression.install import finish, install
+from fasc.planning.plan import RankPlan, UnitPlan
+from fasc.statistics.moments import Scope, Statistics
+from fasc.compression.trial import options_of
+from fasc.forecast.channels import cut_all, cuttings_of
+from fasc.layouts.install import finish, install
 from fasc.compression.propagate import compress_in_order
-from fasc.config import MethodConfig
+from fasc.planning.options import MethodConfig
 from fasc.diagnosis.dependence import group_dependence
-from fasc.diagnosis.forecast import half_energies, loss_curve
+from fasc.forecast.half_j import half_energies, loss_curve
 from fasc.methods import Sketch, decompose_unit, get_method, stacked_weight
 from fasc.progress import progress
 from fasc.pruning import PRUNINGS

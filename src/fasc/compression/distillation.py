@@ -25,7 +25,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from fasc.config import RecoveryConfig
+from fasc.compression.options import RecoveryConfig
 from fasc.errors import NonFiniteError
 from fasc.model.quiet import quiet_transformers
 from fasc.progress import Advance, progress

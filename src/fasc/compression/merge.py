@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from fasc.calibration.statistics import Statistics, as_float64
+from fasc.statistics.moments import Statistics, as_float64
 from fasc.errors import UsageError
 from fasc.linalg.psd import cholesky, damped
-from fasc.model.lowrank import LowRankLinear
+from fasc.layouts.lowrank import LowRankLinear
 from fasc.progress import say
 
 

@@ -20,21 +20,21 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fasc.budget.plan import RankPlan, UnitPlan
-from fasc.calibration.statistics import GradientMoment, GroupStatistics, Statistics, UnitStatistics, as_float64
-from fasc.compression.alone import options_of
-from fasc.compression.channels import cut_all, cutting_of
-from fasc.compression.install import finish, install
-from fasc.config import MethodConfig
-from fasc.diagnosis.forecast import half_energies
+from fasc.planning.plan import RankPlan, UnitPlan
+from fasc.statistics.moments import GradientMoment, GroupStatistics, Statistics, UnitStatistics, as_float64
+from fasc.compression.trial import options_of
+from fasc.forecast.channels import cut_all, cutting_of
+from fasc.layouts.install import finish, install
+from fasc.planning.options import MethodConfig
+from fasc.forecast.half_j import half_energies
 from fasc.errors import ModelError, StatisticsError, UsageError
 from fasc.linalg.decomposition import Decomposition
-from fasc.linalg.moments import Covariance, CrossSum, SymmetricSum, VectorSum
+from fasc.statistics.accumulators import Covariance, CrossSum, SymmetricSum, VectorSum
 from fasc.linalg.psd import cholesky, damped
 from fasc.methods import get_method, stacked_weight
 from fasc.model.blocks import BlockInputs, block_inputs, block_names, input_of, run_block
 from fasc.model.groups import evaluating
-from fasc.model.quantizer import build_structure
+from fasc.serving.quantizer import build_structure
 from fasc.progress import progress
 from fasc.storage import new_file
 

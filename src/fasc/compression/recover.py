@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fasc.compression.distillation import distil, divergence, rows_of
-from fasc.config import RecoveryConfig
+from fasc.compression.options import RecoveryConfig
 from fasc.errors import ModelError, NonFiniteError, UsageError
 from fasc.progress import progress
 

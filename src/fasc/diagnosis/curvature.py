@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
-from fasc.calibration.objective import summed_nll
-from fasc.calibration.statistics import Statistics, as_float64
-from fasc.config import MethodConfig
+from fasc.statistics.objective import summed_nll
+from fasc.statistics.moments import Statistics, as_float64
+from fasc.planning.options import MethodConfig
 from fasc.diagnosis.dependence import dependence_violation, group_weight
 from fasc.diagnosis.overlap import chance, overlap
 from fasc.errors import NonFiniteError

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fasc.calibration.statistics import GroupStatistics, as_float64
+from fasc.statistics.moments import GroupStatistics, as_float64
 from fasc.model.groups import InputGroup
 from fasc.model.layers import weight_of
 

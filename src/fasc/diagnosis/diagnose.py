@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from fasc.calibration.statistics import GroupStatistics, Need, Statistics
-from fasc.config import MethodConfig
+from fasc.statistics.moments import GroupStatistics, Need, Statistics
+from fasc.planning.options import MethodConfig
 from fasc.diagnosis.bootstrap import rho_by_tokens, rho_interval
 from fasc.diagnosis.dependence import group_dependence
-from fasc.diagnosis.exclusions import Policy, excluded
-from fasc.diagnosis.forecast import loss_curve
+from fasc.paper.exclusions import Policy, excluded
+from fasc.forecast.half_j import loss_curve
 from fasc.diagnosis.spectra import effective_rank, principal_angles, rank_keeping, stable_rank
 from fasc.linalg.decomposition import Decomposition
-from fasc.linalg.moments import Covariance
+from fasc.statistics.accumulators import Covariance
 from fasc.methods import Unit, decompose_unit, get_method, unit_in
 from fasc.model.groups import InputGroup
 from fasc.progress import progress
@@ -101,7 +101,7 @@ def diagnose(
         statistics: with the moments that the methods need; what else is there (cross moments, sketches, gradients) adds columns.
         methods: whose energies to look at.
         rank_fraction: ½J is given at the rank that a uniform plan of it has, the angles at this fraction of the directions.
-        policy: which groups are marked as excluded; see :func:`~fasc.diagnosis.exclusions.excluded`.
+        policy: which groups are marked as excluded; see :func:`~fasc.paper.exclusions.excluded`.
 
     Raises:
         StatisticsError: a method's moments are missing.

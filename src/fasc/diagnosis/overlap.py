@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fasc.calibration.statistics import Statistics
-from fasc.config import MethodConfig
+from fasc.statistics.moments import Statistics
+from fasc.planning.options import MethodConfig
 from fasc.errors import StatisticsError
 from fasc.methods import decompose_unit, unit_in
 from fasc.progress import progress

@@ -3,7 +3,7 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
-from fasc.evaluation._registry import BENCHMARKS, Benchmark, Subject, benchmark, get_benchmark
+from fasc.evaluation.registry import BENCHMARKS, Benchmark, Subject, benchmark, get_benchmark
 
 for _module in iter_modules(__path__):
     if not _module.name.startswith("_"):

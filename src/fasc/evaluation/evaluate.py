@@ -5,10 +5,10 @@ from dataclasses import replace
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fasc.calibration.corpus import TokenBlock
-from fasc.config import EvaluationConfig
+from fasc.text.corpus import TokenBlock
+from fasc.evaluation.options import EvaluationConfig
 from fasc.errors import UsageError
-from fasc.evaluation._registry import Subject, WindowScores, get_benchmark
+from fasc.evaluation.registry import Subject, WindowScores, get_benchmark
 from fasc.evaluation.score import Score
 from fasc.evaluation.text import evaluation_texts
 from fasc.model.groups import evaluating

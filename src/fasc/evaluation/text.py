@@ -7,10 +7,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fasc.calibration.corpus import TextRequest, TokenBlock, load_corpus
-from fasc.config import EvaluationConfig
+from fasc.text.corpus import TextRequest, TokenBlock, load_corpus
+from fasc.evaluation.options import EvaluationConfig
 from fasc.errors import NonFiniteError, UsageError
-from fasc.evaluation._registry import Subject, WindowScores
+from fasc.evaluation.registry import Subject, WindowScores
 from fasc.progress import progress
 
 

@@ -6,8 +6,8 @@ from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from fasc.calibration.statistics import Moment, Need, Scope, UnitStatistics
-from fasc.config import MethodConfig
+from fasc.statistics.moments import Moment, Need, Scope, UnitStatistics
+from fasc.planning.options import MethodConfig
 from fasc.errors import UnknownNameError
 from fasc.linalg.decomposition import Decomposition
 

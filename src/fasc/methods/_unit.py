@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fasc.calibration.statistics import Statistics
-from fasc.config import MethodConfig
+from fasc.statistics.moments import Statistics
+from fasc.planning.options import MethodConfig
 from fasc.errors import StatisticsError
 from fasc.linalg.decomposition import Decomposition
 from fasc.methods._registry import get_method

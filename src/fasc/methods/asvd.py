@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fasc.calibration.statistics import UnitStatistics
-from fasc.config import MethodConfig
+from fasc.statistics.moments import UnitStatistics
+from fasc.planning.options import MethodConfig
 from fasc.linalg.decomposition import Decomposition
 from fasc.methods._registry import method
 

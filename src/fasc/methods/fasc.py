@@ -3,12 +3,12 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from fasc.calibration.statistics import UnitStatistics
-from fasc.config import MethodConfig
+from fasc.statistics.moments import UnitStatistics
+from fasc.planning.options import MethodConfig
 from fasc.linalg.decomposition import Decomposition
 from fasc.methods._fisher import fisher_energies, minimise_fisher_loss
 from fasc.methods._registry import method
-from fasc.methods._sketched import sketch_fisher_loss
+from fasc.paper.sketch import sketch_fisher_loss
 
 
 @method(

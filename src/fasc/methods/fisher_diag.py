@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fasc.calibration.statistics import UnitStatistics, as_float64
-from fasc.config import MethodConfig
+from fasc.statistics.moments import UnitStatistics, as_float64
+from fasc.planning.options import MethodConfig
 from fasc.linalg.decomposition import Decomposition, decompose_on_inputs
 from fasc.linalg.psd import cholesky, damped
 from fasc.methods._registry import method

@@ -3,8 +3,8 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from fasc.calibration.statistics import UnitStatistics
-from fasc.config import MethodConfig
+from fasc.statistics.moments import UnitStatistics
+from fasc.planning.options import MethodConfig
 from fasc.linalg.decomposition import Decomposition
 from fasc.linalg.psd import descending_eigh
 from fasc.methods._registry import method

@@ -3,8 +3,8 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from fasc.calibration.statistics import UnitStatistics, as_float64
-from fasc.config import MethodConfig
+from fasc.statistics.moments import UnitStatistics, as_float64
+from fasc.planning.options import MethodConfig
 from fasc.linalg.decomposition import Decomposition, decompose_on_inputs, decompose_on_outputs
 from fasc.linalg.psd import cholesky, damped
 from fasc.methods._registry import method

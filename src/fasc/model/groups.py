@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fasc.config import LayersConfig
+from fasc.model.options import LayersConfig
 from fasc.errors import ModelError
 from fasc.model.layers import Layer, select_layers
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from fasc.config import LayersConfig
+from fasc.model.options import LayersConfig
 from fasc.errors import ModelError
 
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")

@@ -8,9 +8,9 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from fasc.config import DType
+from fasc.options import DType
 from fasc.errors import ModelError, NonFiniteError
-from fasc.model import embedded, quantizer
+from fasc.model import embedded
 from fasc.model.checkpoint import verify_structure
 from fasc.model.quiet import quiet_transformers
 from fasc.progress import say

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from fasc.budget.plan import RankPlan, UnitPlan
-from fasc.calibration.statistics import Moment, Need, Statistics
+from fasc.planning.plan import RankPlan, UnitPlan
+from fasc.statistics.moments import Moment, Need, Statistics
 from fasc.errors import UnknownNameError
 from fasc.methods import METHODS, Method
 from fasc.model.groups import InputGroup

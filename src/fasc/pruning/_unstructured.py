@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fasc.budget.candidates import unit_of
-from fasc.budget.plan import RankPlan, UnitPlan
-from fasc.calibration.statistics import GroupStatistics, Moment, Statistics
+from fasc.planning.candidates import unit_of
+from fasc.planning.plan import RankPlan, UnitPlan
+from fasc.statistics.moments import GroupStatistics, Moment, Statistics
 from fasc.errors import BudgetError
 from fasc.model.groups import InputGroup
 from fasc.model.layers import weight_of

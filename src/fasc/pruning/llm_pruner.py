@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from fasc.budget.candidates import unit_of
-from fasc.budget.plan import RankPlan, UnitPlan
-from fasc.calibration.statistics import Statistics
+from fasc.planning.candidates import unit_of
+from fasc.planning.plan import RankPlan, UnitPlan
+from fasc.statistics.moments import Statistics
 from fasc.errors import BudgetError, ModelError
 from fasc.model.groups import InputGroup
 from fasc.progress import progress

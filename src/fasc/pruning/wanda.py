@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from fasc.calibration.statistics import GroupStatistics
+from fasc.statistics.moments import GroupStatistics
 from fasc.pruning._unstructured import unstructured
 
 

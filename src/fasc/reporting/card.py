@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fasc.budget.plan import RankPlan
-from fasc.config import Recipe
+from fasc.planning.plan import RankPlan
+from fasc.recipe import Recipe
 from fasc.provenance import recoveries
 
 _CARD = """---

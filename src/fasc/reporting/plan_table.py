@@ -5,8 +5,8 @@ from math import exp
 
 from rich.table import Table
 
-from fasc.budget.plan import RankPlan
-from fasc.linalg.moments import FLUSH_TOKENS
+from fasc.planning.plan import RankPlan
+from fasc.statistics.accumulators import FLUSH_TOKENS
 from fasc.reporting.console import print_results
 
 

@@ -2,7 +2,7 @@
 
 from rich.table import Table
 
-from fasc.evaluation._speed import SpeedReport
+from fasc.evaluation.speed import SpeedReport
 from fasc.reporting.console import print_results
 
 

@@ -1,1 +1,0 @@
-"""Shapes and energies → :class:`RankPlan`."""

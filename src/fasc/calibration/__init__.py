@@ -1,1 +1,0 @@
-"""Text and a model → :class:`Statistics`."""

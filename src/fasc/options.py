@@ -1,0 +1,47 @@
+"""The base of everything a run can be told, and pydantic's report in one line.
+
+Options live beside what they configure (``statistics/options.py``, ``planning/options.py``, …); the recipe is their union. The
+modules that define them load neither torch nor transformers, so that ``fasc --help`` is fast.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from fasc.errors import UsageError
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+Part = TypeVar("Part", bound=BaseModel)
+
+
+class Options(BaseModel, frozen=True, extra="forbid", use_attribute_docstrings=True):
+    """Frozen, without unknown fields; the string under a field is its help."""
+
+
+def explain(problem: ValidationError, where: str) -> UsageError:
+    """Turn pydantic's report into one line: where, which field, what is wrong."""
+    first = problem.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    reason = first["msg"].removeprefix("Value error, ")
+    hint = "see `fasc --help` or docs/quickstart.md for the fields and their ranges"
+    if "outside (0, 1]" in reason:
+        hint = "0.5 keeps half; 1 keeps all of it"
+    if "is not a number" in reason:
+        hint = "sizes look like 400MB or 380MiB, increases like 5% or 0.05"
+    if first["type"] == "extra_forbidden":
+        reason = "no such field"
+    return UsageError(": ".join(part for part in (where, f"`{field}`" if field else "", reason) if part), hint)
+
+
+def parse(part: type[Part], values: Mapping[str, Any], where: str) -> Part:
+    """Validate plain values as a part of the recipe.
+
+    Raises:
+        UsageError: an unknown field or a value out of range; one line that names the field.
+    """
+    try:
+        return part.model_validate(dict(values))
+    except ValidationError as problem:
+        raise explain(problem, where) from problem

@@ -1,0 +1,194 @@
+"""How much is kept, by which method, and what a plan may do to get there."""
+
+from math import isfinite, log1p
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import ByteSize, ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError, model_validator
+
+from fasc.errors import UsageError
+from fasc.options import Options, parse
+
+AllocationName = Literal["uniform", "fisher"]
+SelectionName = Literal["none", "rho", "predicted", "kl"]
+
+
+class MethodConfig(Options, extra="allow"):
+    """Which method, how its ranks are allocated and its layers stored; and the options that the method itself declares."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = "fasc"
+    """A registered method. Subspaces: `fasc`, `two-sided`, `whitened`, `svd`, `fasc-eq6`, `grad-weighted`, `fisher-diag`,
+    `fwsvd`, `asvd`, `weight-svd`. Pruning, without a rank: `magnitude` and `wanda` write zeros, `llm-pruner` removes heads and
+    channels."""
+
+    allocation: AllocationName | None = None
+    """`uniform`: the same share of every layer. `fisher`: the least forecast loss over all layers and layouts. Left out: `fisher`
+    where the method's energies are a loss in nats and the budget is no rank fraction, `uniform` elsewhere."""
+
+    layouts: Annotated[tuple[str, ...], Field(min_length=1)] = (
+        "dense",
+        "factors",
+        "shared",
+        "pivoted",
+        "pivoted-columns",
+        "channels",
+    )
+    """How layers may be stored; the cheapest allowed one is taken at each rank. `factors` allows separate layers and `shared` one
+    projector per group, where the method leaves that open; `pivoted` keeps rows of the product as they are and `pivoted-columns`
+    columns; `channels` prunes MLP channels first, under `fisher`; `merged` stores a rank that saves nothing as one dense matrix."""
+
+    propagate: bool = False
+    """Compress block by block, each from the inputs it will really get, against the dense model's outputs."""
+
+    selection: SelectionName = "none"
+    """Which method each unit gets: `none`: this one everywhere. `rho`: this one where ρ is above the threshold, else the other
+    (the paper's). `predicted`: the one with the lower forecast loss. `kl`: the one with the lower measured KL divergence on
+    held-out text, compressing one unit at a time."""
+
+    selection_threshold: Annotated[float, Field(ge=0)] = 0.3
+    """Of ρ, for the selection `rho`."""
+
+    selection_else: str = "svd"
+    """The other method of a selection."""
+
+    label: str | None = None
+    """Name of the row in a run's tables, where the method's own would not tell two rows apart."""
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """The options that the method declares itself, as given."""
+        return dict(self.model_extra or {})
+
+    def but(self, **changes: Any) -> Self:
+        """The same with other values."""
+        return type(self).model_validate({**self.model_dump(exclude_unset=True), **changes})
+
+
+class BudgetConfig(Options):
+    """How much is kept: exactly one of the fields down to `max_kl`."""
+
+    rank_fraction: float | None = None
+    """Rank ÷ min(d_in, d_out) of each layer; for a group of several layers with one projector, rank ÷ d_in. 0.5 if no budget is
+    given."""
+
+    param_fraction: float | None = None
+    """Parameters of the compressed layers ÷ their dense parameters."""
+
+    model_fraction: float | None = None
+    """Parameters of the whole model ÷ those of the dense model."""
+
+    max_bytes: Annotated[int | str, Field(union_mode="left_to_right")] | None = None
+    """Bytes of the weights file, at most: a number, or one with kB, MB, GB, KiB, MiB, GiB."""
+
+    max_perplexity_increase: Annotated[float | str, Field(union_mode="left_to_right")] | None = None
+    """The smallest model whose forecast perplexity is at most so much above the dense one's: `5%` or 0.05."""
+
+    max_kl: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """The smallest model whose forecast KL divergence to the dense one is at most so many nats per token."""
+
+    rank_multiple: PositiveInt = 8
+    """Ranks are multiples of this, in layers at least sixteen times as wide."""
+
+    channel_multiple: PositiveInt | None = None
+    """MLP widths are multiples of this. Left out: the rank multiple, coarser where an MLP would have more than 24 widths to choose
+    from. Some processors multiply by multiples of 256 a third faster."""
+
+    floor: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of its dense parameters that each layer keeps at least."""
+
+    overhead: NonNegativeInt = 0
+    """Penalty, in parameters, per matrix product that factoring a layer adds. Higher means fewer and faster products at the same
+    size, and more loss. 0 counts parameters alone."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_budget(cls, given: Any) -> Any:
+        if isinstance(given, dict):
+            asked = [name for name in BUDGETS if given.get(name) is not None]
+            if len(asked) > 1:
+                raise ValueError(f"{' and '.join(asked)} are both budgets: give one")
+            if not asked:
+                return {**given, "rank_fraction": 0.5}
+        return given
+
+    @model_validator(mode="after")
+    def _in_range(self) -> Self:
+        for name in ("rank_fraction", "param_fraction", "model_fraction"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise ValueError(f"{name} is {value:g}, outside (0, 1]")
+        if self.max_bytes is not None and not self.bytes_limit > 0:
+            raise ValueError(f"max_bytes is {self.max_bytes}, not above 0")
+        if self.max_perplexity_increase is not None and not self.loss_limit > 0:
+            raise ValueError(f"max_perplexity_increase is {self.max_perplexity_increase}, not above 0")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """Name of the field that was given."""
+        return next(name for name in BUDGETS if getattr(self, name) is not None)
+
+    @property
+    def limits_loss(self) -> bool:
+        """Whether the budget says how much may be lost, and not how much is kept."""
+        return self.kind in ("max_kl", "max_perplexity_increase")
+
+    @property
+    def label(self) -> str:
+        """Short name, for folders and rows: `0.5`, `params0.8`, `model0.8`, `400MB`, `ppl+5%`, `kl0.05`.
+
+        What else is not as usual follows: `params0.8-floor0.25`.
+        """
+        short = {"rank_fraction": "", "param_fraction": "params", "model_fraction": "model", "max_bytes": ""}
+        value = getattr(self, self.kind)
+        number = f"{value:g}" if isinstance(value, float) else str(value).replace(" ", "")
+        fields = {"floor": "floor", "multiple": "rank_multiple", "channels": "channel_multiple", "overhead": "overhead"}
+        unusual = {name: getattr(self, field) for name, field in fields.items()}
+        usual = {name: type(self).model_fields[field].default for name, field in fields.items()}
+        rest = "".join(f"-{name}{value:g}" for name, value in unusual.items() if value != usual[name])
+        return {**short, "max_perplexity_increase": "ppl+", "max_kl": "kl"}[self.kind] + number + rest
+
+    @property
+    def bytes_limit(self) -> int:
+        """``max_bytes`` as a number."""
+        given = self.max_bytes
+        try:
+            return int(_SIZE.validate_python(given.strip() if isinstance(given, str) else given))
+        except (ValidationError, OverflowError, ValueError):
+            raise ValueError(f"max_bytes: `{given}` is not a number of bytes") from None
+
+    @property
+    def loss_limit(self) -> float:
+        """The forecast loss that is allowed, in nats per token."""
+        if self.max_kl is not None:
+            return self.max_kl
+        text = str(self.max_perplexity_increase).strip()
+        percent = text.endswith("%")
+        try:
+            number = float(text.rstrip("%")) / (100 if percent else 1)
+        except ValueError:
+            raise ValueError(f"max_perplexity_increase: `{text}` is not a number") from None
+        if not isfinite(number):
+            raise ValueError(f"max_perplexity_increase: `{text}` is not finite")
+        return log1p(number)
+
+
+BUDGETS = ("rank_fraction", "param_fraction", "model_fraction", "max_bytes", "max_perplexity_increase", "max_kl")
+"""The fields of which one is given."""
+
+
+_SIZE = TypeAdapter(ByteSize)
+
+
+def budget_from(given: dict[str, Any]) -> BudgetConfig:
+    """A budget from keyword arguments.
+
+    Raises:
+        UsageError: a name that is no budget, two budgets, or a value out of range.
+    """
+    unknown = sorted(set(given) - set(BudgetConfig.model_fields))
+    if unknown:
+        raise UsageError(f"`{unknown[0]}` is no budget", f"known: {', '.join(BudgetConfig.model_fields)}")
+    return parse(BudgetConfig, given, "budget")
+

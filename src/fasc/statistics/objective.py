@@ -1,0 +1,39 @@
+"""The scalar whose gradient is measured: the summed negative log-likelihood, in nats."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fasc.statistics.options import Labels
+
+
+def summed_nll(logits: Tensor, tokens: Tensor, mask: Tensor | None, labels: Labels, generator: torch.Generator | None) -> Tensor:
+    """``L``: the sum (never the mean) of token losses, so that the scale of a gradient does not depend on the batch.
+
+    Args:
+        logits: [batch, length, vocabulary].
+        tokens: [batch, length].
+        mask: 1 where there is text, [batch, length]; ``None`` means everywhere.
+        labels: ``corpus``: position t is scored on token t+1 (the empirical Fisher, what the paper uses). ``sampled``:
+            every position is scored on a token drawn from the model's own distribution (the true Fisher).
+        generator: of the draw; on the logits' device.
+
+    Returns:
+        A scalar, float32 or better.
+    """
+    if labels == "sampled":
+        scored = torch.ones_like(tokens) if mask is None else mask
+        targets = _draw(logits.detach(), generator)
+    else:
+        logits = logits[:, :-1]
+        targets = tokens[:, 1:]
+        scored = torch.ones_like(targets) if mask is None else mask[:, 1:] * mask[:, :-1]
+    targets = targets.masked_fill(scored == 0, -100)
+    precision = torch.promote_types(logits.dtype, torch.float32)
+    return F.cross_entropy(logits.flatten(0, 1).to(precision), targets.flatten(), reduction="sum")
+
+
+def _draw(logits: Tensor, generator: torch.Generator | None) -> Tensor:
+    """One token per position from softmax(logits), by the Gumbel-max identity."""
+    noise = torch.empty_like(logits, dtype=torch.float32).exponential_(generator=generator)
+    return (logits.float() - noise.log_()).argmax(-1)
