@@ -30,10 +30,10 @@ def bench(
     from fasc.provenance import provenance
     from fasc.reporting.speed_table import print_speed
     from fasc.stages.evaluate import bench as compare
-    from fasc.storage import write_json
+    from fasc.outputs import write_artifact
 
     opt.check_outputs([json], inputs=opt.inputs(checkpoint, dense))
     report = compare(source, config, dense)
     print_speed(report)
     if json is not None:
-        write_json(json, report.to_dict() | {"provenance": provenance(speed=config.model_dump(mode="json"))})
+        write_artifact(json, "speed", report.to_dict() | {"provenance": provenance(speed=config.model_dump(mode="json"))})

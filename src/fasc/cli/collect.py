@@ -44,7 +44,7 @@ def collect(
     source = opt.take(ModelConfig, given)
     from fasc.stages.compress import load, needs_of
     from fasc.stages.diagnose import collect_for
-    from fasc.storage import output
+    from fasc.outputs import output
 
     chosen = tuple(MethodConfig(name=name) for name in opt.names(methods) or DEFAULT_METHODS)
     needs_of(chosen)

@@ -74,7 +74,7 @@ def compress(
     from fasc.planning.plan import Plan
     from fasc.reporting.outcome import print_outcome
     from fasc.stages.compress import compress_recipe
-    from fasc.storage import output
+    from fasc.outputs import output
 
     needs_for(recipe.methods[0], recipe.budgets[0])
     made = None if plan is None else Plan.load(plan)

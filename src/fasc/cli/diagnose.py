@@ -51,7 +51,6 @@ def diagnose(
     from fasc.reporting.diagnosis_table import print_diagnosis
     from fasc.stages.compress import load, needs_of
     from fasc.stages.diagnose import diagnose_model
-    from fasc.storage import write_json
 
     needs_of(tuple(chosen))
     opt.check_outputs([json, csv], inputs=opt.inputs(model, statistics, calibration.corpus))
@@ -65,7 +64,7 @@ def diagnose(
     )
     print_diagnosis(diagnosis)
     if json is not None:
-        write_json(json, list(diagnosis.rows))
+        diagnosis.save(json)
     if csv is not None:
         diagnosis.save_csv(csv)
     if figures is not None:

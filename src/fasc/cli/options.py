@@ -104,10 +104,12 @@ def inputs(*given: "str | Path | None") -> list[Path]:
 
 def check_outputs(files: "list[Path | None]", *, inputs: list[Path]) -> None:
     """Refuse an output file that cannot be written or that the command reads, before the work."""
-    from fasc.storage import require_output
+    from fasc.outputs import require_json_output, require_output
 
     for file in files:
-        if file is not None:
+        if file is not None and file.suffix.lower() not in (".csv", ".png"):
+            require_json_output(file, inputs=inputs)
+        elif file is not None:
             require_output(file, overwrite=True, inputs=inputs)
 
 

@@ -60,7 +60,7 @@ def subspace_overlap(
     from fasc.stages.compress import load, needs_of
     from fasc.stages.diagnose import check_overlap
     from fasc.stages.diagnose import subspace_overlap as compare
-    from fasc.storage import write_json
+    from fasc.outputs import write_artifact
 
     needs_of((options,))
     check_overlap(calibrations, fractions, hessian)
@@ -81,4 +81,4 @@ def subspace_overlap(
         print_curvature(result["hessian"])
     if json is not None:
         made = provenance(calibrations=result.pop("calibrations"))
-        write_json(json, result | {"provenance": made})
+        write_artifact(json, "overlap", result | {"provenance": made})

@@ -54,7 +54,7 @@ def validate(
     from fasc.reporting.validation import print_plans, print_validation, validation_figure
     from fasc.stages.compress import load, needs_of
     from fasc.stages.diagnose import validate as measure
-    from fasc.storage import write_json
+    from fasc.outputs import write_artifact
 
     needs_of(tuple(chosen))
     opt.check_outputs([json, figure], inputs=opt.inputs(model, statistics, calibration.corpus))
@@ -74,6 +74,6 @@ def validate(
         print_plans(result["plans"])
     if json is not None:
         made = provenance(calibration=result.pop("calibration"))
-        write_json(json, result | {"provenance": made})
+        write_artifact(json, "validation", result | {"provenance": made})
     if figure is not None and result["rows"]:
         typer.echo(validation_figure(result["rows"], figure))

@@ -8,7 +8,7 @@ from fasc.compression.propagate import compress_in_order
 from fasc.edits import Edit
 from fasc.edits.factor import Factor
 from fasc.edits.remove import require_loadable
-from fasc.edits.structure import structure_of
+from fasc.edits.structure import parsed, structure_of
 from fasc.errors import ModelError
 from fasc.planning.plan import Plan
 from fasc.progress import progress
@@ -56,5 +56,5 @@ def carry_out(
 def _as_made(model: PreTrainedModel, plan: Plan) -> list[Edit]:
     """The plan's edits, structural ones as the model's structure records them."""
     structure = structure_of(model)
-    recorded = {edit.touches: edit for edit in ([] if structure is None else structure.parsed()) if isinstance(edit, Factor)}
+    recorded = {edit.touches: edit for edit in parsed(structure) if isinstance(edit, Factor)}
     return [recorded.get(edit.touches, edit) if isinstance(edit, Factor) else edit for edit in plan.edits]

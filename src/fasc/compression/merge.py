@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from fasc.edits.factor import Factor
-from fasc.edits.structure import structure_of
+from fasc.edits.structure import parsed, structure_of
 from fasc.errors import UsageError
 from fasc.linalg.psd import cholesky, damped
 from fasc.progress import say
@@ -34,7 +34,7 @@ def merge(model: PreTrainedModel, statistics: Statistics, damping: float) -> lis
         UsageError: MLPs have lost channels, each a number of its own, which no config of an ordinary model can say.
     """
     structure = structure_of(model)
-    edits = [] if structure is None else structure.parsed()
+    edits = parsed(structure)
     factored = [edit for edit in edits if isinstance(edit, Factor)]
     if len(factored) < len(edits):
         raise UsageError(

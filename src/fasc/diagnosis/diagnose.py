@@ -22,7 +22,8 @@ from fasc.planning.options import MethodConfig
 from fasc.progress import progress
 from fasc.statistics.accumulators import Covariance
 from fasc.statistics.moments import GroupStatistics, Need, Statistics, UnitStatistics
-from fasc.storage import new_file, read_json, write_json
+from fasc.outputs import write_artifact
+from fasc.storage import new_file, read_json
 
 Exclude = Callable[[Sequence[Mapping[str, Any]]], list[str | None]]
 """Rows → why each is excluded, or ``None``."""
@@ -60,7 +61,7 @@ class Diagnosis:
 
     def save(self, path: Path) -> Path:
         """Write ``diagnosis.json``: an object with ``groups`` and ``meta``."""
-        return write_json(path, {"groups": list(self.rows), "meta": dict(self.meta)})
+        return write_artifact(path, "diagnosis", {"groups": list(self.rows), "meta": dict(self.meta)})
 
     @staticmethod
     def load(path: Path) -> "Diagnosis":

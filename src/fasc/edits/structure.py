@@ -6,46 +6,22 @@ the modules before weights are loaded.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from fasc.edits._registry import Edit, layers_of, read_edit
-from fasc.errors import ModelError, NonFiniteError
+from fasc.errors import NonFiniteError
+from fasc.model.structure import FORMAT, FascConfig
 
-FORMAT = 5
-"""Version of the checkpoint's structure. 5: a list of edits; older ones are refused."""
+def parsed(structure: FascConfig | None) -> list[Edit]:
+    """The edits of a structure, validated field by field; none without one.
 
-
-class FascConfig(QuantizationConfigMixin):
-    """The structure of a compressed checkpoint, as ``config.json`` holds it.
-
-    Args:
-        edits: as plain JSON values, in the order in which they were made.
-        format: version of this structure.
+    Raises:
+        ModelError: names the edit and the field.
     """
-
-    def __init__(self, edits: Sequence[Mapping[str, Any]] = (), format: int = 0, **_others: Any) -> None:
-        self.quant_method = "fasc"
-        if format != FORMAT:
-            older = not isinstance(format, int) or format < FORMAT
-            raise ModelError(
-                f"the checkpoint has format {format}, and this fasc reads {FORMAT}",
-                "compress the dense model again with this version" if older else "upgrade fasc",
-            )
-        self.format = format
-        self.edits = [dict(edit) for edit in edits]
-
-    def parsed(self) -> list[Edit]:
-        """The edits, validated field by field.
-
-        Raises:
-            ModelError: names the edit and the field.
-        """
-        return [read_edit(raw, f"config.json, edit {index}") for index, raw in enumerate(self.edits)]
+    return [] if structure is None else [read_edit(raw, f"config.json, edit {i}") for i, raw in enumerate(structure.edits)]
 
 
 def structure_of(model: nn.Module) -> FascConfig | None:
@@ -56,9 +32,7 @@ def structure_of(model: nn.Module) -> FascConfig | None:
 
 def edited_layers(model: nn.Module) -> list[str]:
     """Names of the modules that edits have put in the place of layers, each once."""
-    structure = structure_of(model)
-    names = [name for edit in (structure.parsed() if structure else ()) for name in edit.touches]
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys(name for edit in parsed(structure_of(model)) for name in edit.touches))
 
 
 def record(model: PreTrainedModel, edit: Edit) -> None:

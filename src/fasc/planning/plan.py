@@ -16,7 +16,8 @@ from fasc.model.groups import InputGroup
 from fasc.model.layers import Layer
 from fasc.options import parse
 from fasc.planning.options import MethodConfig
-from fasc.storage import read_json, write_json
+from fasc.outputs import MARK, write_artifact
+from fasc.storage import read_json
 
 FORMAT = 5
 """Version of ``plan.json``: a list of edits; older ones are refused."""
@@ -145,7 +146,7 @@ class Plan:
         if not isinstance(raw, Mapping) or raw.get("format") != FORMAT:
             given = raw.get("format") if isinstance(raw, Mapping) else None
             raise BudgetError(f"{where}: not a plan of format {FORMAT} (format {given})", "write one with `fasc plan --json`")
-        header = parse(_Header, {k: v for k, v in raw.items() if k not in ("edits", "totals", "format")}, where)
+        header = parse(_Header, {k: v for k, v in raw.items() if k not in ("edits", "totals", "format", MARK)}, where)
         edits = raw.get("edits")
         if not isinstance(edits, list):
             raise BudgetError(f"{where}: `edits` is no list", "write one with `fasc plan --json`")
@@ -162,7 +163,7 @@ class Plan:
 
     def save(self, path: str | Path) -> Path:
         """Write ``plan.json``."""
-        return write_json(Path(path), self.to_dict())
+        return write_artifact(path, "plan", self.to_dict())
 
     @staticmethod
     def load(path: str | Path) -> "Plan":

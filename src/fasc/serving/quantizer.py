@@ -10,8 +10,8 @@ from torch import nn
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 
-from fasc.edits.structure import FascConfig, build_structure, edited_layers, structure_of
 from fasc.errors import ModelError, NonFiniteError
+from fasc.model.structure import FascConfig
 
 
 class FascHfQuantizer(HfQuantizer):
@@ -21,10 +21,14 @@ class FascHfQuantizer(HfQuantizer):
     quantization_config: FascConfig
 
     def _process_model_before_weight_loading(self, model: nn.Module, **_kwargs: Any) -> None:
-        build_structure(model, self.quantization_config.parsed())
+        from fasc.edits.structure import build_structure, parsed  # noqa: PLC0415 - not while transformers is imported
+
+        build_structure(model, parsed(self.quantization_config))
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_kwargs: Any) -> nn.Module:
         """Refuse a layer that the files did not hold: transformers fills it with random numbers and a warning."""
+        from fasc.edits.structure import edited_layers  # noqa: PLC0415
+
         for name in edited_layers(model):
             for key, tensor in model.get_submodule(name).state_dict(keep_vars=True).items():
                 if tensor.device.type == "meta":
@@ -57,6 +61,8 @@ class FascHfQuantizer(HfQuantizer):
 
 def attach(model: nn.Module) -> None:
     """Let ``model.save_pretrained`` and ``Trainer`` know what the model is, after its edits were made."""
+    from fasc.edits.structure import structure_of  # noqa: PLC0415
+
     structure = structure_of(model)
     if structure is not None:
         model.hf_quantizer = FascHfQuantizer(structure, pre_quantized=True)  # type: ignore[assignment]
