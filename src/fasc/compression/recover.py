@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from fasc.compression.distillation import distil, divergence_of, rows_of
 from fasc.compression.options import RecoveryConfig
+from fasc.edits.structure import edited_layers
 from fasc.errors import ModelError, NonFiniteError, UsageError
 from fasc.model.scopes import evaluating, frozen
 from fasc.progress import progress
@@ -73,7 +74,7 @@ def recover(
         ModelError: the two models do not have the same vocabulary.
         NonFiniteError: the divergence of the model as it was, or of a step, is not finite.
     """
-    layers = _replaced(model) if layers is None else layers
+    layers = [model.get_submodule(name) for name in edited_layers(model)] if layers is None else layers
     parameters = list(dict.fromkeys(parameter for layer in layers for parameter in layer.parameters()))
     _require_trainable(model, dense, parameters, tokens)
     held_out = max(1, len(tokens) // _HELD_OUT)
@@ -90,13 +91,6 @@ def recover(
             losses = distil(model, dense, parameters, text, config, work)
         share, after = _go_as_far_as_it_helps(parameters, start, before, measure)
     return Recovered(before, after, share, unseen.numel(), tuple(losses))
-
-
-def _replaced(model: PreTrainedModel) -> list[nn.Module]:
-    """The modules that stand where compression replaced a layer."""
-    from fasc.edits.structure import edited_layers  # noqa: PLC0415 - at the top as soon as it exists
-
-    return [model.get_submodule(name) for name in edited_layers(model)]
 
 
 def _require_trainable(

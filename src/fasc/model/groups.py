@@ -12,8 +12,11 @@ from transformers import PreTrainedModel
 
 from fasc.model.options import LayersConfig
 from fasc.errors import ModelError
-from fasc.model.layers import Layer, select_layers
+from fasc.model.layers import Layer, select_layers, weight_of
 from fasc.model.scopes import evaluating
+
+Scope = Literal["group", "layer"]
+"""``group``: all layers that read one tensor, together. ``layer``: each by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +51,18 @@ class InputGroup:
         """The members' kinds, joined: ``q_proj+k_proj+v_proj``."""
         return "+".join(layer.kind for layer in self.layers)
 
-    def parts(self, scope: Literal["group", "layer"]) -> list[tuple[Layer, ...]]:
-        """The layers as one part, or each by itself: what is decomposed together."""
-        return [self.layers] if scope == "group" else [(layer,) for layer in self.layers]
+    @property
+    def parameters(self) -> int:
+        """Of the dense layers, biases included."""
+        return sum(layer.parameters for layer in self.layers)
+
+    def units(self, scope: Scope) -> list["Unit"]:
+        """The layers as one unit, or each by itself."""
+        return [self.unit()] if scope == "group" else [Unit(self.name, (layer,)) for layer in self.layers]
+
+    def unit(self) -> "Unit":
+        """All layers as one unit."""
+        return Unit(self.name, self.layers)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -60,6 +72,60 @@ class InputGroup:
     def from_dict(raw: Mapping[str, Any]) -> "InputGroup":
         """Inverse of :meth:`to_dict`."""
         return InputGroup(tuple(Layer(**layer) for layer in raw["layers"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Layers of one group that share one decomposition: all of them, or one."""
+
+    group: str
+    """Name of the input group."""
+
+    layers: tuple[Layer, ...]
+
+    @property
+    def name(self) -> str:
+        """The layer's name, or the group's for several layers."""
+        return self.layers[0].name if len(self.layers) == 1 else self.group
+
+    @property
+    def d_in(self) -> int:
+        """Features of the shared input."""
+        return self.layers[0].d_in
+
+    @property
+    def d_out(self) -> int:
+        """Output features of all layers."""
+        return sum(layer.d_out for layer in self.layers)
+
+    @property
+    def biases(self) -> int:
+        """Bias entries that the dense layers have."""
+        return sum(layer.d_out for layer in self.layers if layer.bias)
+
+    @property
+    def parameters(self) -> int:
+        """Of the dense layers, biases included."""
+        return sum(layer.parameters for layer in self.layers)
+
+    @property
+    def full_rank(self) -> int:
+        """``d_in`` of a shared projector, ``min(d_in, d_out)`` of a layer: the whole of the rank fraction."""
+        return self.d_in if len(self.layers) > 1 else min(self.d_in, self.d_out)
+
+    @property
+    def scope(self) -> Scope:
+        """Whether the unit is a whole group of several layers, or one layer."""
+        return "group" if len(self.layers) > 1 else "layer"
+
+
+def stacked_weight(model: nn.Module, unit: Unit) -> Tensor:
+    """The weights of a unit's layers one below the other, [Σ d_out, d_in], float64.
+
+    Raises:
+        ModelError: a layer is missing, of another shape, or compressed already.
+    """
+    return torch.cat([weight_of(model, layer).detach().double() for layer in unit.layers])
 
 
 def group_name(names: list[str]) -> str:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from fasc.model.options import LayersConfig
 from fasc.errors import ModelError
+from fasc.model.options import LayersConfig
 
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")
 _FIRST_INDEX = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")

@@ -9,9 +9,8 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fasc.options import DType
-from fasc.errors import ModelError, NonFiniteError
+from fasc.errors import FascError, ModelError, NonFiniteError
 from fasc.model import embedded
-from fasc.model.checkpoint import verify_structure
 from fasc.model.quiet import quiet_transformers
 from fasc.progress import say
 from fasc.provenance import digest
@@ -40,7 +39,6 @@ def load_model(spec: str | Path, *, dtype: DType = "auto", device: str = "auto")
         ModelError: it does not exist, is damaged, or lacks weights.
         NonFiniteError: a weight holds NaN or infinity.
     """
-    quantizer.register()
     spec = str(spec)
     loaded = _load_path(spec, dtype)
     model = loaded.model.to(_device(device))
@@ -59,7 +57,6 @@ def _load_path(spec: str, dtype: DType) -> LoadedModel:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError(f"`{spec}` holds no config.json", "name a folder written by save_pretrained or fasc compress")
-        verify_structure(path)
     elif path.exists() or spec.startswith((".", "/", "~")) or spec.count("/") != 1:
         aliases = ", ".join(embedded.EMBEDDED)
         raise ModelError(
@@ -100,6 +97,10 @@ def _from_pretrained(spec: str, dtype: DType, **options: Any) -> LoadedModel:
             tokenizer = AutoTokenizer.from_pretrained(spec, **gguf)
             safe = {} if gguf else {"use_safetensors": True}
             model, info = AutoModelForCausalLM.from_pretrained(spec, dtype=precision, output_loading_info=True, **safe, **options)
+    except NonFiniteError:
+        raise
+    except FascError as problem:  # our quantizer's, which does not know the folder
+        raise ModelError(f"`{spec}`: {problem.message}", problem.hint) from problem
     except _LOADING_PROBLEMS as problem:
         raise _explain(spec, problem) from problem
     absent = sorted(info.get("missing_keys", ()))

@@ -26,17 +26,11 @@ class MethodConfig(Options, extra="allow"):
     """`uniform`: the same share of every layer. `fisher`: the least forecast loss over all layers and layouts. Left out: `fisher`
     where the method's energies are a loss in nats and the budget is no rank fraction, `uniform` elsewhere."""
 
-    layouts: Annotated[tuple[str, ...], Field(min_length=1)] = (
-        "dense",
-        "factors",
-        "shared",
-        "pivoted",
-        "pivoted-columns",
-        "channels",
-    )
-    """How layers may be stored; the cheapest allowed one is taken at each rank. `factors` allows separate layers and `shared` one
-    projector per group, where the method leaves that open; `pivoted` keeps rows of the product as they are and `pivoted-columns`
-    columns; `channels` prunes MLP channels first, under `fisher`; `merged` stores a rank that saves nothing as one dense matrix."""
+    layouts: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """How layers may be stored; the cheapest allowed one is taken at each rank. Left out: all but `merged`. `factors` allows separate
+    layers and `shared` one projector per group, where the method leaves that open; `pivoted` keeps rows of the product as they are
+    and `pivoted-columns` columns; `channels` prunes MLP channels first, under `fisher`; `merged` stores a rank that saves nothing as
+    one dense matrix."""
 
     propagate: bool = False
     """Compress block by block, each from the inputs it will really get, against the dense model's outputs."""

@@ -31,7 +31,7 @@ def allocate_uniformly(units: Sequence[Candidates], share: float) -> list[int]:
         if index < 0:
             least = max(float(one.costs[0] / one.whole) for one in units)
             raise BudgetError(
-                f"a fraction of {share:g} leaves no direction of `{unit.unit.unit}` ({unit.unit.d_out}×{unit.unit.d_in})",
+                f"a fraction of {share:g} leaves no direction of `{unit.unit.name}` ({unit.unit.d_out}×{unit.unit.d_in})",
                 f"the least for a uniform allocation is {np.ceil(1e4 * least) / 1e4:g}",
             )
         picks.append(index)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fasc.planning.plan import RankPlan
+from fasc.planning.plan import Plan
 from fasc.recipe import Recipe
 from fasc.provenance import recoveries
 
@@ -45,7 +45,7 @@ model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")"""
 
 
-def model_card(recipe: Recipe, plan: RankPlan, summary: str, provenance: Mapping[str, Any], *, merged: bool) -> str:
+def model_card(recipe: Recipe, plan: Plan, summary: str, provenance: Mapping[str, Any], *, merged: bool) -> str:
     """Markdown with YAML front matter.
 
     Args:
@@ -84,5 +84,5 @@ def model_card(recipe: Recipe, plan: RankPlan, summary: str, provenance: Mapping
         labels=calibration.labels,
         forecast=forecast,
         recovery=recovery,
-        load=_LOAD_DENSE if merged or totals["rank_fraction"] is None else _LOAD_FACTORED,
+        load=_LOAD_DENSE if merged or not plan.structural else _LOAD_FACTORED,
     )

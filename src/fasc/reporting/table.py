@@ -38,21 +38,21 @@ def comparison(entries: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
     benchmarks = benchmarks_of(entries)
     header = ["model", *map(_title, benchmarks)]
     header += ["rank fraction", "layers' parameters", "model's parameters", "weights"]
-    gated = any(_gate_cell(entry.plan) != "–" for entry in entries)
-    header += ["units of its own method"] if gated else []
+    selected = any(_selection_cell(entry.plan) != "–" for entry in entries)
+    header += ["units of its own method"] if selected else []
     whole = next((entry.plan for entry in entries if entry.plan), None)
     rows = []
     for entry in entries:
         cells = [entry.name, *(format_score(entry.score(name)) for name in benchmarks)]
         cells += _weight_cells(entry.plan["totals"]) if entry.plan else _dense_cells(whole)
-        rows.append(cells + ([_gate_cell(entry.plan)] if gated else []))
+        rows.append(cells + ([_selection_cell(entry.plan)] if selected else []))
     return header, rows
 
 
-def _gate_cell(plan: Mapping[str, Any] | None) -> str:
-    """How many units a gate left to the method that was asked for."""
-    chosen = [unit for unit in (plan or {"groups": ()})["groups"] if unit["method"] is not None]
-    own = sum(unit["method"] == plan["method"] for unit in chosen) if plan else 0
+def _selection_cell(plan: Mapping[str, Any] | None) -> str:
+    """How many units a selection left to the method that was asked for."""
+    chosen = [edit for edit in (plan or {"edits": ()})["edits"] if edit.get("selection")]
+    own = sum(edit["method"] == edit["selection"]["own"] for edit in chosen)
     return f"{own} of {len(chosen)}" if chosen else "–"
 
 

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from fasc.errors import StatisticsError
 from fasc.statistics.accumulators import Covariance
-from fasc.model.groups import InputGroup
+from fasc.model.groups import InputGroup, Scope, Unit
 from fasc.storage import new_file, storage_error
 
 Moment = Literal["input", "gradient", "cross", "magnitude", "product", "rows", "sequences", "taylor"]
-Scope = Literal["group", "layer"]
 Side = Literal["input", "output"]
 
 FORMAT = 1
@@ -67,7 +66,10 @@ class UnitStatistics:
     input: Covariance
     gradient: GradientMoment | None
     extras: Mapping[str, Tensor] = field(default_factory=dict)
-    """Moments that only some methods ask for, by name; see ``calibration/extras.py``."""
+    """Moments that only some methods ask for, by name; see ``statistics/extras.py``."""
+
+    share: float = 1.0
+    """Of the text's tokens that the moments are means over: below 1 for an expert."""
 
     def require_extra(self, moment: str) -> Tensor:
         """A moment of ``extras``, of the group or of this very layer.
@@ -134,6 +136,24 @@ class Statistics:
 
     tokens: Tensor | None = None
     """The calibration tokens, int64 [sequences, length], where they had no padding: error propagation runs on them again."""
+
+    def group(self, name: str) -> GroupStatistics:
+        """The moments of a group.
+
+        Raises:
+            StatisticsError: there is no such group.
+        """
+        if name not in self.groups:
+            raise StatisticsError(f"the statistics have no group `{name}`", "run `fasc collect` with the same layers")
+        return self.groups[name]
+
+    def unit(self, unit: Unit) -> UnitStatistics:
+        """What a method is given for a unit.
+
+        Raises:
+            StatisticsError: there is no such group.
+        """
+        return self.group(unit.group).unit(unit.name)
 
     def require(self, needs: frozenset[Need]) -> None:
         """Raise ``StatisticsError`` unless every moment of ``needs`` is there."""

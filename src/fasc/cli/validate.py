@@ -6,9 +6,8 @@ from typing import Annotated
 import typer
 
 from fasc.cli import options as opt
-from fasc.cli.calibration_verbs import DEFAULT_METHODS, measured_statistics
+from fasc.cli.collect import DEFAULT_METHODS
 from fasc.model.options import LayersConfig, ModelConfig
-from fasc.planning.options import MethodConfig
 from fasc.statistics.options import CalibrationConfig
 
 
@@ -46,35 +45,35 @@ def validate(
     """
     given = locals()
     calibration = opt.take(CalibrationConfig, given)
-    chosen = [opt.take(MethodConfig, given, name=name) for name in opt.names(methods) or DEFAULT_METHODS]
+    chosen = [opt.method(given, name) for name in opt.names(methods) or DEFAULT_METHODS]
     ranks = [budget.rank_fraction or 0.5 for budget in opt.fractions(rank_fractions, "rank_fraction")]
     budgets = opt.fractions(param_fractions, "param_fraction")
     source = opt.take(ModelConfig, given)
     layers = opt.take(LayersConfig, given)
-    from fasc import pipeline
-    from fasc.diagnosis.validate import held_out_moments, summarise, validate_plans
-    from fasc.diagnosis.validate import validate as measure
-    from fasc.diagnosis.diagnose import diagnosis_needs
     from fasc.provenance import provenance
     from fasc.reporting.validation import print_plans, print_validation, validation_figure
+    from fasc.stages.compress import load, needs_of
+    from fasc.stages.diagnose import validate as measure
     from fasc.storage import write_json
 
-    needs = diagnosis_needs(chosen)
-    if budgets:
-        needs |= pipeline.needs_of(chosen[:1], budgets)
-    loaded = pipeline.load(source)
-    found = measured_statistics(statistics, loaded, needs, calibration, layers)
-    tokens = pipeline.held_out(loaded, calibration, held_out)
-    unseen = held_out_moments(loaded.model, found, tokens, calibration)
-    rows = measure(loaded.model, found, tokens, chosen, ranks, held_out=unseen) if ranks else []
-    summary = summarise(rows)
-    if rows:
-        print_validation(summary)
-    plans = validate_plans(loaded.model, found, tokens, chosen[0], budgets, held_out=unseen)
-    if plans:
-        print_plans(plans)
+    needs_of(tuple(chosen))
+    opt.check_outputs([json, figure], inputs=opt.inputs(model, statistics, calibration.corpus))
+    result = measure(
+        load(source),
+        chosen,
+        ranks,
+        budgets,
+        statistics=statistics,
+        held_out=held_out,
+        calibration=calibration,
+        layers=layers,
+    )
+    if result["rows"]:
+        print_validation(result["summary"])
+    if result["plans"]:
+        print_plans(result["plans"])
     if json is not None:
-        made = provenance(calibration=dict(found.meta["calibration"]))
-        write_json(json, {"rows": rows, "summary": summary, "plans": plans, "provenance": made})
-    if figure is not None and rows:
-        typer.echo(validation_figure(rows, figure))
+        made = provenance(calibration=result.pop("calibration"))
+        write_json(json, result | {"provenance": made})
+    if figure is not None and result["rows"]:
+        typer.echo(validation_figure(result["rows"], figure))

@@ -6,13 +6,17 @@ from typing import Annotated
 import typer
 
 from fasc.evaluation.options import EvaluationConfig
-from fasc.planning.options import MethodConfig
+from fasc.planning.options import BudgetConfig, MethodConfig
 from fasc.recipe import Recipe, read_recipe
 from fasc.statistics.options import CalibrationConfig
 
 DEMO = Recipe(
     calibration=CalibrationConfig(corpus="self", sequences=64, sequence_length=64),
-    methods=(MethodConfig(name="svd"), MethodConfig(name="fasc")),
+    methods=(
+        MethodConfig(name="whitened", layouts=("dense", "factors"), label="svd-llm"),
+        MethodConfig(name="fasc"),
+    ),
+    budgets=(BudgetConfig(param_fraction=0.8),),
     evaluation=EvaluationConfig(benchmarks=("facts", "kl", "perplexity"), corpus="self", windows=32, context=64),
 )
 """No data is needed: the model's own text calibrates, and other text of its own, drawn by another seed, evaluates."""
@@ -33,15 +37,14 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="Where the result goes.")] = Path("fasc-demo"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over even if the folder holds a run.")] = False,
 ) -> None:
-    """Compress a real 135M model with svd and fasc, and show what was kept and lost. Needs no data."""
+    """Compress a real 135M model to 80 % with SVD-LLM's algorithm and with fasc, and show what was kept and lost. Needs no data."""
     _run(DEMO, out, overwrite=overwrite)
 
 
 def _run(recipe: Recipe, out: Path, *, overwrite: bool) -> None:
-    from fasc import pipeline
+    from fasc import runner
 
-    path = pipeline.run(recipe, out, overwrite=overwrite)
-    _show(path)
+    _show(runner.run(recipe, out, overwrite=overwrite))
 
 
 def _show(path: Path) -> None:
