@@ -14,7 +14,8 @@ from fasc.edits.structure import structure_kept
 from fasc.errors import NonFiniteError
 from fasc.linalg.divergence import kl_divergence
 from fasc.model.blocks import block_names
-from fasc.model.scopes import TailRunner, evaluating, restored
+from fasc.model.scopes import evaluating, restored
+from fasc.model.tail import TailRunner
 from fasc.statistics.moments import Statistics
 
 

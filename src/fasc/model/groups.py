@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from fasc.model.options import LayersConfig
 from fasc.errors import ModelError
 from fasc.model.layers import Layer, select_layers, weight_of
-
+from fasc.model.scopes import evaluating
 
 Scope = Literal["group", "layer"]
 """``group``: all layers that read one tensor, together. ``layer``: each by itself."""
@@ -190,18 +190,3 @@ def try_out(model: PreTrainedModel) -> None:
     tokens = torch.arange(8, device=model.device).remainder(vocabulary)[None]
     with evaluating(model), torch.no_grad():
         model(input_ids=tokens, use_cache=False)
-
-
-class evaluating:  # noqa: N801 - reads as a verb in a `with`
-    """Evaluation mode for the length of a ``with``; every module's own mode is put back."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-
-    def __enter__(self) -> None:
-        self._modes = [(module, module.training) for module in self._model.modules()]
-        self._model.eval()
-
-    def __exit__(self, *_: object) -> None:
-        for module, mode in self._modes:
-            module.training = mode

@@ -1,69 +1,81 @@
-"""Change some layers of a model for a moment, and run it from the block where the change lies."""
+"""Change a model for the length of a ``with``: its modes, what is trainable, its modules.
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import partial
+Afterwards everything is as it was before, also when the body raises.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import nn
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Evaluation mode; every module's own mode is put back."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def frozen(model: nn.Module, except_: Sequence[nn.Module] = ()) -> Iterator[None]:
+    """No parameter is trainable but those of some modules; every ``requires_grad`` and ``.grad`` is put back.
+
+    Args:
+        model: its parameters have no gradient when the body begins.
+        except_: parts of the model whose parameters are trainable, whatever they were before.
+    """
+    before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    try:
+        for parameter, *_ in before:
+            parameter.requires_grad = False
+            parameter.grad = None
+        for parameter in chain.from_iterable(module.parameters() for module in except_):
+            parameter.requires_grad = True
+        yield
+    finally:
+        for parameter, trainable, gradient in before:
+            parameter.requires_grad = trainable
+            parameter.grad = gradient
 
 
 @contextmanager
 def restored(model: nn.Module, layers: Sequence[str]) -> Iterator[None]:
-    """Whatever the body puts in the place of these layers, the old modules stand there again afterwards."""
-    old = {name: model.get_submodule(name) for name in layers}
+    """Whatever the body puts in the place of these layers, the old modules stand there again afterwards.
+
+    Args:
+        model: holds the layers.
+        layers: qualified names.
+    """
+    places = [(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in layers]
+    modules = [parent.get_submodule(leaf) for parent, leaf in places]
     try:
         yield
     finally:
-        for name, module in old.items():
-            parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, module)
-
-
-class TailRunner:
-    """Runs a model on one batch from any block on, with the dense hidden states of the blocks below it.
-
-    Args:
-        model: dense, in evaluation mode.
-        tokens: [batch, length], without padding.
-        blocks: names of all blocks, in order.
-    """
-
-    def __init__(self, model: PreTrainedModel, tokens: Tensor, blocks: Sequence[str]) -> None:
-        self._model, self._tokens, self._blocks = model, tokens, list(blocks)
-        self._results: dict[str, Any] = {}
-
-        def keep(name: str, _module: nn.Module, _args: Any, result: Any) -> None:
-            self._results[name] = result
-
-        with ExitStack() as stack, torch.no_grad():
-            for name in self._blocks:
-                stack.callback(model.get_submodule(name).register_forward_hook(partial(keep, name)).remove)
-            self.logits: Tensor = model(input_ids=tokens, use_cache=False).logits
-        """Of the dense model."""
-
-    def logits_from(self, block: str | None) -> Tensor:
-        """Logits of the model as it is now, if it differs from the dense one only from ``block`` on (``None``: anywhere)."""
-        below = self._blocks[: self._blocks.index(block)] if block is not None else []
-        with _answering(self._model, {name: self._results[name] for name in below}), torch.no_grad():
-            logits: Tensor = self._model(input_ids=self._tokens, use_cache=False).logits
-        return logits
+        for (parent, leaf), module in zip(places, modules, strict=True):
+            setattr(parent, leaf, module)
 
 
 @contextmanager
-def _answering(model: nn.Module, results: Mapping[str, Any]) -> Iterator[None]:
-    """These blocks give their stored results instead of running."""
-    blocks = [(model.get_submodule(name), result) for name, result in results.items()]
-    for block, result in blocks:
-        block.forward = partial(_stored, result)
+def forwarding(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Calling the module runs ``forward``; hooks of the module run as usual.
+
+    A ``forward`` that somebody else has set on the module, as accelerate does for ``device_map``, is put back.
+    """
+    own = "forward" in vars(module)
+    before = module.forward
+    module.forward = forward
     try:
         yield
     finally:
-        for block, _ in blocks:
-            del block.forward
-
-
-def _stored(result: Any, *_args: Any, **_kwargs: Any) -> Any:
-    return result
+        if own:
+            module.forward = before
+        else:
+            del module.forward
