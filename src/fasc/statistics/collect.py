@@ -24,7 +24,7 @@ from fasc.progress import progress, say
 from fasc.provenance import digest, provenance
 
 
-def collect(
+def collect_moments(
     model: PreTrainedModel,
     tokens: Tensor,
     needs: frozenset[Need],
@@ -81,7 +81,7 @@ def collect(
         "calibration": calibration.model_dump(mode="json", exclude_none=True),
         "provenance": provenance(),
     }
-    return Statistics(published, meta, tokens=tokens.cpu() if mask is None else None)
+    return Statistics(published, meta, text=tokens.cpu() if mask is None else None)
 
 
 def memory_forecast(model: PreTrainedModel, groups: Sequence[InputGroup], needs: frozenset[Need]) -> dict[str, int]:

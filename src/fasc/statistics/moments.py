@@ -134,7 +134,7 @@ class Statistics:
     meta: Mapping[str, Any]
     """Model fingerprint, token digest, labels, needs: what these numbers belong to; and how they were made."""
 
-    tokens: Tensor | None = None
+    text: Tensor | None = None
     """The calibration tokens, int64 [sequences, length], where they had no padding: error propagation runs on them again."""
 
     def group(self, name: str) -> GroupStatistics:
@@ -195,8 +195,8 @@ class Statistics:
                     tensors[f"{unit}/cross/{_scope(name, unit)}"] = gradient.cross
             tensors |= {f"{name}/extra/{key}": value for key, value in group.extras.items()}
             layout.append({**group.group.to_dict(), "tokens": group.tokens, "units": units})
-        if self.tokens is not None:
-            tensors[_TOKENS] = self.tokens
+        if self.text is not None:
+            tensors[_TOKENS] = self.text
         header = {"format": str(FORMAT), "groups": json.dumps(layout), "meta": json.dumps(dict(self.meta))}
         with new_file(path) as scratch:
             try:
