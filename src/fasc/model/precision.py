@@ -1,4 +1,4 @@
-"""Processors without 16-bit arithmetic multiply in it many times slower than in float32: measured once, avoided in calibration."""
+"""Processors without 16-bit arithmetic multiply in it many times slower than in float32: measured, and avoided in calibration."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
