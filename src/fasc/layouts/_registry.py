@@ -82,6 +82,10 @@ class Layout(ABC):
     def multiply_adds(self, unit: Unit, rank: int) -> int:
         """Per token."""
 
+    @abstractmethod
+    def maps(self, unit: Unit, rank: int) -> list[tuple[int, int]]:
+        """Inputs and outputs of every matrix that the unit is stored in; matrices of several layers that read the same count as one."""
+
     def bytes(self, unit: Unit, rank: int, bytes_per_parameter: int) -> int:
         """On disk and in memory, with weights of that precision."""
         indices = self.indices(unit, rank)

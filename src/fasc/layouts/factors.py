@@ -1,7 +1,7 @@
 """Two factors: ``down`` and ``up`` of one layer, or one ``down`` for layers that read the same tensor and an ``up`` for each."""
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,19 @@ from fasc.layouts._registry import LAYOUTS, Encoded, FactoredLayout, Facts, Layo
 from fasc.linalg.decomposition import Factorization
 from fasc.model.groups import Scope, Unit
 from fasc.statistics.accumulators import Covariance
+
+
+class LinearMap(NamedTuple):
+    """A matrix of a layer as it is stored, and what it reads: ``A x + b`` of the layer's input ``x``."""
+
+    path: str
+    """From the layer to the module; empty where the layer is the module."""
+
+    matrix: Tensor | None = None
+    """``A``, [what it reads, d_in]; ``None`` for the input itself."""
+
+    offset: Tensor | None = None
+    """``b``; ``None`` for 0."""
 
 
 class ComputedOnce(nn.Module):
@@ -44,6 +57,10 @@ class ComputedOnce(nn.Module):
         self._input, self._output, self._left = input, output, self.consumers - 1
         return output
 
+    def linear_maps(self) -> Iterator[LinearMap]:
+        """Its matrices, in the order in which they are used."""
+        raise NotImplementedError
+
     def __getstate__(self) -> dict[str, Any]:
         """A copy holds no activations."""
         return {**self.__dict__, "_input": None, "_output": None, "_left": 0}
@@ -59,6 +76,10 @@ class Projection(ComputedOnce, nn.Linear):
     def project(self, input: Tensor) -> Tensor:
         """[… d_in] → [… rank]."""
         return nn.Linear.forward(self, input)
+
+    def linear_maps(self) -> Iterator[LinearMap]:
+        """Itself."""
+        yield LinearMap("")
 
     @property
     def matrix(self) -> Tensor:
@@ -90,6 +111,14 @@ class LowRankLinear(nn.Module):
     def projection(self) -> Any:
         """The module that holds ``down``, here or in the first layer of the unit."""
         return self._first[0].down if self._first else self.down
+
+    def linear_maps(self) -> Iterator[LinearMap]:
+        """The matrices that this layer holds, in the order in which they are used; ``A`` and ``b`` are those of the moment."""
+        if self.down is not None:
+            for path, matrix, offset in self.down.linear_maps():
+                yield LinearMap(f"down.{path}".rstrip("."), matrix, offset)
+        if self.up is not None:
+            yield LinearMap("up", self.projection.matrix, getattr(self.projection, "bias", None))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map […, d_in] to […, d_out]."""
@@ -130,6 +159,10 @@ class _TwoFactors(FactoredLayout):
     def suited(self, unit: Unit) -> Layout:
         """Separate factors for one layer, a shared projector for several."""
         return LAYOUTS["factors" if len(unit.layers) == 1 else "shared"]
+
+    def maps(self, unit: Unit, rank: int) -> list[tuple[int, int]]:
+        """``down`` and ``up``."""
+        return [(unit.d_in, rank), (rank, unit.d_out)]
 
     def parameters(self, unit: Unit, rank: int) -> int:
         """``k (d_in + Σ d_out)`` and a bias."""

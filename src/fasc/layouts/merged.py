@@ -17,6 +17,11 @@ class Merged(FactoredLayout):
     default: ClassVar[bool] = False
     last_resort: ClassVar[bool] = True
 
+    def maps(self, unit: Unit, rank: int) -> list[tuple[int, int]]:
+        """The product."""
+        del rank
+        return [(unit.d_in, unit.d_out)]
+
     def parameters(self, unit: Unit, rank: int) -> int:
         """``d_in · d_out`` and a bias."""
         del rank

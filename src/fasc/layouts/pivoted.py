@@ -77,6 +77,10 @@ class PivotedRows(FactoredLayout):
         """Weights, a bias, and the order of the outputs."""
         return rank * (unit.d_in + unit.d_out) - rank * rank + 2 * unit.d_out
 
+    def maps(self, unit: Unit, rank: int) -> list[tuple[int, int]]:
+        """The pivot rows, and the coefficients of the others."""
+        return [(unit.d_in, rank), (rank, unit.d_out - rank)]
+
     def indices(self, unit: Unit, rank: int) -> int:
         """The order of the outputs."""
         del rank

@@ -62,6 +62,26 @@ class Product:
         return {"product": self._sum.covariance(zero, tokens).float()}
 
 
+class OutputScale:
+    """``E[h_o²]``: how much the loss feels each output of each layer, not centred; the diagonal of ``Σ_hh`` and the squared mean.
+
+    Rounding needs no more of the outputs, because errors of different rows are nearly independent.
+    """
+
+    def __init__(self, group: InputGroup, device: torch.device) -> None:
+        self._sums = {layer.name: VectorSum(layer.d_out, device) for layer in group.layers}
+
+    def add(self, x: Tensor, gradients: Mapping[str, tuple[Tensor, Tensor]], lengths: Sequence[int]) -> None:
+        """Only the output gradients count."""
+        del x, lengths
+        for name, (_, h) in gradients.items():
+            self._sums[name].add(h.square())
+
+    def publish(self, tokens: int) -> dict[str, Tensor]:
+        """``output_scale/<layer>`` [o], nats² per token."""
+        return {f"output_scale/{name}": total.mean(tokens).float() for name, total in self._sums.items()}
+
+
 class WeightFisherRows:
     """``E_s[Σ_i (∂L_s/∂W_oi)²]`` over sequences: the row sums of the diagonal Fisher of the weights (FWSVD)."""
 
@@ -144,8 +164,11 @@ def _input_gradient(gradients: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
     return sum(others, start=first)
 
 
-EXTRAS: Mapping[str, type[Magnitude] | type[Product] | type[WeightFisherRows] | type[Taylor] | type[SequenceSketches]] = {
+EXTRAS: Mapping[
+    str, type[Magnitude] | type[OutputScale] | type[Product] | type[WeightFisherRows] | type[Taylor] | type[SequenceSketches]
+] = {
     "magnitude": Magnitude,
+    "output_scale": OutputScale,
     "product": Product,
     "rows": WeightFisherRows,
     "taylor": Taylor,

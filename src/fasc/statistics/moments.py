@@ -16,7 +16,7 @@ from fasc.statistics.accumulators import Covariance
 from fasc.model.groups import InputGroup, Scope, Unit
 from fasc.storage import new_file, storage_error
 
-Moment = Literal["input", "gradient", "cross", "magnitude", "product", "rows", "sequences", "taylor"]
+Moment = Literal["input", "gradient", "cross", "magnitude", "output_scale", "product", "rows", "sequences", "taylor"]
 Side = Literal["input", "output"]
 
 FORMAT = 1

@@ -1,0 +1,174 @@
+"""Quantise: the matrices of a unit, dense or factored, become codes of few bits."""
+
+from math import prod
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveInt
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from fasc.edits._registry import Edit, Layers, edit_kind
+from fasc.edits.structure import empty_modules, fill, put_module, record
+from fasc.errors import ModelError
+from fasc.forecast.rounding import rounding_loss
+from fasc.layouts._quantised import QuantisedLinear, linear_maps, quantised_bytes, quantised_like
+from fasc.linalg.rounding import Rounded, feedback, rounded
+from fasc.model.layers import oriented_weight
+from fasc.statistics.accumulators import Covariance
+from fasc.statistics.moments import GroupStatistics, Statistics, as_float64
+
+Bits = Annotated[int, Field(ge=1, le=8)]
+
+DAMPING = 1e-3
+"""Relative, of the inputs' moment: less than this trusts directions that the calibration has hardly seen."""
+
+
+class Reads:
+    """Mean and covariance of what a matrix of a layer reads, and its mean output before anything was rounded."""
+
+    def __init__(self, inputs: Covariance, matrix: Tensor | None, offset: Tensor | None, device: torch.device) -> None:
+        mean, covariance = as_float64(inputs, device)
+        if matrix is not None:
+            a = matrix.detach().double()
+            mean, covariance = a @ mean, a @ covariance @ a.mT
+        self.mean = mean if offset is None else mean + offset.detach().double()
+        self.covariance = covariance
+
+
+@edit_kind("quantise")
+class Quantise(Edit):
+    """The matrices of a unit's layers, as earlier edits have left them, rounded to ``bits`` with one scale for ``group`` inputs."""
+
+    edit: Literal["quantise"] = "quantise"
+    layers: tuple[str, ...]
+    """Qualified names of the unit's layers."""
+
+    maps: tuple[tuple[PositiveInt, PositiveInt], ...]
+    """Inputs and outputs of the matrices that they are stored in; those of several layers that read the same count as one."""
+
+    bits: Bits
+    group: PositiveInt = 64
+    damping: NonNegativeFloat = DAMPING
+
+    @property
+    def touches(self) -> tuple[str, ...]:
+        """The unit's layers."""
+        return self.layers
+
+    @property
+    def saved(self) -> int:
+        """None: there are as many weights as before."""
+        return 0
+
+    @property
+    def saved_multiply_adds(self) -> int:
+        """None."""
+        return 0
+
+    @property
+    def weights(self) -> int:
+        """How many are rounded."""
+        return sum(map(prod, self.maps))
+
+    def saved_bytes(self, bytes_per_parameter: int) -> int:
+        """Codes, scales and zeros in the place of the weights."""
+        return self.weights * bytes_per_parameter - self.new_bytes(bytes_per_parameter)
+
+    def new_bytes(self, bytes_per_parameter: int) -> int:
+        """Of codes, scales and zeros."""
+        del bytes_per_parameter
+        return sum(quantised_bytes(d_in, d_out, self.bits, self.group) for d_in, d_out in self.maps)
+
+    def check(self, layers: Layers) -> Layers:
+        """The layers are there, dense or factored, each once; nothing may be done to them afterwards."""
+        absent = [name for name in self.layers if name not in layers]
+        if absent or not self.layers or len(set(self.layers)) < len(self.layers):
+            what = absent[0] if absent else ", ".join(self.layers)
+            raise ModelError(
+                f"quantise: `{what}` is no layer of this model, or is rounded already", "the plan or checkpoint belongs to another model"
+            )
+        return {name: layer for name, layer in layers.items() if name not in self.layers}
+
+    def apply(self, model: PreTrainedModel, statistics: Statistics) -> Statistics:
+        """Round with error feedback, one matrix after the other, each from the inputs that the rounded ones before it make."""
+        groups = {layer.name: group for group in statistics.groups.values() for layer in group.group.layers}
+        self._check_weights(model)
+        losses = []
+        with torch.no_grad():
+            for name in self.layers:
+                losses.append(self._round_layer(model, name, statistics.group(groups[name].group.name) if name in groups else None))
+        known = None if any(loss is None for loss in losses) else sum(loss for loss in losses if loss is not None)
+        record(model, self.with_loss(known if self.predicted_loss is None else self.predicted_loss))
+        return statistics
+
+    def _round_layer(self, model: PreTrainedModel, name: str, group: GroupStatistics | None) -> float | None:
+        """Round a layer's matrices; gives π · ½J of a dense one whose output scale is known."""
+        if group is None:
+            raise ModelError(f"quantise: the statistics have no layer `{name}`", "run `fasc collect` with the same layers")
+        layer = model.get_submodule(name)
+        device = next(layer.parameters()).device
+        # Rounding moves the mean of the outputs; a bias further on makes that good, so that only the covariance counts.
+        targets = {
+            path: _weight(_within(layer, path)).double() @ Reads(group.input, matrix, offset, device).mean
+            for path, matrix, offset in linear_maps(layer)
+        }
+        loss = None
+        for path, matrix, offset in linear_maps(layer):
+            old, where = _within(layer, path), f"{name}.{path}".rstrip(".")
+            reads = Reads(group.input, matrix, offset, device)
+            bias = getattr(old, "bias", None)
+            centred = bias is not None or bool(path)
+            moment = reads.covariance if centred else reads.covariance + torch.outer(reads.mean, reads.mean)
+            inputs = feedback(moment, self.damping, where=f"`{where}`: the inputs'", tokens=group.tokens)
+            weight = _weight(old)
+            result = rounded(weight.float(), inputs, self.bits, self.group)
+            scale = group.extras.get(f"output_scale/{name}")
+            if not path and scale is not None:
+                loss = rounding_loss(weight - result.dense(), moment, scale, group.share)
+            state = QuantisedLinear.state_of(result)
+            if bias is not None:
+                state["bias"] = bias.double() + targets[path] - result.dense().double() @ reads.mean
+            self._place(model, where, old, result, state)
+            layer = model.get_submodule(name)
+        return loss
+
+    def _place(self, model: PreTrainedModel, where: str, old: nn.Module, result: Rounded, state: dict[str, Tensor]) -> None:
+        with empty_modules():
+            new = quantised_like(old, tuple(result.codes.shape), self.bits, self.group)
+        put_module(model, where, new)
+        fill(model, {where: state}, f"`{where}` in {self.bits} bits")
+
+    def _check_weights(self, model: nn.Module) -> None:
+        """Raise ``ModelError`` unless the layers are stored in as many weights as the edit says."""
+        weights = 0
+        for name in self.layers:
+            layer = model.get_submodule(name)
+            weights += sum(_weight(_within(layer, path)).numel() for path, _, _ in linear_maps(layer))
+        if weights != self.weights:
+            raise ModelError(
+                f"quantise `{self.layers[0]}`: {weights:,} weights here and {self.weights:,} in the plan",
+                "the plan or checkpoint is damaged or belongs to another model",
+            )
+
+    def build(self, model: nn.Module) -> None:
+        """Empty modules of codes in the place of every matrix."""
+        self._check_weights(model)
+        for name in self.layers:
+            for path, _, _ in linear_maps(model.get_submodule(name)):
+                where = f"{name}.{path}".rstrip(".")
+                old = model.get_submodule(where)
+                with empty_modules():
+                    new = quantised_like(old, tuple(_weight(old).shape), self.bits, self.group)
+                put_module(model, where, new)
+
+
+def _within(layer: nn.Module, path: str) -> nn.Module:
+    return layer.get_submodule(path) if path else layer
+
+
+def _weight(module: nn.Module) -> Tensor:
+    weight = oriented_weight(module)
+    if weight is None:
+        raise ModelError(f"a {type(module).__name__} cannot be rounded", "it holds no matrix of floating-point numbers")
+    return weight.detach()
