@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from fasc.edits._registry import Edit, Layers, edit_kind, require_layers
 from fasc.edits.structure import empty_modules, fill, put_module, record
-from fasc.errors import ModelError, StatisticsError, UnknownNameError
+from fasc.errors import ModelError, UnknownNameError
 from fasc.forecast.half_j import loss_curve
 from fasc.layouts import LAYOUTS, FactoredLayout, Layout
 from fasc.linalg.decomposition import Factorization
@@ -150,11 +150,6 @@ class Factor(Edit):
             unit.require_gradient()
         if "cross" in moments:
             unit.require_cross()
-        if unit.input.matrix.shape[0] != self.d_in:
-            raise StatisticsError(
-                f"`{self.unit.name}`: the statistics are of {unit.input.matrix.shape[0]} inputs, the layer has {self.d_in}",
-                "run `fasc collect` on this model",
-            )
 
     def apply(self, model: PreTrainedModel, statistics: Statistics) -> Statistics:
         """Decompose, truncate at the rank, replace."""
