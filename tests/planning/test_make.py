@@ -57,7 +57,8 @@ def test_a_file_is_no_larger_than_the_bytes_asked_for_and_its_header_no_larger_t
     model.save_pretrained(tmp_path)
     size = (tmp_path / "model.safetensors").stat().st_size
     assert made.totals["bytes"] < size <= made.totals["bytes"] + made.model.header_bytes
-    assert 0.98 * limit < size <= limit
+    assert size <= limit
+    assert made.totals["bytes"] + made.model.header_bytes > 0.995 * limit
     assert small.totals["bytes"] == made.totals["bytes"]
 
 
@@ -205,7 +206,7 @@ def test_a_carried_out_plan_loses_what_it_forecast(statistics):
     model = tiny_model()
     made = plan(model, statistics, param_fraction=0.7)
     assert carry_out(model, statistics, made).predicted_loss == pytest.approx(made.predicted_loss, rel=1e-9)
-    made = plan(model, statistics, method="svd", param_fraction=0.7)
+    made = plan(tiny_model(), statistics, method="svd", param_fraction=0.7)
     blank = made.with_edits([edit.with_loss(None) for edit in made.edits])
     assert blank.predicted_loss is None
     assert carry_out(tiny_model(), statistics, blank).predicted_loss == pytest.approx(made.predicted_loss, rel=1e-9)
