@@ -17,12 +17,12 @@ from fasc.forecast.half_j import loss_curve
 from fasc.linalg.decomposition import Decomposition
 from fasc.methods import Solver, get_method
 from fasc.model.groups import InputGroup, Unit, stacked_weight
+from fasc.outputs import write_artifact
 from fasc.planning.needs import solver_of
 from fasc.planning.options import MethodConfig
 from fasc.progress import progress
 from fasc.statistics.accumulators import Covariance
 from fasc.statistics.moments import GroupStatistics, Need, Statistics, UnitStatistics
-from fasc.outputs import write_artifact
 from fasc.storage import new_file, read_json
 
 Exclude = Callable[[Sequence[Mapping[str, Any]]], list[str | None]]
@@ -103,7 +103,7 @@ def diagnose(
         statistics: with the moments that the methods need; what else is there (cross moments, sketches, gradients) adds columns.
         methods: whose energies to look at.
         rank_fraction: ½J is given at the rank that a uniform plan of it has, the angles at this fraction of the directions.
-        policy: which groups are marked as excluded; see :func:`~fasc.paper.exclusions.excluded`.
+        exclude: says of each row why it is not to be trusted; none is by default.
 
     Raises:
         StatisticsError: a method's moments are missing.
@@ -161,7 +161,7 @@ def _dependence(model: PreTrainedModel, group: GroupStatistics) -> dict[str, Any
 
 
 def _angle(parts: Mapping[str, Sequence["_Part"]], rank_fraction: float) -> float | None:
-    """Median principal angle, in degrees, between what two methods of groups read of the input at this rank: the first and last."""
+    """Median principal angle, in degrees, between what the first and the last method read of the input at this rank."""
     whole = [units[0].full for units in parts.values() if len(units) == 1]
     if len(whole) < 2 or len(whole) < len(parts):
         return None

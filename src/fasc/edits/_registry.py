@@ -1,7 +1,7 @@
 """What an edit is: one change of a model that a plan lists.
 
-Edits are plain data: a plan's JSON and a checkpoint's structure are lists of them. Anything read from a file is validated here, by
-its fields and then against the model, before it is used.
+Edits are plain data: a plan's JSON and a checkpoint's structure are lists of them. Anything read from a file is validated here,
+by its fields and then against the model, before it is used.
 """
 
 from abc import ABC, abstractmethod

@@ -3,7 +3,7 @@
 from typing import Any, Literal, NamedTuple
 
 import torch
-from pydantic import PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -21,7 +21,7 @@ from fasc.statistics.moments import Statistics, UnitStatistics
 
 
 class Problem(NamedTuple):
-    """What a unit is fitted to: the dense layers on their own inputs, or with propagation on the inputs that it will really get."""
+    """What a unit is fitted to: the dense layers on their own inputs, or on those that it will really get (propagation)."""
 
     weight: Tensor
     """Stacked, [Σ d_out, d_in], float64."""
@@ -50,7 +50,7 @@ class Factor(Edit):
     rank: PositiveInt
     layout: str
     method: str
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     """The method's own."""
 
     selection: dict[str, Any] | None = None
@@ -100,7 +100,9 @@ class Factor(Edit):
         """The layout."""
         layout = LAYOUTS.find(self.layout)
         if not isinstance(layout, FactoredLayout):
-            raise UnknownNameError("layout of factors", self.layout, [n for n, one in LAYOUTS.items() if isinstance(one, FactoredLayout)])
+            raise UnknownNameError(
+                "layout of factors", self.layout, [n for n, one in LAYOUTS.items() if isinstance(one, FactoredLayout)]
+            )
         return layout
 
     @property
@@ -208,4 +210,3 @@ class Factor(Edit):
             modules = self.stored.build(self.unit, self.rank, self.facts)
         for name, module in zip(self.layers, modules, strict=True):
             put_module(model, name, module)
-
