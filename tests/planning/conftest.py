@@ -3,10 +3,14 @@
 import pytest
 
 from fasc.methods import METHODS
+from fasc.pruning import PRUNINGS
 from fasc.statistics.collect import collect_moments
 from tests.conftest import tiny_model
 
-EVERYTHING = frozenset().union(*(method.needs_in(method.scopes) for method in METHODS.values()))
+EVERYTHING = frozenset().union(
+    *(method.needs_in(method.scopes) for method in METHODS.values()),
+    *(pruning.needs for pruning in PRUNINGS.values()),
+)
 
 
 @pytest.fixture(scope="package")

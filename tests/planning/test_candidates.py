@@ -56,7 +56,9 @@ def test_a_floor_is_a_share_of_what_the_layers_had_before_they_lost_channels():
 
 def test_costs_are_ranks_parameters_or_bytes_as_the_budget_asks():
     unit = Unit("u", tuple(layer(name, 32, 16, bias=True) for name in "abc"))
-    counted = {cost: candidates(unit, rules("pivoted", cost=cost, bytes_per_parameter=2)) for cost in ("rank", "parameters", "bytes")}
+    counted = {
+        cost: candidates(unit, rules("pivoted", cost=cost, bytes_per_parameter=2)) for cost in ("rank", "parameters", "bytes")
+    }
     at = {cost: dict(zip(options.ranks.tolist(), options.costs.tolist(), strict=True)) for cost, options in counted.items()}
     assert at["rank"][5] == 5
     assert at["parameters"][5] == 5 * (32 + 48) - 25 + 48 + 48

@@ -27,7 +27,12 @@ def wide(tokens):
     def model():
         torch.manual_seed(0)
         config = LlamaConfig(
-            vocab_size=128, hidden_size=96, intermediate_size=160, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2
+            vocab_size=128,
+            hidden_size=96,
+            intermediate_size=160,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
         )
         return AutoModelForCausalLM.from_config(config).eval()
 
@@ -109,8 +114,9 @@ def test_without_statistics_a_fraction_can_be_had_and_a_forecast_cannot():
         plan(tiny_model(), allocation="fisher", param_fraction=0.8)
 
 
-def test_statistics_of_the_default_call_are_enough_for_every_budget(tokens):
-    statistics = fasc.collect(tiny_model(), corpus=tokens)
+@pytest.mark.parametrize("name", ["fasc", "svd", "two-sided"])
+def test_statistics_of_a_method_are_enough_for_every_budget(tokens, name):
+    statistics = fasc.collect(tiny_model(), corpus=tokens, methods=name)
     for budget in (
         {"rank_fraction": 0.5},
         {"param_fraction": 0.7},
@@ -121,7 +127,7 @@ def test_statistics_of_the_default_call_are_enough_for_every_budget(tokens):
         {"max_kl": 0.05, "allocation": "uniform"},
     ):
         model = tiny_model()
-        made = plan(model, statistics, **budget)
+        made = plan(model, statistics, method=name, **budget)
         assert made.predicted_loss > 0
         carry_out(model, statistics, made)
 

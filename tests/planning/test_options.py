@@ -35,7 +35,14 @@ def test_budgets_that_differ_in_anything_have_names_that_tell_the_rows_of_a_run_
 
 @pytest.mark.parametrize(
     "given,bytes_",
-    [(1000, 1000), ("1000", 1000), ("400MB", 400_000_000), ("400 MB", 400_000_000), ("380MiB", 380 * 2**20), ("1.5GB", 1_500_000_000)],
+    [
+        (1000, 1000),
+        ("1000", 1000),
+        ("400MB", 400_000_000),
+        ("400 MB", 400_000_000),
+        ("380MiB", 380 * 2**20),
+        ("1.5GB", 1_500_000_000),
+    ],
 )
 def test_bytes_are_read_with_their_unit(given, bytes_):
     assert BudgetConfig(max_bytes=given).bytes_limit == bytes_

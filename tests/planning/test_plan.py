@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fasc.compression.compress import carry_out
-from fasc.errors import BudgetError, FascError, ModelError
+from fasc.errors import BudgetError, FascError
 from fasc.planning.plan import FORMAT, Plan
 from fasc.stages.plan import plan
 from tests.conftest import tiny_model
@@ -27,6 +27,11 @@ def plans(statistics):
     made = {name: plan(tiny_model(), statistics, method=name, **budget) for name, budget in KINDS.items()}
     assert {edit.edit for one in made.values() for edit in one.edits} == {"narrow", "factor", "mask", "remove"}
     return made
+
+
+def assert_same(state, other):
+    assert state.keys() == other.keys()
+    assert all(torch.equal(value, other[key]) for key, value in state.items())
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -58,8 +63,7 @@ def test_a_loaded_plan_makes_the_same_model(plans, statistics, tmp_path):
         model = tiny_model()
         carry_out(model, statistics, made)
         states.append(model.state_dict())
-    assert states[0].keys() == states[1].keys()
-    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+    assert_same(*states)
 
 
 @pytest.mark.parametrize("version", [1, 2, 3, 4, FORMAT + 1, None, "5", 5.5, True])
@@ -93,7 +97,25 @@ def places_in(value, path=()):
         yield from places_in(inner, (*path, key))
 
 
-OTHERS = (None, True, -1, 0, 1, 10**30, 0.5, math.nan, math.inf, "", "dense", "svd", "model.layers.0.mlp", [], [[]], {}, {"a": [1]})
+OTHERS = (
+    None,
+    True,
+    -1,
+    0,
+    1,
+    10**30,
+    0.5,
+    math.nan,
+    math.inf,
+    "",
+    "dense",
+    "svd",
+    "model.layers.0.mlp",
+    [],
+    [[]],
+    {},
+    {"a": [1]},
+)
 
 
 def mutated(raw, rng):
@@ -116,10 +138,10 @@ def mutated(raw, rng):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_mutated_plan_is_refused_by_a_budget_error_or_is_a_plan_in_every_use(plans, tmp_path, name):
-    """200 mutations in all: whatever is loaded can be shown and written, and fits the model or is refused before any change."""
+def test_a_mutated_plan_is_refused_on_reading_or_before_the_model_is_changed_or_is_a_plan(plans, statistics, tmp_path, name):
+    """200 mutations in all, of every kind of edit: never anything but a line that says what is wrong."""
     rng, file = random.Random(f"mutations of {name}"), tmp_path / "plan.json"
-    refused = 0
+    dense, refused, done = tiny_model().state_dict(), 0, 0
     for _ in range(50):
         file.write_text(json.dumps(mutated(plans[name].to_dict(), rng)))
         try:
@@ -129,13 +151,19 @@ def test_a_mutated_plan_is_refused_by_a_budget_error_or_is_a_plan_in_every_use(p
             assert str(file) in problem.message
             assert "\n" not in str(problem)
             continue
+        model = tiny_model()
         try:
-            made.check(tiny_model())
-        except ModelError:
+            carry_out(model, statistics, made)
+        except FascError as problem:
+            assert "\n" not in str(problem)
+            assert_same(model.state_dict(), dense)
             continue
+        done += 1
         assert str(made)
         assert json.dumps(made.to_dict(), allow_nan=False)
-    assert refused > 10
+        assert json.dumps(model.config.to_dict())
+    assert refused > 20
+    assert done
 
 
 def test_a_truncated_plan_is_refused(plans, tmp_path):
@@ -155,5 +183,35 @@ def test_a_plan_of_another_model_is_refused_before_anything_is_changed(plans, st
     for wrong in (made.with_edits([*made.edits, stranger]), made.with_edits([*made.edits, made.edits[-1]])):
         with pytest.raises(FascError):
             carry_out(other, statistics, wrong)
-        assert all(torch.equal(value, before[key]) for key, value in other.state_dict().items())
-        assert other.state_dict().keys() == before.keys()
+        assert_same(other.state_dict(), before)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_no_edit_names_stays_as_it_is(plans, statistics, name):
+    """Not a copy: the very parameters of the dense model."""
+    model, made = tiny_model(), plans[name]
+    before = dict(model.named_parameters())
+    values = {key: value.detach().clone() for key, value in before.items()}
+    carry_out(model, statistics, made)
+    touched = {layer for edit in made.edits for layer in edit.touches}
+    assert touched <= {layer.name for layer in made.layers}
+    others = [key for key in before if key.rpartition(".")[0] not in touched]
+    assert len(others) >= 6, "embeddings and norms at least"
+    after = dict(model.named_parameters())
+    for key in others:
+        assert after[key] is before[key]
+        assert torch.equal(after[key], values[key])
+    for layer in touched:
+        assert not torch.equal(after.get(f"{layer}.weight", torch.empty(0)), values[f"{layer}.weight"])
+
+
+def test_layers_that_were_not_chosen_are_in_no_edit_and_in_no_total(statistics):
+    whole = plan(tiny_model(), statistics, param_fraction=0.6)
+    some = plan(tiny_model(), statistics, param_fraction=0.6, exclude=("*down_proj", "*.0.self_attn.*"))
+    names = {layer.name for layer in some.layers}
+    assert names < {layer.name for layer in whole.layers}
+    assert not any("down_proj" in name or ".0.self_attn." in name for name in names)
+    assert {layer for edit in some.edits for layer in edit.touches} <= names
+    assert some.dense_parameters == sum(layer.parameters for layer in some.layers)
+    assert some.totals["param_fraction"] == pytest.approx(0.6, abs=0.01)
+    assert some.totals["model_fraction"] > whole.totals["model_fraction"]

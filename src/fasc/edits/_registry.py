@@ -173,7 +173,9 @@ def require_members(statistics: Statistics, group: str, names: Sequence[str]) ->
     members = {layer.name for layer in statistics.group(group).group.layers}
     absent = [name for name in names if name not in members]
     if absent:
-        raise StatisticsError(f"the group `{group}` of the statistics has no layer `{absent[0]}`", "run `fasc collect` on this model")
+        raise StatisticsError(
+            f"the group `{group}` of the statistics has no layer `{absent[0]}`", "run `fasc collect` on this model"
+        )
 
 
 def _shape(layer: Layer) -> str:

@@ -133,7 +133,9 @@ def require_loadable(model: PreTrainedModel, edits: Sequence[Edit]) -> None:
     heads = head_sizes(config.get_text_config())[1]
     for edit in removals:
         if edit.part == "heads" and edit.parts != heads:
-            raise ModelError(f"`{edit.consumer.name}` reads {heads} heads here and {edit.parts} in the plan", "the plan is damaged")
+            raise ModelError(
+                f"`{edit.consumer.name}` reads {heads} heads here and {edit.parts} in the plan", "the plan is damaged"
+            )
         edit._resize(config.get_text_config())
         left |= edit._shapes()
     with torch.device("meta"):
