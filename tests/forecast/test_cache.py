@@ -1,115 +1,126 @@
-"""Forecasts that were kept change nothing but the time."""
+"""Forecasts that are kept change nothing but the time."""
 
-import json
 import os
+import shutil
 
 import numpy as np
 import pytest
 
-from fasc.cli.app import main
+import fasc
 from fasc.forecast.cache import kept_forecasts
+from fasc.model.load import LoadedModel
+from fasc.model.options import LayersConfig
+from fasc.planning import make
+from fasc.planning.options import BudgetConfig, MethodConfig
+from fasc.stages.plan import plan_from_files
 from fasc.storage import cache_root
+from tests.conftest import tiny_model
+
+FEW_TOKENS = {"sequences": 20, "sequence_length": 16}
 
 
-@pytest.fixture
-def plan(monkeypatch, tmp_path, model_folder):
-    """`fasc plan` in this process, with a cache of its own; gives the plan."""
-    monkeypatch.setattr("fasc.cli.app.INTERRUPT.install", lambda: None)
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    """Of each test its own."""
     monkeypatch.setenv("FASC_CACHE", str(tmp_path / "cache"))
-
-    def call(*options, verb="plan"):
-        file = tmp_path / "plan.json"
-        ending = ["--json", file] if verb == "plan" else []
-        monkeypatch.setattr("sys.argv", ["fasc", verb, *map(str, [model_folder, *options, *ending])])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        assert not stopped.value.code
-        return json.loads(file.read_text()) if ending else None
-
-    return call
+    return tmp_path / "cache"
 
 
-@pytest.fixture
-def moments(plan, text_file, tmp_path):
+@pytest.fixture(scope="module")
+def moments(tokens, tmp_path_factory):
     """Two files of moments, of other text each."""
-    files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
-    for seed, file in enumerate(files):
-        calibration = ["--sequences", "20", "--sequence-length", "16", "--seed", seed]
-        plan("--corpus", text_file, *calibration, "--out", file, verb="collect")
-    return files
+    folder = tmp_path_factory.mktemp("moments")
+    parts = {"a": tokens[:12], "b": tokens[12:]}
+    return [
+        fasc.collect(tiny_model(), corpus=part, methods="fasc").save(folder / f"{name}.safetensors")
+        for name, part in parts.items()
+    ]
 
 
 @pytest.fixture
 def computed(monkeypatch):
-    """How often forecasts were computed."""
-    from fasc.compression import planning
+    """One entry for each time that forecasts were computed."""
+    calls, real = [], make.loss_curves
 
-    calls = []
-    real = planning.loss_curves
-    monkeypatch.setattr(planning, "loss_curves", lambda *given, **named: calls.append(1) or real(*given, **named))
+    def counted(*given, **named):
+        calls.append(given)
+        return real(*given, **named)
+
+    monkeypatch.setattr(make, "loss_curves", counted)
     return calls
 
 
-def without_cache(plan, monkeypatch, tmp_path, *options):
-    with monkeypatch.context() as patch:
-        patch.setenv("FASC_CACHE", str(tmp_path / "none"))
-        return plan(*options)
+def plan(statistics, held_out=None, *, layers=None, budget=None, **method):
+    asked = BudgetConfig(**(budget or {"param_fraction": 0.8}))
+    loaded = LoadedModel(tiny_model(), None)
+    return plan_from_files(loaded, MethodConfig(**method), asked, layers or LayersConfig(), statistics, held_out)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        ["--param-fraction", "0.7"],
-        ["--param-fraction", "0.8", "--layouts", "dense,factors"],
-        ["--param-fraction", "0.8", "--damping", "1e-2"],
-        ["--param-fraction", "0.8", "--method", "svd"],
-        ["--param-fraction", "0.8", "--exclude", "*down_proj"],
-        ["--rank-fraction", "0.5"],
-        ["--max-kl", "0.05"],
-    ],
-)
-def test_a_plan_is_the_same_with_and_without_forecasts_that_other_calls_kept(plan, moments, monkeypatch, tmp_path, options):
-    plan("--param-fraction", "0.8", "--statistics", moments[0])
-    plan("--param-fraction", "0.8", "--statistics", moments[1])
-    plan("--param-fraction", "0.8", "--statistics", moments[1], "--held-out", moments[0])
-    for given in ([moments[0]], [moments[0], "--held-out", moments[1]]):
-        fresh = without_cache(plan, monkeypatch, tmp_path / str(len(given)), *options, "--statistics", *given)
+ASKED = {
+    "another rate": {"budget": {"param_fraction": 0.7}},
+    "two layouts": {"layouts": ("dense", "factors")},
+    "other channels": {"budget": {"param_fraction": 0.8, "channel_multiple": 4}},
+    "other ranks": {"budget": {"param_fraction": 0.8, "rank_multiple": 1}},
+    "more damping": {"damping": 1e-2},
+    "another method": {"name": "svd"},
+    "fewer layers": {"layers": LayersConfig(exclude=("*down_proj",))},
+    "a rank fraction": {"budget": {"rank_fraction": 0.5}},
+    "a loss": {"budget": {"max_kl": 0.05}},
+}
+
+
+@pytest.mark.parametrize("asked", ASKED.values(), ids=ASKED)
+def test_a_plan_is_the_same_with_and_without_forecasts_that_other_calls_kept(moments, cache, asked):
+    fresh = []
+    for files in (moments[:1], moments):
+        fresh.append(plan(*files, **asked))
+        shutil.rmtree(cache, ignore_errors=True)
+    for files in (moments[:1], moments[1:], moments[::-1]):
+        plan(*files)
+    for files, expected in zip((moments[:1], moments), fresh, strict=True):
         for _ in range(2):
-            assert plan(*options, "--statistics", *given) == fresh
+            assert plan(*files, **asked) == expected
 
 
-def test_another_rate_from_the_same_moments_computes_no_forecast(plan, moments, computed, tmp_path):
-    first = plan("--param-fraction", "0.8", "--statistics", moments[0])
-    assert computed
-    computed.clear()
-    assert plan("--param-fraction", "0.8", "--statistics", moments[0]) == first
-    plan("--param-fraction", "0.6", "--statistics", moments[0])
-    plan("--param-fraction", "0.7", "--statistics", moments[0], "--out", tmp_path / "small", verb="compress")
-    assert not computed
-    plan("--param-fraction", "0.8", "--statistics", moments[1])
+def test_another_rate_from_the_same_moments_computes_no_forecast(moments, computed, model_folder, tmp_path):
+    first = plan(moments[0])
     assert len(computed) == 1
+    assert plan(moments[0]) == first
+    plan(moments[0], budget={"param_fraction": 0.6})
+    fasc.compress_checkpoint(model_folder, out=tmp_path / "small", statistics=moments[0], param_fraction=0.7)
+    assert len(computed) == 1
+    plan(moments[1])
+    assert len(computed) == 2
 
 
-def test_a_damaged_or_unwritable_cache_is_as_good_as_none(plan, moments, computed, monkeypatch, tmp_path):
-    options = ["--param-fraction", "0.8", "--statistics", moments[0]]
-    first = plan(*options)
+def test_a_damaged_or_unwritable_cache_is_as_good_as_none(moments, computed, monkeypatch, tmp_path):
+    first = plan(moments[0])
     (file,) = (cache_root() / "forecasts").iterdir()
     file.write_bytes(file.read_bytes()[:100])
-    assert plan(*options) == first
+    assert plan(moments[0]) == first
     assert len(computed) == 2
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FASC_CACHE", str(tmp_path / "file" / "cache"))
-    assert plan(*options) == first
+    assert plan(moments[0]) == first
     assert len(computed) == 3
 
 
-def test_nothing_is_kept_of_moments_that_no_file_holds(plan, text_file, tmp_path):
-    calibration = ["--sequences", "20", "--sequence-length", "16"]
-    plan("--param-fraction", "0.8", "--corpus", text_file, *calibration, "--out", tmp_path / "small", verb="compress")
+def test_nothing_is_kept_of_moments_that_no_file_holds(model_folder, text_file, tmp_path):
+    fasc.compress_checkpoint(model_folder, text_file, out=tmp_path / "small", param_fraction=0.8, **FEW_TOKENS)
     assert not (cache_root() / "forecasts").exists()
 
 
-def test_only_the_files_that_were_used_last_are_kept(plan):
+def test_a_call_that_fails_keeps_what_it_had_computed():
+    with pytest.raises(RuntimeError), kept_forecasts("digest") as known:
+        known["key"] = {"unit": np.arange(3.0)}
+        raise RuntimeError
+    with kept_forecasts("digest") as known:
+        assert known["key"]["unit"].tolist() == [0, 1, 2]
+    with kept_forecasts("digest", "held out") as known:
+        assert not known
+
+
+def test_only_the_files_that_were_used_last_are_kept():
     for number in range(20):
         with kept_forecasts(str(number)) as known:
             known["key"] = {"unit": np.zeros(1)}
