@@ -22,8 +22,8 @@ class Shape(NamedTuple):
     """Of one dense layer."""
 
     name: str
-    d_in: int
-    d_out: int
+    d_in: PositiveInt
+    d_out: PositiveInt
     bias: bool
 
     @property
