@@ -116,13 +116,19 @@ class PivotedRows(FactoredLayout):
         ]
         return share(Projection(unit.d_in, rank, bias=True), layers)
 
+    def largest_rank(self, unit: Unit) -> int:
+        """All rows are pivots."""
+        return unit.d_out
+
     def check(self, unit: Unit, rank: int, facts: Facts) -> None:
         """Each layer's pivots are some of its rows, and together they are the rank."""
         super().check(unit, rank, facts)
         counts = facts.get("pivots")
         fits = isinstance(counts, list) and len(counts) == len(unit.layers) and all(type(count) is int for count in counts)
         if not fits or sum(counts) != rank or any(not 0 <= n <= one.d_out for n, one in zip(counts, unit.layers, strict=True)):
-            raise ModelError(f"`{unit.name}`: pivots {counts} do not make rank {rank}", "the checkpoint is damaged; compress again")
+            raise ModelError(
+                f"`{unit.name}`: pivots {counts} do not make rank {rank}", "the checkpoint is damaged; compress again"
+            )
 
 
 def _own_rows(counts: Sequence[int]) -> list[tuple[int, int]]:
