@@ -10,14 +10,14 @@ from transformers import AutoModelForCausalLM
 from fasc.compression.compress import carry_out
 from fasc.edits.structure import edited_layers, parsed, structure_of
 from fasc.errors import StorageError
+from fasc.methods import METHODS
+from fasc.model.groups import find_groups
 from fasc.model.load import load_model
 from fasc.model.options import LayersConfig
 from fasc.serving.checkpoint import header_bytes, read_provenance
 from fasc.serving.quantizer import attach
 from fasc.stages.plan import plan
 from fasc.statistics.collect import collect_moments
-from fasc.methods import METHODS
-from fasc.model.groups import find_groups
 from tests.conftest import CONFIGS, PARALLEL, in_new_process, logits, tiny_model
 
 NEEDS = METHODS["fasc"].needs_in(("group", "layer"))

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import fasc.serving.quantizer as quantizer
 from fasc.errors import FascError, ModelError, NonFiniteError
 from fasc.model.load import load_model
 from fasc.model.structure import FORMAT, FascConfig
+from fasc.serving import quantizer
 from tests.conftest import logits, tiny_model
 
 

@@ -46,7 +46,7 @@ class FascHfQuantizer(HfQuantizer):
                 )
         self._made = shapes.keys() if shapes.keys() & self._in_files.keys() else set()
 
-    def _process_model_after_weight_loading(self, model: "PreTrainedModel", **_given: Any) -> nn.Module:
+    def _process_model_after_weight_loading(self, model: "PreTrainedModel", **_given: Any) -> "PreTrainedModel":
         """Refuse a tensor that the files did not hold: transformers fills it with random numbers and a warning."""
         ignored = tuple(model._keys_to_ignore_on_load_missing or ())
         for name, tensor in model.state_dict(keep_vars=True).items():
@@ -89,7 +89,7 @@ class FascHfQuantizer(HfQuantizer):
 
 def _shapes_in(files: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """The shapes of all tensors of safetensors files, by name: their headers alone are read."""
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for path in files:
         if str(path).endswith(".safetensors"):
             with safe_open(path, framework="pt") as file:
@@ -107,7 +107,7 @@ def attach(model: nn.Module) -> None:
 
     structure = structure_of(model)
     if structure is not None:
-        model.hf_quantizer = FascHfQuantizer(structure, pre_quantized=True)  # type: ignore[assignment]
+        model.hf_quantizer = FascHfQuantizer(structure, pre_quantized=True)
 
 
 def register() -> None:
