@@ -71,7 +71,7 @@ STRUCTURES = {
     "a field that is not known": (lambda s: edit_of(s, "factor").update(code="import os"), "`code`"),
     "a field too few": (lambda s: edit_of(s, "factor").pop("d_in"), "`d_in`"),
     "widths that do not fit the layers": (lambda s: edit_of(s, "factor")["d_outs"].append(4), "do not fit"),
-    "another shape": (lambda s: edit_of(s, "factor").update(d_in=31), "is .*×32 here and .*×31 in the plan"),
+    "another shape": (lambda s: edit_of(s, "factor").update(d_in=31), "is .*×32.* here and .*×31.* in the plan"),
     "a layer of another model": (
         lambda s: edit_of(s, "factor").update(layers=["model.layers.9.x"] * len(edit_of(s, "factor")["layers"])),
         "listed twice|no linear layer of this model",
