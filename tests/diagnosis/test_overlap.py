@@ -62,18 +62,14 @@ def test_bases_need_not_be_kept_beyond_the_largest_rank(tokens):
     model = tiny_model()
     moments = {"a": measured(model, tokens[:12]), "b": measured(model, tokens[12:])}
     whole, short = (
-        compare_subspaces(
-            moments["a"], {label: reading_bases(model, one, FASC, most) for label, one in moments.items()}, [0.25]
-        )
+        compare_subspaces(moments["a"], {label: reading_bases(model, one, FASC, most) for label, one in moments.items()}, [0.25])
         for most in (1.0, 0.25)
     )
     assert [row["overlap"] for row in short] == pytest.approx([row["overlap"] for row in whole], abs=1e-5)
 
 
 def test_the_summary_is_the_median_over_groups_with_its_quartiles():
-    rows = [
-        {"a": "a", "b": "b", "rank_fraction": 0.5, "overlap": value, "chance": 0.2} for value in (0.9, 0.3, 0.5, 0.7, 0.2)
-    ]
+    rows = [{"a": "a", "b": "b", "rank_fraction": 0.5, "overlap": value, "chance": 0.2} for value in (0.9, 0.3, 0.5, 0.7, 0.2)]
     (row,) = summarise_overlaps(rows)
     assert (row["low"], row["overlap"], row["high"]) == pytest.approx((0.3, 0.5, 0.7))
     assert row["above_chance"] == pytest.approx((0.5 - 0.2) / 0.8)

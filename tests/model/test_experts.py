@@ -41,9 +41,7 @@ def test_every_expert_is_a_group_even_if_a_short_text_misses_it(mixture):
     with expert_layers(mixture):
         groups = find_groups(mixture, LayersConfig())
     experts = {(group.block, group.layers[0].expert, group.kind) for group in groups if group.layers[0].expert is not None}
-    assert experts == {
-        (block, expert, kind) for block in (0, 1) for expert in range(4) for kind in ("gate_up_proj", "down_proj")
-    }
+    assert experts == {(block, expert, kind) for block in (0, 1) for expert in range(4) for kind in ("gate_up_proj", "down_proj")}
 
 
 def test_experts_are_not_compressed(mixture, tokens):
