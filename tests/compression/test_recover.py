@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -173,7 +174,7 @@ def test_the_seed_draws_the_order_of_the_text():
 def test_what_cannot_be_recovered_is_refused():
     dense, (model, layers) = tiny_model(), compressed()
     with pytest.raises(UsageError, match="no compressed layers"):
-        recover(model, dense, others(), CONFIG, layers=[])
+        recover(tiny_model(), dense, others(), CONFIG)
     with pytest.raises(UsageError, match="1 sequence is too few"):
         recover(model, dense, others(1), CONFIG, layers=layers)
     with pytest.raises(NonFiniteError, match="recovery step"):
@@ -295,24 +296,28 @@ save_file(state, Path(sys.argv[1]) / "recovered.safetensors", {"done": repr(done
 
 def test_a_killed_recovery_goes_on_and_gives_the_same_bytes(tmp_path):
     """SIGKILL in the middle of the training, twice; the state is saved at every step here."""
+    with ExitStack() as stack:
 
-    def start(folder):
-        folder.mkdir(exist_ok=True)
-        command = [sys.executable, "-c", PROGRAM, str(folder)]
-        return subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL)
+        def start(folder):
+            folder.mkdir(exist_ok=True)
+            command = [sys.executable, "-c", PROGRAM, str(folder)]
+            process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            return process
 
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    undisturbed, state, seen = start(whole), killed / "work" / distillation._STATE, []
-    for _ in range(2):
-        process = start(killed)
-        before = state.stat().st_mtime_ns if state.exists() else 0
-        while process.poll() is None and not (state.exists() and state.stat().st_mtime_ns > before):
-            time.sleep(0.001)
-        process.kill()
-        process.wait()
-        assert not (killed / "recovered.safetensors").exists()
-        seen.append(len(distillation.load_file(state)["losses"]))
-    assert 0 < seen[0] < seen[1] < 282
-    assert (start(killed).wait(), undisturbed.wait()) == (0, 0)
+        whole, killed = tmp_path / "whole", tmp_path / "killed"
+        undisturbed, state, seen = start(whole), killed / "work" / distillation._STATE, []
+        for _ in range(2):
+            process = start(killed)
+            before = state.stat().st_mtime_ns if state.exists() else 0
+            while process.poll() is None and not (state.exists() and state.stat().st_mtime_ns > before):
+                time.sleep(0.001)
+            process.kill()
+            process.wait()
+            assert not (killed / "recovered.safetensors").exists()
+            seen.append(len(distillation.load_file(state)["losses"]))
+        assert 0 < seen[0] < seen[1] < 282
+        assert (start(killed).wait(), undisturbed.wait()) == (0, 0)
     expected = (whole / "recovered.safetensors").read_bytes()
     assert (killed / "recovered.safetensors").read_bytes() == expected

@@ -70,11 +70,11 @@ def compress(
         methods=(opt.method(given),),
         budgets=(opt.take(BudgetConfig, given),),
     )
+    from fasc.outputs import output
     from fasc.planning.needs import needs_for
     from fasc.planning.plan import Plan
     from fasc.reporting.outcome import print_outcome
     from fasc.stages.compress import compress_recipe
-    from fasc.outputs import output
 
     needs_for(recipe.methods[0], recipe.budgets[0])
     made = None if plan is None else Plan.load(plan)

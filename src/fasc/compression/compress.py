@@ -28,13 +28,14 @@ def carry_out(
         work: folder for finished blocks, with ``propagate``: an interrupted compression goes on there.
 
     Returns:
-        The plan as it was carried out: with ``predicted_loss`` (π ½J, nats per token) filled in where the statistics hold the unit's
-        gradients, and with what the layouts chose.
+        The plan as it was carried out: with ``predicted_loss`` (π ½J, nats per token) filled in where the statistics hold the
+        unit's gradients, and with what the layouts chose.
 
     Raises:
         ModelError: an edit does not fit the model, or the model is compressed already.
         StatisticsError: a moment or a group is missing.
-        NonFiniteError: a new weight came out as NaN or infinity; names the layer. The model is then partly changed: load it again.
+        NonFiniteError: a new weight came out as NaN or infinity; names the layer. The model is then partly changed: load it
+        again.
     """
     if structure_of(model) is not None:
         raise ModelError("the model is compressed already", "compress the dense model; `fasc recover` trains a compressed one")

@@ -17,12 +17,12 @@ from fasc.forecast.half_j import loss_curve
 from fasc.linalg.decomposition import Decomposition
 from fasc.methods import Solver, get_method
 from fasc.model.groups import InputGroup, Unit, stacked_weight
+from fasc.outputs import write_artifact
 from fasc.planning.needs import solver_of
 from fasc.planning.options import MethodConfig
 from fasc.progress import progress
 from fasc.statistics.accumulators import Covariance
 from fasc.statistics.moments import GroupStatistics, Need, Statistics, UnitStatistics
-from fasc.outputs import write_artifact
 from fasc.storage import new_file, read_json
 
 Exclude = Callable[[Sequence[Mapping[str, Any]]], list[str | None]]
@@ -104,7 +104,7 @@ def diagnose(
         methods: whose energies to look at.
         rank_fraction: ½J is given at the rank that a uniform plan of it has, the angles at this fraction of the directions.
             Angles are between the first and the last method whose projectors are of whole groups.
-        exclude: says which groups are marked as excluded, and why.
+        exclude: says of each row why it is not to be trusted; none is by default.
 
     Raises:
         StatisticsError: a method's moments are missing.

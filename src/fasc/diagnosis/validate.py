@@ -19,7 +19,7 @@ from fasc.forecast.half_j import fisher_loss_curve, loss_curve
 from fasc.layouts import LAYOUTS
 from fasc.linalg.decomposition import Decomposition
 from fasc.methods import AtRank, Solver
-from fasc.model.groups import Unit, stacked_weight
+from fasc.model.groups import Scope, Unit, stacked_weight
 from fasc.planning.alternatives import Curves
 from fasc.planning.make import plan_model
 from fasc.planning.needs import solver_of
@@ -27,7 +27,7 @@ from fasc.planning.options import BudgetConfig, MethodConfig
 from fasc.planning.plan import Plan
 from fasc.progress import Advance, progress
 from fasc.statistics.collect import collect_moments
-from fasc.statistics.moments import GroupStatistics, Need, Scope, Statistics
+from fasc.statistics.moments import GroupStatistics, Need, Statistics
 from fasc.statistics.narrowing import narrowed
 from fasc.statistics.options import CalibrationConfig
 

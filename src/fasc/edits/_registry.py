@@ -1,7 +1,7 @@
 """What an edit is: one change of a model that a plan lists.
 
-Edits are plain data: a plan's JSON and a checkpoint's structure are lists of them. Anything read from a file is validated here, by
-its fields and then against the model, before it is used.
+Edits are plain data: a plan's JSON and a checkpoint's structure are lists of them. Anything read from a file is validated here,
+by its fields and then against the model, before it is used.
 """
 
 from abc import ABC, abstractmethod
@@ -118,7 +118,7 @@ def read_edit(raw: Any, where: str) -> Edit:
         ModelError: it is no edit that this version knows, or a field is missing or out of range.
     """
     kind = raw.get("edit") if isinstance(raw, Mapping) else None
-    if kind not in EDITS:
+    if not isinstance(kind, str) or kind not in EDITS:
         raise ModelError(f"{where}: unknown edit `{kind}`", f"known: {', '.join(sorted(EDITS))}; was it made by a newer fasc?")
     return parse(EDITS[kind], raw, where)
 

@@ -3,13 +3,13 @@
 from typing import Any, Literal, NamedTuple
 
 import torch
-from pydantic import PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fasc.edits._registry import Edit, Layers, edit_kind, require_layers
 from fasc.edits.structure import empty_modules, fill, put_module, record
-from fasc.errors import ModelError, StatisticsError, UnknownNameError
+from fasc.errors import ModelError, UnknownNameError
 from fasc.forecast.half_j import loss_curve
 from fasc.layouts import LAYOUTS, FactoredLayout, Layout
 from fasc.linalg.decomposition import Factorization
@@ -21,7 +21,7 @@ from fasc.statistics.moments import Statistics, UnitStatistics
 
 
 class Problem(NamedTuple):
-    """What a unit is fitted to: the dense layers on their own inputs, or with propagation on the inputs that it will really get."""
+    """What a unit is fitted to: the dense layers on their own inputs, or on those that it will really get (propagation)."""
 
     weight: Tensor
     """Stacked, [Σ d_out, d_in], float64."""
@@ -50,7 +50,7 @@ class Factor(Edit):
     rank: PositiveInt
     layout: str
     method: str
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     """The method's own."""
 
     selection: dict[str, Any] | None = None
@@ -100,7 +100,9 @@ class Factor(Edit):
         """The layout."""
         layout = LAYOUTS.find(self.layout)
         if not isinstance(layout, FactoredLayout):
-            raise UnknownNameError("layout of factors", self.layout, [n for n, one in LAYOUTS.items() if isinstance(one, FactoredLayout)])
+            raise UnknownNameError(
+                "layout of factors", self.layout, [n for n, one in LAYOUTS.items() if isinstance(one, FactoredLayout)]
+            )
         return layout
 
     @property
@@ -150,11 +152,6 @@ class Factor(Edit):
             unit.require_gradient()
         if "cross" in moments:
             unit.require_cross()
-        if unit.input.matrix.shape[0] != self.d_in:
-            raise StatisticsError(
-                f"`{self.unit.name}`: the statistics are of {unit.input.matrix.shape[0]} inputs, the layer has {self.d_in}",
-                "run `fasc collect` on this model",
-            )
 
     def apply(self, model: PreTrainedModel, statistics: Statistics) -> Statistics:
         """Decompose, truncate at the rank, replace."""
@@ -203,4 +200,3 @@ class Factor(Edit):
             modules = self.stored.build(self.unit, self.rank, self.facts or {})
         for name, module in zip(self.layers, modules, strict=True):
             put_module(model, name, module)
-

@@ -53,7 +53,9 @@ class Mask(Edit):
         """The layer is there and has so many weights."""
         require_layers([Layer(self.layer, self.d_in, self.d_out, bias=self.bias)], layers, f"mask `{self.layer}`")
         if self.weights > self.d_in * self.d_out:
-            raise ModelError(f"mask `{self.layer}`: {self.weights:,} weights of {self.d_in * self.d_out:,}", "the plan is damaged")
+            raise ModelError(
+                f"mask `{self.layer}`: {self.weights:,} weights of {self.d_in * self.d_out:,}", "the plan is damaged"
+            )
         return {name: layer for name, layer in layers.items() if name != self.layer}
 
     def apply(self, model: PreTrainedModel, statistics: Statistics) -> Statistics:

@@ -104,9 +104,7 @@ class Narrow(Edit):
 
     def _left(self) -> list[Layer]:
         """The layers' new shapes."""
-        producers = [
-            Layer(one.name, one.d_in, one.d_out // self.channels * self.width, bias=one.bias) for one in self.producers
-        ]
+        producers = [Layer(one.name, one.d_in, one.d_out // self.channels * self.width, bias=one.bias) for one in self.producers]
         return [*producers, Layer(self.consumer.name, self.width, self.consumer.d_out, bias=True)]
 
     def coupling(self, statistics: Statistics) -> Coupling:

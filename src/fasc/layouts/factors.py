@@ -1,4 +1,4 @@
-"""Two factors: ``down`` and ``up`` of one layer, or one ``down`` for the layers that read the same tensor and an ``up`` for each."""
+"""Two factors: ``down`` and ``up`` of one layer, or one ``down`` for layers that read the same tensor and an ``up`` for each."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -93,7 +93,7 @@ class LowRankLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map […, d_in] to […, d_out]."""
-        result: Tensor = self.up(self.projection(x))  # type: ignore[misc]
+        result: Tensor = self.up(self.projection(x))
         return result
 
     @property
@@ -118,7 +118,7 @@ def share(projection: ComputedOnce, layers: Sequence[LowRankLinear]) -> list[nn.
     """Give the first layer the projection and let the others read it there."""
     first, *others = layers
     projection.consumers = len(layers)
-    first.down = projection  # type: ignore[assignment]
+    first.down = projection
     for layer in others:
         layer._first = (first,)
     return list(layers)
@@ -142,9 +142,7 @@ class _TwoFactors(FactoredLayout):
     def encode(self, unit: Unit, factors: Factorization, bias: Tensor, inputs: Covariance) -> Encoded:
         """``up`` by layer, ``down`` with the first."""
         del inputs
-        states: list[dict[str, Tensor]] = [
-            {"up.weight": up, "up.bias": own} for up, own in split_rows(unit, factors.up, bias)
-        ]
+        states: list[dict[str, Tensor]] = [{"up.weight": up, "up.bias": own} for up, own in split_rows(unit, factors.up, bias)]
         states[0]["down.weight"] = factors.down
         return Encoded(states)
 

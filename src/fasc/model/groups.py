@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fasc.model.options import LayersConfig
 from fasc.errors import ModelError
 from fasc.model.layers import Layer, select_layers, weight_of
+from fasc.model.options import LayersConfig
 from fasc.model.scopes import evaluating
 
 Scope = Literal["group", "layer"]

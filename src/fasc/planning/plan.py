@@ -15,8 +15,8 @@ from fasc.errors import BudgetError, FascError
 from fasc.model.groups import InputGroup
 from fasc.model.layers import Layer
 from fasc.options import parse
-from fasc.planning.options import MethodConfig
 from fasc.outputs import MARK, write_artifact
+from fasc.planning.options import MethodConfig
 from fasc.storage import read_json
 
 FORMAT = 5

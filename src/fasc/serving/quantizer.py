@@ -65,7 +65,7 @@ def attach(model: nn.Module) -> None:
 
     structure = structure_of(model)
     if structure is not None:
-        model.hf_quantizer = FascHfQuantizer(structure, pre_quantized=True)  # type: ignore[assignment]
+        model.hf_quantizer = FascHfQuantizer(structure, pre_quantized=True)
 
 
 def register() -> None:

@@ -121,5 +121,3 @@ def dense_config(config: EvaluationConfig) -> EvaluationConfig:
     """The benchmarks that make sense for the dense model itself."""
     names = tuple(name for name in config.benchmarks if not get_benchmark(name).needs_dense)
     return config.model_copy(update={"benchmarks": names})
-
-

@@ -72,7 +72,7 @@ def groups_of(model: PreTrainedModel, statistics: Statistics | None, layers: Lay
     return [group.group for group in statistics.present_in(model).groups.values()]
 
 
-def make_plan(
+def make_plan(  # noqa: PLR0913 - each is a source or a switch of the plan
     model: PreTrainedModel,
     groups: list[InputGroup],
     options: MethodConfig,

@@ -39,6 +39,9 @@ class CalibrationConfig(Options):
     data_dir: Path | None = None
     """Folder that holds the named corpora; the hub is asked otherwise. Also read from FASC_DATA."""
 
+    chat_template: bool | None = None
+    """Read chats through the tokenizer's chat template. Left out: where the records are chats and there is a template."""
+
     batch_tokens: PositiveInt = 256
     """Tokens per forward and backward pass: memory against speed, no effect on the result."""
 
