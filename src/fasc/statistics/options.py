@@ -33,9 +33,6 @@ class CalibrationConfig(Options):
     labels: Labels = "corpus"
     """Whose next token the gradients explain: `corpus` (empirical Fisher) or `sampled` from the model (true Fisher)."""
 
-    chat_template: bool | None = None
-    """Read each record through the tokenizer's chat template. Left out: where the records are chats."""
-
     data_dir: Path | None = None
     """Folder that holds the named corpora; the hub is asked otherwise. Also read from FASC_DATA."""
 
