@@ -3,9 +3,11 @@
 Imports nothing of transformers but the registry, because it is imported while transformers is (see ``fasc/__init__.py``).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
@@ -20,10 +22,13 @@ class FascHfQuantizer(HfQuantizer):
     requires_calibration = True
     quantization_config: FascConfig
 
-    def _process_model_before_weight_loading(self, model: nn.Module, **_kwargs: Any) -> None:
-        from fasc.edits.structure import build_structure, parsed  # noqa: PLC0415 - not while transformers is imported
+    def _process_model_before_weight_loading(
+        self, model: nn.Module, checkpoint_files: Sequence[str] | None = None, **_kwargs: Any
+    ) -> None:
+        from fasc.edits.structure import build_structure, edited_layers, parsed  # noqa: PLC0415 - not while transformers is imported
 
         build_structure(model, parsed(self.quantization_config))
+        _require_shapes(model, edited_layers(model), checkpoint_files or ())
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_kwargs: Any) -> nn.Module:
         """Refuse a layer that the files did not hold: transformers fills it with random numbers and a warning."""
@@ -57,6 +62,25 @@ class FascHfQuantizer(HfQuantizer):
     def is_compileable(self) -> bool:
         """``torch.compile`` works."""
         return True
+
+
+def _require_shapes(model: nn.Module, layers: Sequence[str], files: Sequence[str]) -> None:
+    """See that the weights of edited layers have the shapes of the structure: transformers would say so without numbers.
+
+    Weights that transformers renames while it loads them are left to its own check.
+    """
+    modules = {name: model.get_submodule(name).state_dict() for name in layers}
+    expected = {f"{name}.{key}": tuple(tensor.shape) for name, state in modules.items() for key, tensor in state.items()}
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            for key in sorted(expected.keys() & set(tensors.keys())):
+                shape = tuple(tensors.get_slice(key).get_shape())
+                if shape != expected[key]:
+                    raise ModelError(
+                        f"`{key}` is {'×'.join(map(str, shape))} in the weights and {'×'.join(map(str, expected[key]))} by the "
+                        "edits in config.json",
+                        "the checkpoint is damaged, or its config.json belongs to another one",
+                    )
 
 
 def attach(model: nn.Module) -> None:
