@@ -279,7 +279,9 @@ def _row(what: str, method: str, fraction: float | None, pairs: Sequence[tuple[f
         return row
     x, y = np.array(pairs).T
     row["median_ratio"] = float(np.median(y / x)) if logs else None
-    if np.ptp(x) <= _EQUAL * np.abs(x).max() or np.ptp(y) <= _EQUAL * np.abs(y).max():  # a correlation needs something that varies
+    if (
+        np.ptp(x) <= _EQUAL * np.abs(x).max() or np.ptp(y) <= _EQUAL * np.abs(y).max()
+    ):  # a correlation needs something that varies
         return row
     linear = stats.pearsonr(np.log(x), np.log(y)) if logs else stats.pearsonr(x, y)
     ranked = stats.spearmanr(x, y)

@@ -226,6 +226,8 @@ def compress_recipe(
         moments = measured(loaded, recipe, needs, work) if statistics is None else Statistics.load(statistics)
         moments.require_model(model_fingerprint(loaded.model))
         moments = moments.present_in(loaded.model)
+        if plan is None:
+            moments.require(needs)
         if plan is None and (work / "plan.json").is_file():
             plan = Plan.load(work / "plan.json")
         elif plan is None:
