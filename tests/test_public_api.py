@@ -66,7 +66,8 @@ def statistics(tokens):
 class TestCollect:
     def test_a_path_and_its_name_and_a_list_of_one_are_the_same_corpus(self, model, tokenizer, text_file):
         ones = [
-            fasc.collect(model, tokenizer, corpus=corpus, **CALIBRATION) for corpus in (text_file, str(text_file), [str(text_file)])
+            fasc.collect(model, tokenizer, corpus=corpus, **CALIBRATION)
+            for corpus in (text_file, str(text_file), [str(text_file)])
         ]
         assert len({one.meta["token_digest"] for one in ones}) == 1
 
@@ -99,7 +100,13 @@ class TestCollect:
         assert len(forms[0]) > len(one)
 
     def test_the_default_is_enough_for_every_budget(self, statistics, model):
-        for budget in ({"param_fraction": 0.8}, {"model_fraction": 0.9}, {"max_bytes": "90kB"}, {"max_kl": 0.5}, {"rank_fraction": 0.5}):
+        for budget in (
+            {"param_fraction": 0.8},
+            {"model_fraction": 0.9},
+            {"max_bytes": "90kB"},
+            {"max_kl": 0.5},
+            {"rank_fraction": 0.5},
+        ):
             made = fasc.plan(model, statistics, **budget, **DAMPED)
             assert made.edits
             assert made.predicted_loss > 0
@@ -178,7 +185,9 @@ class TestCompress:
             assert (Path(out) / "model.safetensors").is_file()
             plans.append(small.plan)
         assert plans[0].edits == plans[1].edits
-        file = fasc.collect(*fasc.load_model(str(model_folder)), corpus=[text_file], **CALIBRATION).save(tmp_path / "s.safetensors")
+        file = fasc.collect(*fasc.load_model(str(model_folder)), corpus=[text_file], **CALIBRATION).save(
+            tmp_path / "s.safetensors"
+        )
         for kind in (str, Path):
             again = fasc.compress_checkpoint(
                 model_folder, statistics=kind(file), out=tmp_path / "again", overwrite=True, param_fraction=0.8, **DAMPED
@@ -199,9 +208,7 @@ class TestEvaluate:
         self, checkpoint, model_folder, text_file
     ):
         scores = [
-            fasc.evaluate(
-                kind(checkpoint), benchmarks=names, dense=kind(model_folder), corpus=corpus, context=16, windows=4
-            )
+            fasc.evaluate(kind(checkpoint), benchmarks=names, dense=kind(model_folder), corpus=corpus, context=16, windows=4)
             for kind, names, corpus in (
                 (str, "kl", str(text_file)),
                 (Path, ["kl"], text_file),

@@ -55,7 +55,9 @@ def refused(result, *words):
 def compressed(done, model_folder, text_file, tmp_path):
     """A checkpoint at half rank."""
     out = tmp_path / "compressed"
-    done("compress", model_folder, "--rank-fraction", "0.5", "--corpus", text_file, *CALIBRATION, "--damping", "1e-3", "--out", out)
+    done(
+        "compress", model_folder, "--rank-fraction", "0.5", "--corpus", text_file, *CALIBRATION, "--damping", "1e-3", "--out", out
+    )
     return out
 
 

@@ -40,6 +40,8 @@ def test_stored_statistics_and_an_edited_plan_are_carried_out(fasc, done, model_
         "cross",
     )
     refused(fasc("compress", model_folder, "--method", "svd", "--plan", plan, "--out", tmp_path / "p"), "plan for `fasc`")
+    for option in (["--param-fraction", "0.5"], ["--selection", "rho"], ["--damping", "1e-2"], ["--exclude", "*.q_proj"]):
+        refused(fasc("compress", model_folder, *option, "--plan", plan, "--out", tmp_path / "p"), f"{option[0]} and --plan")
     assert not (tmp_path / "p").exists()
 
 
@@ -106,9 +108,7 @@ def test_a_failed_overwrite_leaves_the_old_output(fasc, done, compressed, model_
         "too short",
     )
     assert (compressed / "model.safetensors").read_bytes() == before
-    done(
-        "compress", model_folder, "--corpus", text_file, "--rank-fraction", "0.25", *TRIAL, "--out", compressed, "--overwrite"
-    )
+    done("compress", model_folder, "--corpus", text_file, "--rank-fraction", "0.25", *TRIAL, "--out", compressed, "--overwrite")
     assert (compressed / "model.safetensors").read_bytes() != before
     assert {file.name for file in compressed.parent.iterdir()} == {"compressed", "text.txt"}
 
@@ -168,7 +168,7 @@ def test_damaged_checkpoints_are_refused(fasc, compressed, text_file):
     file.write_bytes(content)
     original = json.loads((compressed / "config.json").read_text())
     changes = [
-        ({"rank": 7}, ["rank 7"]),
+        ({"rank": 7}, ["k_proj.up.weight` is 16×16 in the weights and 16×7 by the edits"]),
         ({"rank": 0}, ["rank"]),
         ({"layers": ["model.layers.0.self_attn.x_proj", *original["quantization_config"]["edits"][0]["layers"][1:]]}, ["x_proj"]),
         ({"layout": "folded"}, ["folded"]),
@@ -183,7 +183,7 @@ def test_damaged_checkpoints_are_refused(fasc, compressed, text_file):
     config = json.loads(json.dumps(original))
     del config["quantization_config"]["edits"][0]
     (compressed / "config.json").write_text(json.dumps(config))
-    refused(fasc(*evaluate), "q_proj")
+    refused(fasc(*evaluate), "k_proj.weight", "missing")
 
 
 def test_pickled_weights_are_never_loaded(fasc, model_folder, text_file, tmp_path):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.cli.conftest import refused
+from tests.cli.conftest import CALIBRATION, refused
 
 
 def test_before_calibration_a_plan_is_uniform_and_has_no_forecast(done, model_folder, tmp_path):
@@ -24,7 +24,7 @@ def test_before_calibration_a_plan_is_uniform_and_has_no_forecast(done, model_fo
     [
         ["--param-fraction", "0.8"],
         ["--model-fraction", "0.9"],
-        ["--max-bytes", "120kB"],
+        ["--max-bytes", "90kB"],
         ["--max-perplexity-increase", "5%"],
         ["--max-kl", "0.5"],
     ],
@@ -75,6 +75,17 @@ def test_a_plan_is_forecast_on_text_that_did_not_calibrate(fasc, done, model_fol
     done("compress", model_folder, *budget, "--held-out", unseen, "--out", tmp_path / "out")
     raw = json.loads((tmp_path / "out" / "fasc_plan.json").read_text())
     assert raw["totals"]["predicted_loss"] == pytest.approx(losses["unseen"])
+
+
+def test_a_selection_is_part_of_the_plan(fasc, done, model_folder, text_file, tmp_path):
+    moments, file = tmp_path / "s.safetensors", tmp_path / "plan.json"
+    done("collect", model_folder, "--corpus", text_file, *CALIBRATION, "--diagnosis", "--out", moments)
+    options = ["--rank-fraction", "0.5", "--damping", "1e-2", "--selection"]
+    for by in ("rho", "predicted"):
+        done("plan", model_folder, *options, by, "--statistics", moments, "--json", file)
+        assert {edit["selection"]["by"] for edit in json.loads(file.read_text())["edits"]} == {by}
+    refused(fasc("plan", model_folder, *options, "kl", "--statistics", moments), "held-out", "fasc compress")
+    refused(fasc("plan", model_folder, *options, "rho"), "no statistics")
 
 
 def test_a_file_that_is_not_ours_is_not_replaced_by_the_json(fasc, done, model_folder, tmp_path):
