@@ -40,6 +40,8 @@ def compress(
     max_kl: opt.MaxKl = None,
     allocation: opt.Allocation = None,
     layouts: opt.Layouts = None,
+    bits: opt.Bits = None,
+    bits_group: opt.BitsGroup = None,
     rank_multiple: opt.RankMultiple = None,
     channel_multiple: opt.ChannelMultiple = None,
     floor: opt.Floor = None,

@@ -83,7 +83,8 @@ def own_options(given: list[str] | None, damping: float | None = None) -> dict[s
 def method(given: Mapping[str, Any], name: str | None = None, **others: Any) -> MethodConfig:
     """The method from a verb's own arguments, with its own options."""
     own = own_options(given.get("method_option"), given.get("damping"))
-    return take(MethodConfig, given, name=name or given.get("method"), layouts=names(given.get("layouts")), **own, **others)
+    lists = {field: names(given.get(field)) for field in ("layouts", "bits")}
+    return take(MethodConfig, given, name=name or given.get("method"), **lists, **own, **others)
 
 
 def fractions(text: str, field: str) -> list[BudgetConfig]:
@@ -175,6 +176,8 @@ MethodOption = Annotated[
 ]
 Allocation = Annotated[str | None, option(MethodConfig, "allocation", "--allocation")]
 Layouts = Annotated[str | None, option(MethodConfig, "layouts", "--layouts")]
+Bits = Annotated[str | None, option(MethodConfig, "bits", "--bits")]
+BitsGroup = Annotated[int | None, option(MethodConfig, "bits_group", "--bits-group")]
 Propagate = Annotated[bool | None, option(MethodConfig, "propagate", "--propagate/--no-propagate")]
 Selection = Annotated[str | None, option(MethodConfig, "selection", "--selection")]
 SelectionThreshold = Annotated[float | None, option(MethodConfig, "selection_threshold", "--selection-threshold")]

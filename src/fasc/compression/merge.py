@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from fasc.edits.factor import Factor
+from fasc.edits.quantise import Quantise
 from fasc.edits.structure import parsed, structure_of
 from fasc.errors import UsageError
 from fasc.linalg.psd import cholesky, damped
@@ -36,6 +37,8 @@ def merge(model: PreTrainedModel, statistics: Statistics, damping: float) -> lis
     structure = structure_of(model)
     edits = parsed(structure)
     factored = [edit for edit in edits if isinstance(edit, Factor)]
+    if any(isinstance(edit, Quantise) for edit in edits):
+        raise UsageError("weights of few bits cannot be merged into an ordinary checkpoint", "leave --bits or --merge out")
     if len(factored) < len(edits):
         raise UsageError(
             "MLPs with fewer channels cannot be merged into an ordinary checkpoint",

@@ -8,11 +8,11 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fasc.edits._registry import Edit, Layers, edit_kind
+from fasc.edits._registry import Edit, Layers, edit_kind, require_members
 from fasc.edits.structure import empty_modules, fill, put_module, record
 from fasc.errors import ModelError
 from fasc.forecast.rounding import rounding_loss
-from fasc.layouts._quantised import QuantisedLinear, linear_maps, quantised_bytes, quantised_like
+from fasc.layouts.quantised import QuantisedLinear, linear_maps, quantised_bytes, quantised_like
 from fasc.linalg.rounding import Rounded, feedback, rounded
 from fasc.model.layers import oriented_weight
 from fasc.statistics.accumulators import Covariance
@@ -41,14 +41,19 @@ class Quantise(Edit):
     """The matrices of a unit's layers, as earlier edits have left them, rounded to ``bits`` with one scale for ``group`` inputs."""
 
     edit: Literal["quantise"] = "quantise"
+    group: str
+    """Name of the input group."""
+
     layers: tuple[str, ...]
     """Qualified names of the unit's layers."""
 
     maps: tuple[tuple[PositiveInt, PositiveInt], ...]
-    """Inputs and outputs of the matrices that they are stored in; those of several layers that read the same count as one."""
+    """Inputs and outputs of the matrices that they are stored in, see :meth:`~fasc.layouts.Layout.maps`."""
 
     bits: Bits
-    group: PositiveInt = 64
+    group_size: PositiveInt = 64
+    """Neighbouring inputs that share a scale."""
+
     damping: NonNegativeFloat = DAMPING
 
     @property
@@ -78,7 +83,7 @@ class Quantise(Edit):
     def new_bytes(self, bytes_per_parameter: int) -> int:
         """Of codes, scales and zeros."""
         del bytes_per_parameter
-        return sum(quantised_bytes(d_in, d_out, self.bits, self.group) for d_in, d_out in self.maps)
+        return sum(quantised_bytes(d_in, d_out, self.bits, self.group_size) for d_in, d_out in self.maps)
 
     def check(self, layers: Layers) -> Layers:
         """The layers are there, dense or factored, each once; nothing may be done to them afterwards."""
@@ -90,22 +95,22 @@ class Quantise(Edit):
             )
         return {name: layer for name, layer in layers.items() if name not in self.layers}
 
+    def require(self, statistics: Statistics) -> None:
+        """The moments of the layers' inputs."""
+        require_members(statistics, self.group, self.layers)
+
     def apply(self, model: PreTrainedModel, statistics: Statistics) -> Statistics:
         """Round with error feedback, one matrix after the other, each from the inputs that the rounded ones before it make."""
-        groups = {layer.name: group for group in statistics.groups.values() for layer in group.group.layers}
+        group = statistics.group(self.group)
         self._check_weights(model)
-        losses = []
         with torch.no_grad():
-            for name in self.layers:
-                losses.append(self._round_layer(model, name, statistics.group(groups[name].group.name) if name in groups else None))
+            losses = [self._round_layer(model, name, group) for name in self.layers]
         known = None if any(loss is None for loss in losses) else sum(loss for loss in losses if loss is not None)
         record(model, self.with_loss(known if self.predicted_loss is None else self.predicted_loss))
         return statistics
 
-    def _round_layer(self, model: PreTrainedModel, name: str, group: GroupStatistics | None) -> float | None:
+    def _round_layer(self, model: PreTrainedModel, name: str, group: GroupStatistics) -> float | None:
         """Round a layer's matrices; gives π · ½J of a dense one whose output scale is known."""
-        if group is None:
-            raise ModelError(f"quantise: the statistics have no layer `{name}`", "run `fasc collect` with the same layers")
         layer = model.get_submodule(name)
         device = next(layer.parameters()).device
         # Rounding moves the mean of the outputs; a bias further on makes that good, so that only the covariance counts.
@@ -122,10 +127,10 @@ class Quantise(Edit):
             moment = reads.covariance if centred else reads.covariance + torch.outer(reads.mean, reads.mean)
             inputs = feedback(moment, self.damping, where=f"`{where}`: the inputs'", tokens=group.tokens)
             weight = _weight(old)
-            result = rounded(weight.float(), inputs, self.bits, self.group)
+            result = rounded(weight.float(), inputs, self.bits, self.group_size)
             scale = group.extras.get(f"output_scale/{name}")
             if not path and scale is not None:
-                loss = rounding_loss(weight - result.dense(), moment, scale, group.share)
+                loss = rounding_loss(weight - result.dense(), moment, scale, group.unit(name).share)
             state = QuantisedLinear.state_of(result)
             if bias is not None:
                 state["bias"] = bias.double() + targets[path] - result.dense().double() @ reads.mean
@@ -135,7 +140,7 @@ class Quantise(Edit):
 
     def _place(self, model: PreTrainedModel, where: str, old: nn.Module, result: Rounded, state: dict[str, Tensor]) -> None:
         with empty_modules():
-            new = quantised_like(old, tuple(result.codes.shape), self.bits, self.group)
+            new = quantised_like(old, tuple(result.codes.shape), self.bits, self.group_size)
         put_module(model, where, new)
         fill(model, {where: state}, f"`{where}` in {self.bits} bits")
 
@@ -159,7 +164,7 @@ class Quantise(Edit):
                 where = f"{name}.{path}".rstrip(".")
                 old = model.get_submodule(where)
                 with empty_modules():
-                    new = quantised_like(old, tuple(_weight(old).shape), self.bits, self.group)
+                    new = quantised_like(old, tuple(_weight(old).shape), self.bits, self.group_size)
                 put_module(model, where, new)
 
 

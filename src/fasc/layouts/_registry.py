@@ -84,7 +84,10 @@ class Layout(ABC):
 
     @abstractmethod
     def maps(self, unit: Unit, rank: int) -> list[tuple[int, int]]:
-        """Inputs and outputs of every matrix that the unit is stored in; matrices of several layers that read the same count as one."""
+        """Inputs and outputs of every matrix that the unit is stored in.
+
+        Those of several layers that read the same count as one where the rank alone does not say which has how many outputs.
+        """
 
     def bytes(self, unit: Unit, rank: int, bytes_per_parameter: int) -> int:
         """On disk and in memory, with weights of that precision."""

@@ -128,6 +128,11 @@ class LowRankLinear(nn.Module):
         if self.up is not None:
             yield LinearMap("up", self.projection.matrix, getattr(self.projection, "bias", None))
 
+    def felt(self, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """What errors of the projection's outputs [rank] and of ``up``'s [n] count, where those of the layer's outputs count ``scale``."""
+        assert self.up is not None  # noqa: S101 - only pivoted layers may do without
+        return self.up.weight.square().mT @ scale, scale
+
     def forward(self, x: Tensor) -> Tensor:
         """Map […, d_in] to […, d_out]."""
         result: Tensor = self.up(self.projection(x))
@@ -170,7 +175,7 @@ class _TwoFactors(FactoredLayout):
 
     def maps(self, unit: Unit, rank: int) -> list[tuple[int, int]]:
         """``down`` and ``up``."""
-        return [(unit.d_in, rank), (rank, unit.d_out)]
+        return [(unit.d_in, rank), *((rank, layer.d_out) for layer in unit.layers)]
 
     def parameters(self, unit: Unit, rank: int) -> int:
         """``k (d_in + Σ d_out)`` and a bias."""

@@ -20,7 +20,7 @@ class Merged(FactoredLayout):
     def maps(self, unit: Unit, rank: int) -> list[tuple[int, int]]:
         """The product."""
         del rank
-        return [(unit.d_in, unit.d_out)]
+        return [(unit.d_in, layer.d_out) for layer in unit.layers]
 
     def parameters(self, unit: Unit, rank: int) -> int:
         """``d_in · d_out`` and a bias."""

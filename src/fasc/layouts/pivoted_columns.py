@@ -64,7 +64,7 @@ class PivotedColumns(FactoredLayout):
 
     def maps(self, unit: Unit, rank: int) -> list[tuple[int, int]]:
         """What the other inputs add to the pivots, and ``up``."""
-        return [(unit.d_in - rank, rank), (rank, unit.d_out)]
+        return [(unit.d_in - rank, rank), *((rank, layer.d_out) for layer in unit.layers)]
 
     def indices(self, unit: Unit, rank: int) -> int:
         """The order of the inputs."""

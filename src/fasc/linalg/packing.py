@@ -3,17 +3,24 @@
 Bit planes need no case for three or five bits, and lose nothing where the number of bits does not divide eight.
 """
 
+from typing import TypeVar
+
+import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import UInt8
+from numpy.typing import NDArray
 from torch import Tensor
 
 
-def packed_size(count: int, bits: int) -> int:
+Count = TypeVar("Count", int, NDArray[np.int64])
+
+
+def packed_size(count: int, bits: Count) -> Count:
     """Bytes of so many codes."""
     return -(-count // 8) * bits
 
 
-def pack(codes: Int[Tensor, "*rows n"], bits: int) -> Int[Tensor, "*rows bytes"]:
+def pack(codes: UInt8[Tensor, "*rows n"], bits: int) -> UInt8[Tensor, "*rows bytes"]:
     """Codes below ``2^bits`` (uint8) as bytes; the last eight are filled up with zeros."""
     filled = torch.nn.functional.pad(codes, (0, -codes.shape[-1] % 8)).unflatten(-1, (-1, 8))
     places = torch.arange(8, dtype=torch.uint8, device=codes.device)
@@ -21,7 +28,7 @@ def pack(codes: Int[Tensor, "*rows n"], bits: int) -> Int[Tensor, "*rows bytes"]
     return torch.stack(planes, dim=-1).flatten(-2)
 
 
-def unpack(packed: Int[Tensor, "*rows bytes"], bits: int, count: int) -> Int[Tensor, "*rows n"]:
+def unpack(packed: UInt8[Tensor, "*rows bytes"], bits: int, count: int) -> UInt8[Tensor, "*rows n"]:
     """Inverse of :func:`pack`: ``count`` codes, uint8."""
     planes = packed.unflatten(-1, (-1, bits))
     places = torch.arange(8, dtype=torch.uint8, device=packed.device)

@@ -11,7 +11,7 @@ Axes: ``o`` outputs, ``i`` inputs, ``g`` groups of neighbouring inputs that have
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from fasc.linalg.psd import cholesky, damped
@@ -48,8 +48,8 @@ class Grid:
         place = inputs // self.group
         return self.scales[:, place], self.zeros[:, place]
 
-    def codes(self, weight: Float[Tensor, "o n"], scales: Float[Tensor, "o n"], zeros: Float[Tensor, "o n"]) -> Float[Tensor, "o n"]:
-        """The nearest codes, whole numbers."""
+    def codes(self, weight: Float[Tensor, "*n"], scales: Float[Tensor, "*n"], zeros: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+        """The nearest codes of weights with these scales and zeros, whole numbers."""
         return (weight / scales + zeros).round_().clamp_(0, 2**self.bits - 1)
 
 
@@ -57,7 +57,7 @@ class Grid:
 class Rounded:
     """A weight on a grid."""
 
-    codes: Int[Tensor, "o i"]
+    codes: UInt8[Tensor, "o i"]
     """uint8."""
 
     grid: Grid
@@ -101,10 +101,25 @@ def feedback(moment: Float[Tensor, "i i"], damping: float, *, where: str, tokens
     Raises:
         NotPositiveDefiniteError: the moment is singular, and is not damped enough.
     """
+    full, order, root = _ordered_root(moment, damping, where, tokens)
+    identity = torch.eye(len(root), dtype=root.dtype, device=root.device)
+    return Feedback(full, order, torch.linalg.solve_triangular(root, identity, upper=True))
+
+
+def variances(moment: Float[Tensor, "i i"], damping: float, *, where: str, tokens: int = 0) -> Float[Tensor, " i"]:
+    """:attr:`Feedback.variances` alone, in half of its time; see :func:`feedback`."""
+    _, order, root = _ordered_root(moment, damping, where, tokens)
+    result = torch.empty_like(root.diagonal())
+    result[order] = root.diagonal().square()
+    return result
+
+
+def _ordered_root(moment: Tensor, damping: float, where: str, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+    """``Σ`` damped, the order, and ``R`` upper triangular with ``Σ = R Rᵀ`` in that order: ``U = R⁻¹``."""
     full = damped(moment, damping)
     order = full.diagonal().argsort(descending=True, stable=True)
-    inverse = torch.cholesky_inverse(cholesky(full[order][:, order], where=where, tokens=tokens))
-    return Feedback(full, order, torch.linalg.cholesky(inverse, upper=True))
+    back = order.flip(0)
+    return full, order, cholesky(full[back][:, back], where=where, tokens=tokens).flip(0, 1)
 
 
 def fit_grid(weight: Float[Tensor, "o i"], importance: Float[Tensor, " i"], bits: int, group: int) -> Grid:

@@ -1,6 +1,6 @@
 """What may become of a unit: every rank and layout that is allowed, with its cost and, where it is known, its loss."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,7 +9,10 @@ from numpy.typing import NDArray
 
 from fasc.edits import Edit
 from fasc.edits.factor import Factor
+from fasc.edits.quantise import Quantise
+from fasc.forecast.rounding import rounding_share
 from fasc.layouts import Layout
+from fasc.layouts.quantised import quantised_bytes
 from fasc.methods import Solver
 from fasc.model.groups import Scope, Unit
 
@@ -39,6 +42,12 @@ class Rules:
     cost: Cost = "parameters"
     bytes_per_parameter: int = 4
 
+    bits: tuple[int, ...] = ()
+    """Of the weights, where they are rounded; 16 leaves them as they are. Empty: nothing is rounded."""
+
+    bits_group: int = 64
+    """Inputs that share a scale."""
+
     def allows(self, scope: Scope, only: Scope | None) -> bool:
         """Whether units of a scope may be used; ``only`` is the method's one scope, if it has one."""
         if only is not None:
@@ -64,13 +73,35 @@ class Candidates:
     overheads: Floats | None = None
     """What each option counts beyond its cost when options are compared: for the products that it adds to a forward pass."""
 
-    def edit(self, index: int, chosen: Solver) -> Factor | None:
-        """The edit of an option; ``None`` where it leaves the unit dense."""
-        layout = self.layouts[index]
-        if layout.leaves_dense:
-            return None
+    bits: NDArray[np.int64] | None = None
+    """Of the weights in each option; 0 leaves them as they are."""
+
+    roundings: Floats | None = None
+    """The part of the losses that is due to rounding."""
+
+    bits_group: int = 64
+
+    def edits(self, index: int, chosen: Solver) -> list[Edit]:
+        """The edits of an option; none where it leaves the unit as it is."""
+        layout, rank = self.layouts[index], int(self.ranks[index])
         loss = None if self.losses is None else float(self.losses[index])
-        return Factor.of(self.unit, int(self.ranks[index]), layout, chosen, loss)
+        rounding = None if loss is None or self.roundings is None else float(self.roundings[index])
+        edits: list[Edit] = []
+        if not layout.leaves_dense:
+            edits.append(Factor.of(self.unit, rank, layout, chosen, None if loss is None else loss - (rounding or 0.0)))
+        bits = 0 if self.bits is None else int(self.bits[index])
+        if bits:
+            names = tuple(layer.name for layer in self.unit.layers)
+            maps = tuple(layout.maps(self.unit, rank))
+            edits.append(Quantise(
+                    group=self.unit.group,
+                    layers=names,
+                    maps=maps,
+                    bits=bits,
+                    group_size=self.bits_group,
+                    predicted_loss=rounding,
+                ))
+        return edits
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,43 +123,93 @@ def step_of(multiple: int, whole: int) -> int:
     return multiple if whole >= _COARSEST * multiple else 1
 
 
-def candidates(unit: Unit, rules: Rules, losses: Floats | None = None, *, dense_parameters: int | None = None) -> Candidates:
+def candidates(
+    unit: Unit,
+    rules: Rules,
+    losses: Floats | None = None,
+    *,
+    dense_parameters: int | None = None,
+    noise: Mapping[str, Floats] | None = None,
+) -> Candidates:
     """Every rank that the rules allow, each in its cheapest layout, and the dense layers where that is allowed.
 
-    A rank at which no allowed layout is below the dense size is left out, or kept in a layout of last resort.
+    A rank at which no allowed layout is below the dense size is left out, or kept in a layout of last resort. Where weights are
+    rounded, each rank is offered in every layout below the dense size, because some layouts bear few bits better than others.
 
     Args:
         unit: the layers.
         rules: what is allowed.
         losses: the forecast at each rank from 0 to the unit's number of directions.
         dense_parameters: what the layers had before they lost channels, of which the floor is a share.
+        noise: by layout, the forecast of rounding to one step at each rank, or the one number of the dense layers; see
+            :func:`~fasc.forecast.rounding.noise_loss`.
     """
-    step = step_of(rules.rank_multiple, unit.full_rank)
-    least = rules.floor * (dense_parameters or unit.parameters)
-    factored = _suited([layout for layout in rules.layouts if not layout.leaves_dense], unit)
-    dense = [layout for layout in rules.layouts if layout.leaves_dense]
-    allowed = [(layout, layout.ranks(unit, step)) for layout in factored]
-    options = []
-    for rank in sorted({rank for _, ranks in allowed for rank in ranks}):
-        layout = _cheapest([layout for layout, ranks in allowed if rank in ranks], unit, rank)
-        if layout is not None and layout.parameters(unit, rank) >= least:
-            options.append((rank, layout))
-    if dense or not options:
-        options.append((min(unit.d_in, unit.d_out), dense[0] if dense else _leaving_dense()))
-    rows = [(_cost(layout, unit, rank, rules), -rank, position) for position, (rank, layout) in enumerate(options)]
-    ordered = [options[position] for _, _, position in sorted(rows)]
-    known = None
+    options = _options(unit, rules, rules.floor * (dense_parameters or unit.parameters))
+    menu = np.array([0 if bits == UNROUNDED else bits for bits in rules.bits] or [0])
+    bits = np.tile(menu, len(options))
+    costs = np.repeat([_cost(layout, unit, rank, rules) for rank, layout in options], len(menu)).astype(np.float64)
+    if rules.bits and rules.cost == "bytes":
+        costs -= _saved_by_rounding(unit, options, menu, rules).ravel()
+    ranks, position = np.repeat([rank for rank, _ in options], len(menu)), np.repeat(np.arange(len(options)), len(menu))
+    order = np.lexsort((position, -ranks, costs))
+    ranks, bits, position = ranks[order], bits[order], position[order]
+    layouts = tuple(options[one][1] for one in position)
+    known = roundings = None
     if losses is not None:
-        known = np.array([0.0 if layout.leaves_dense else losses[min(rank, len(losses) - 1)] for rank, layout in ordered])
+        known = np.array([0.0 if layout.leaves_dense else losses[min(rank, len(losses) - 1)] for rank, layout in options])[position]
+    if known is not None and rules.bits:
+        noises = np.array([_noise_at(layout, rank, noise or {}) for rank, layout in options])
+        roundings = np.where(bits > 0, noises[position] * np.array([rounding_share(int(b)) for b in bits]), 0.0)
+        known = known + roundings
     return Candidates(
         unit,
-        np.array([rank for rank, _ in ordered]),
-        tuple(layout for _, layout in ordered),
-        np.array([_cost(layout, unit, rank, rules) for rank, layout in ordered], dtype=np.float64),
+        ranks,
+        layouts,
+        costs[order],
         known,
         whole=_cost(_leaving_dense(), unit, unit.full_rank, rules),
-        overheads=np.array([_overhead(layout, rules) for _, layout in ordered]) if rules.overhead else None,
+        overheads=np.array([_overhead(layout, rules) for layout in layouts]) if rules.overhead else None,
+        bits=bits if rules.bits else None,
+        roundings=roundings,
+        bits_group=rules.bits_group,
     )
+
+
+def _options(unit: Unit, rules: Rules, least: float) -> list[tuple[int, Layout]]:
+    """Ranks with their layouts, and the dense layers."""
+    step = step_of(rules.rank_multiple, unit.full_rank)
+    factored = _suited([layout for layout in rules.layouts if not layout.leaves_dense], unit)
+    dense = [layout for layout in rules.layouts if layout.leaves_dense]
+    options = []
+    for rank in range(step, min(unit.d_in, unit.d_out), step):
+        cheapest = _cheapest(factored, unit, rank)
+        several = [one for one in factored if not one.last_resort and one.parameters(unit, rank) < unit.parameters]
+        for layout in several if rules.bits and several else [cheapest]:
+            if layout is not None and layout.parameters(unit, rank) >= least:
+                options.append((rank, layout))
+    if dense or not options:
+        options.append((min(unit.d_in, unit.d_out), dense[0] if dense else _leaving_dense()))
+    return options
+
+
+UNROUNDED = 16
+"""In a menu of bits: the weights stay as they are, in the precision of the model."""
+
+
+def _saved_by_rounding(unit: Unit, options: Sequence[tuple[int, Layout]], menu: NDArray[np.int64], rules: Rules) -> Floats:
+    """Bytes that each option saves in each number of bits, [options, bits]."""
+    saved = np.zeros((len(options), len(menu)))
+    for row, (rank, layout) in enumerate(options):
+        for d_in, d_out in layout.maps(unit, rank):
+            after = quantised_bytes(d_in, d_out, menu, rules.bits_group)
+            saved[row] += np.where(menu > 0, d_in * d_out * rules.bytes_per_parameter - after, 0)
+    return saved
+
+
+def _noise_at(layout: Layout, rank: int, noise: Mapping[str, Floats]) -> float:
+    """Without a forecast the option is never rounded."""
+    curve = noise.get(layout.name)
+    return 1e300 if curve is None else float(curve[min(rank, len(curve) - 1)])
 
 
 def _leaving_dense() -> Layout:

@@ -6,18 +6,21 @@ from functools import partial
 from transformers import PreTrainedModel
 
 from fasc.edits import Edit
+from fasc.edits.quantise import DAMPING
 from fasc.errors import BudgetError, StatisticsError
 from fasc.forecast.channels import channel_curves
 from fasc.forecast.half_j import loss_curves
+from fasc.forecast.noise import noise_curves
+from fasc.forecast.rounding import Rounding
 from fasc.methods import Solver
 from fasc.model.coupling import Coupling
 from fasc.model.groups import InputGroup, Scope, Unit
 from fasc.planning.alternatives import Curves, alternatives_of, check_widths, prunable, widths_of
-from fasc.planning.candidates import Alternative, Candidates
+from fasc.planning.candidates import Alternative, Candidates, Rules
 from fasc.planning.lagrangian import allocate_by_loss
 from fasc.planning.limits import limit_of
 from fasc.planning.memory import memory_to_compress
-from fasc.planning.needs import allocation_of, may_narrow, needs_for, rules_of, scopes_of, solver_of
+from fasc.planning.needs import OUTPUT_SCALE, allocation_of, check_bits, may_narrow, needs_for, rules_of, scopes_of, solver_of
 from fasc.planning.options import BudgetConfig, MethodConfig
 from fasc.planning.plan import ModelSize, Plan, layers_in
 from fasc.planning.pruning import check_pruning, prune
@@ -65,6 +68,8 @@ def plan_model(  # noqa: PLR0913 - each is a source or a switch of the plan
     if options.name in PRUNINGS:
         return _plan_pruning(model, groups, options, budget, dense)
     chosen, allocation = solver_of(options), allocation_of(options, budget)
+    if options.bits:
+        check_bits(options, budget)
     decides = allocation == "fisher" or budget.limits_loss  # whether ranks depend on the forecast
     if statistics is None and decides:
         raise BudgetError(
@@ -83,12 +88,35 @@ def plan_model(  # noqa: PLR0913 - each is a source or a switch of the plan
                 model, groups, couplings, chosen, scopes, budget, (statistics, held_out), needed=allocation == "fisher"
             )
         curves = known[key]
+        if options.bits:
+            curves = {**curves, **_noises(model, groups, (chosen, scopes, rules), options, statistics, known)}
     choices = alternatives_of(groups, couplings, scopes, rules, curves, chosen.damping)
     allocate = _globally if allocation == "fisher" else _uniformly
     edits = allocate(choices, dense, budget, chosen)
     memory = memory_forecast(model, groups, needs_for(options, budget)) | memory_to_compress(groups, couplings, edits, size)
     nll = None if statistics is None else statistics.meta.get("nll")
     return Plan(options, tuple(edits), dense.layers, size, allocation, dense.budget, memory, nll)
+
+
+def _noises(  # noqa: PLR0913, PLR0917 - what the forecasts depend on
+    model: PreTrainedModel,
+    groups: Sequence[InputGroup],
+    how: tuple[Solver, Sequence[Scope], Rules],
+    options: MethodConfig,
+    statistics: Statistics,
+    known: dict[str, Curves],
+) -> Curves:
+    """What rounding every unit in every layout costs."""
+    chosen, scopes, rules = how
+    names = ",".join(layout.name for layout in rules.layouts)
+    own = f"{chosen.name} {chosen.options.model_dump_json()}"
+    key = f"rounding {own} {tuple(scopes)} {names} {options.bits_group} {digest(group.name.encode() for group in groups)}"
+    if not known.get(key):
+        statistics.require(frozenset({OUTPUT_SCALE}))
+        units = {unit.name: unit for group in groups for scope in scopes for unit in group.units(scope)}
+        rounding = Rounding(options.bits_group, DAMPING)
+        known[key] = noise_curves(model, statistics, chosen, list(units.values()), rules.layouts, rounding)
+    return known[key]
 
 
 def _key(
@@ -173,19 +201,20 @@ def _uniformly(choices: Choices, dense: Plan, budget: BudgetConfig, chosen: Solv
     else:
         whole = _whole(units)
         share = min(1.0, limit_of(dense, budget, whole=whole) / whole)
-    edits = [unit.edit(index, chosen) for unit, index in zip(units, allocate_uniformly(units, share), strict=True)]
-    return [edit for edit in edits if edit is not None]
+    return [edit for unit, index in zip(units, allocate_uniformly(units, share), strict=True) for edit in unit.edits(index, chosen)]
 
 
 def _globally(choices: Choices, dense: Plan, budget: BudgetConfig, chosen: Solver) -> list[Edit]:
     by_loss = budget.limits_loss
     limit = budget.loss_limit if by_loss else limit_of(dense, budget, whole=_whole(_own_units(choices)))
     allocation = allocate_by_loss(choices, limit, limited="loss" if by_loss else "cost")
-    edits: list[Edit | None] = []
+    edits: list[Edit] = []
     for alternatives, (which, options) in zip(choices, allocation.picks, strict=True):
         alternative = alternatives[which]
-        edits += [alternative.before, *(unit.edit(i, chosen) for unit, i in zip(alternative.units, options, strict=True))]
-    return [edit for edit in edits if edit is not None]
+        edits += [] if alternative.before is None else [alternative.before]
+        for unit, index in zip(alternative.units, options, strict=True):
+            edits += unit.edits(index, chosen)
+    return edits
 
 
 def _own_units(choices: Choices) -> list[Candidates]:

@@ -32,6 +32,13 @@ class MethodConfig(Options, extra="allow"):
     as they are and `pivoted-columns` columns; `channels` prunes MLP channels first, under `fisher`; `merged` stores a rank that
     saves nothing as one dense matrix."""
 
+    bits: Annotated[tuple[Annotated[int, Field(ge=1, le=16)], ...], Field(min_length=1)] | None = None
+    """Numbers of bits, 1 to 8, from which every unit's weights may have theirs, such as `3,4,5,6,8`; 16 among them leaves weights as
+    they are. Chosen together with the ranks, under a budget of bytes or of loss. Left out: nothing is rounded."""
+
+    bits_group: PositiveInt = 64
+    """Neighbouring inputs that share one scale, where weights are rounded."""
+
     propagate: bool = False
     """Compress block by block, each from the inputs it will really get, against the dense model's outputs."""
 

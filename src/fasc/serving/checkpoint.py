@@ -60,15 +60,16 @@ def save_checkpoint(
         (scratch / "README.md").write_text(notes.card, encoding="utf-8")
 
 
-def header_bytes(model: PreTrainedModel, groups: Sequence[InputGroup]) -> int:
+def header_bytes(model: PreTrainedModel, groups: Sequence[InputGroup], tensors: int = 5) -> int:
     """Upper bound of the safetensors header of a compressed checkpoint: each tensor's name, shape, type and place.
 
     Args:
         model: dense.
-        groups: whose layers may each be replaced by up to five tensors.
+        groups: whose layers may be replaced.
+        tensors: that a layer may be stored in, at most.
     """
     fixed = 100  # {"dtype":"BF16","shape":[…,…],"data_offsets":[…,…]}, and the name's quotes
-    names = [*model.state_dict(), *(f"{layer.name}.down.weight" for group in groups for layer in group.layers for _ in range(5))]
+    names = [*model.state_dict(), *(f"{layer.name}.down.weight" for group in groups for layer in group.layers for _ in range(tensors))]
     return sum(len(name) + fixed for name in names) + 4096
 
 

@@ -147,6 +147,8 @@ def carry_out_recipe(
 def mergeable(recipe: Recipe) -> Recipe:
     """Without channel pruning: an ordinary checkpoint has one number of channels for all blocks."""
     first, *others = recipe.methods
+    if first.bits:
+        raise UsageError("weights of few bits cannot be merged into an ordinary checkpoint", "leave --bits or --merge out")
     names = first.layouts or tuple(layout.name for layout in layouts_named(None))
     layouts = tuple(name for name in names if name != Narrow.word)
     return recipe.model_copy(update={"methods": (first.but(layouts=layouts), *others)})

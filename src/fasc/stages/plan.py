@@ -94,7 +94,7 @@ def make_plan(  # noqa: PLR0913 - each is a source or a switch of the plan
         known=known,
         forecast=forecast,
         held_out=held_out,
-        header_bytes=header_bytes(model, groups),
+        header_bytes=header_bytes(model, groups, tensors=10 if options.bits else 5),
     )
 
 

@@ -4,21 +4,28 @@ Exact and without a kernel of its own: the weight is made anew in every forward 
 multiply by few bits read an export.
 """
 
+from collections.abc import Iterator
+from typing import TypeVar
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fasc.layouts.factors import ComputedOnce, LinearMap, Projection
 from fasc.linalg.packing import pack, packed_size, unpack
 from fasc.linalg.rounding import Grid, Rounded
-from collections.abc import Iterator
 
 SCALE_BYTES = 2
 """Of a scale, in float16 whatever the precision of the model."""
 
 
-def quantised_bytes(d_in: int, d_out: int, bits: int, group: int) -> int:
-    """Bytes of a rounded matrix: codes, scales and zeros, all that :class:`QuantisedLinear` holds but its bias."""
+Count = TypeVar("Count", int, NDArray[np.int64])
+
+
+def quantised_bytes(d_in: int, d_out: int, bits: Count, group: int) -> Count:
+    """Bytes, for every number of bits, of a rounded matrix: codes, scales and zeros, all that :class:`QuantisedLinear` holds but its bias."""
     groups = -(-d_in // group)
     return d_out * packed_size(d_in, bits) + d_out * groups * SCALE_BYTES + packed_size(d_out * groups, bits)
 
