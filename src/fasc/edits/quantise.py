@@ -1,5 +1,6 @@
 """Quantise: the matrices of a unit, dense or factored, become codes of few bits."""
 
+from collections.abc import Mapping
 from math import prod
 from typing import Annotated, Literal
 
@@ -104,36 +105,33 @@ class Quantise(Edit):
         group = statistics.group(self.group)
         self._check_weights(model)
         with torch.no_grad():
-            losses = [self._round_layer(model, name, group) for name in self.layers]
+            # Rounding moves the mean of the outputs; a bias further on makes that good, so that only the covariance counts. The
+            # means are taken before a projection that several layers share is rounded.
+            means = {name: _mean_outputs(model.get_submodule(name), group.input) for name in self.layers}
+            losses = [self._round_layer(model, name, group, means[name]) for name in self.layers]
         known = None if any(loss is None for loss in losses) else sum(loss for loss in losses if loss is not None)
         record(model, self.with_loss(known if self.predicted_loss is None else self.predicted_loss))
         return statistics
 
-    def _round_layer(self, model: PreTrainedModel, name: str, group: GroupStatistics) -> float | None:
+    def _round_layer(self, model: PreTrainedModel, name: str, group: GroupStatistics, means: Mapping[str, Tensor]) -> float | None:
         """Round a layer's matrices; gives π · ½J of a dense one whose output scale is known."""
         layer = model.get_submodule(name)
-        device = next(layer.parameters()).device
-        # Rounding moves the mean of the outputs; a bias further on makes that good, so that only the covariance counts.
-        targets = {
-            path: _weight(_within(layer, path)).double() @ Reads(group.input, matrix, offset, device).mean
-            for path, matrix, offset in linear_maps(layer)
-        }
         loss = None
         for path, matrix, offset in linear_maps(layer):
             old, where = _within(layer, path), f"{name}.{path}".rstrip(".")
-            reads = Reads(group.input, matrix, offset, device)
+            weight = _weight(old)
+            reads = Reads(group.input, matrix, offset, weight.device)
             bias = getattr(old, "bias", None)
             centred = bias is not None or bool(path)
             moment = reads.covariance if centred else reads.covariance + torch.outer(reads.mean, reads.mean)
             inputs = feedback(moment, self.damping, where=f"`{where}`: the inputs'", tokens=group.tokens)
-            weight = _weight(old)
             result = rounded(weight.float(), inputs, self.bits, self.group_size)
             scale = group.extras.get(f"output_scale/{name}")
             if not path and scale is not None:
                 loss = rounding_loss(weight - result.dense(), moment, scale, group.unit(name).share)
             state = QuantisedLinear.state_of(result)
             if bias is not None:
-                state["bias"] = bias.double() + targets[path] - result.dense().double() @ reads.mean
+                state["bias"] = bias.double() + means[path] - result.dense().double() @ reads.mean
             self._place(model, where, old, result, state)
             layer = model.get_submodule(name)
         return loss
@@ -166,6 +164,15 @@ class Quantise(Edit):
                 with empty_modules():
                     new = quantised_like(old, tuple(_weight(old).shape), self.bits, self.group_size)
                 put_module(model, where, new)
+
+
+def _mean_outputs(layer: nn.Module, inputs: Covariance) -> dict[str, Tensor]:
+    """Mean output of each matrix of a layer, without its bias."""
+    means = {}
+    for path, matrix, offset in linear_maps(layer):
+        weight = _weight(_within(layer, path)).double()
+        means[path] = weight @ Reads(inputs, matrix, offset, weight.device).mean
+    return means
 
 
 def _within(layer: nn.Module, path: str) -> nn.Module:

@@ -25,8 +25,8 @@ from fasc.statistics.moments import GroupStatistics, Statistics, as_float64
 _BLOCKS = 3
 """In which factors are looked at."""
 
-_FRACTIONS = (0.35, 0.75)
-"""Ranks at which they are, as shares of the full one; between and beyond, the logarithm of the ratio is a straight line."""
+_FRACTIONS = (0.3, 0.6, 0.85)
+"""Ranks at which they are, as shares of the full one; between them the logarithm of the ratio is a straight line."""
 
 Curves = dict[str, NDArray[np.float64]]
 
@@ -62,13 +62,8 @@ def noise_curves(
     for unit in units:
         share = np.arange(min(unit.d_in, unit.d_out) + 1) / min(unit.d_in, unit.d_out)
         for name, line in ratios.get(_kind(unit), {}).items():
-            curves[noise_key(unit.name, name)] = dense[unit.name] * np.exp(_straight(share, line))
+            curves[noise_key(unit.name, name)] = dense[unit.name] * np.exp(np.interp(share, _FRACTIONS, line))
     return curves
-
-
-def _straight(share: NDArray[np.float64], line: Sequence[float]) -> NDArray[np.float64]:
-    slope = (line[1] - line[0]) / (_FRACTIONS[1] - _FRACTIONS[0])
-    return line[0] + slope * (share - _FRACTIONS[0])
 
 
 def _kind(unit: Unit) -> tuple[object, ...]:
@@ -130,7 +125,7 @@ def _ratios(  # noqa: PLR0913, PLR0917 - what the ratios depend on
             full = chosen.decompose(stacked_weight(model, unit), moments)
             scales = [output_scale(group, layer.name).double() for layer in unit.layers]
             for layout in {id(one): one for one in (layout.suited(unit) for layout in layouts)}.values():
-                if not isinstance(layout, FactoredLayout) or dense[unit.name] <= 0:
+                if not isinstance(layout, FactoredLayout) or not layout.maps(unit, 1) or dense[unit.name] <= 0:
                     continue
                 logs = []
                 for share in _FRACTIONS:

@@ -81,7 +81,7 @@ def factored_noise(
     """
     layout, factors = stored
     encoded = layout.encode(unit, factors, torch.zeros_like(factors.offset), moments.input)
-    modules = [one.double() for one in layout.build(unit, factors.down.shape[0], encoded.facts)]
+    modules = [one.double().requires_grad_(False) for one in layout.build(unit, factors.down.shape[0], encoded.facts)]
     for module, state in zip(modules, encoded.states, strict=True):
         module.load_state_dict({key: value.contiguous() for key, value in state.items()})
     felt = [module.felt(scale.double()) for module, scale in zip(modules, scales, strict=True)]
@@ -102,8 +102,9 @@ def noise_key(unit: str, layout: str) -> str:
     return f"{unit}/rounded/{layout}"
 
 
-_GAINS = {1: 0.7, 2: 0.75, 3: 0.84, 4: 0.91, 5: 0.97}
-"""What narrower grids and refitted scales leave of the loss that whole ranges would have."""
+_GAINS = {1: 0.5, 2: 0.64, 3: 0.84, 4: 0.91}
+"""What narrower grids and refitted scales leave of the loss that whole ranges would have: the geometric mean over the 210 layers of
+a model of 135M parameters, from which single layers differ by 5 to 15 %."""
 
 
 def rounding_share(bits: int) -> float:

@@ -94,8 +94,15 @@ def make_plan(  # noqa: PLR0913 - each is a source or a switch of the plan
         known=known,
         forecast=forecast,
         held_out=held_out,
-        header_bytes=header_bytes(model, groups, tensors=10 if options.bits else 5),
+        header_bytes=header_bytes(model, groups, tensors=_tensors(options)),
     )
+
+
+def _tensors(options: MethodConfig) -> int:
+    """That a layer may be stored in: a matrix in one, rounded in three; a bias and an order."""
+    if not options.bits:
+        return 5
+    return 4 if options.layouts is not None and set(options.layouts) <= {"dense", "channels"} else 9
 
 
 def plan_of_recipe(
