@@ -38,6 +38,7 @@ def compress(
     max_bytes: opt.MaxBytes = None,
     max_perplexity_increase: opt.MaxPerplexityIncrease = None,
     max_kl: opt.MaxKl = None,
+    flop_fraction: opt.FlopFraction = None,
     allocation: opt.Allocation = None,
     layouts: opt.Layouts = None,
     bits: opt.Bits = None,
@@ -76,7 +77,7 @@ def compress(
 ) -> None:
     """Compress a model and write a Hugging Face checkpoint to --out.
 
-    Budgets: one of --rank-fraction, --param-fraction, --model-fraction, --max-bytes, --max-perplexity-increase, --max-kl. What an
+    Budgets: one of --rank-fraction, --param-fraction, --model-fraction, --max-bytes, --max-perplexity-increase, --max-kl, --flop-fraction. What an
     interrupted run has measured is kept beside --out, and the same command goes on from there.
     """
     given = locals()

@@ -189,6 +189,7 @@ ModelFraction = Annotated[float | None, option(BudgetConfig, "model_fraction", "
 MaxBytes = Annotated[str | None, option(BudgetConfig, "max_bytes", "--max-bytes")]
 MaxPerplexityIncrease = Annotated[str | None, option(BudgetConfig, "max_perplexity_increase", "--max-perplexity-increase")]
 MaxKl = Annotated[float | None, option(BudgetConfig, "max_kl", "--max-kl")]
+FlopFraction = Annotated[float | None, option(BudgetConfig, "flop_fraction", "--flop-fraction")]
 RankMultiple = Annotated[int | None, option(BudgetConfig, "rank_multiple", "--rank-multiple")]
 ChannelMultiple = Annotated[int | None, option(BudgetConfig, "channel_multiple", "--channel-multiple")]
 Overhead = Annotated[int | None, option(BudgetConfig, "overhead", "--overhead")]

@@ -14,6 +14,7 @@ def plan(
     max_bytes: opt.MaxBytes = None,
     max_perplexity_increase: opt.MaxPerplexityIncrease = None,
     max_kl: opt.MaxKl = None,
+    flop_fraction: opt.FlopFraction = None,
     allocation: opt.Allocation = None,
     layouts: opt.Layouts = None,
     bits: opt.Bits = None,
@@ -37,7 +38,7 @@ def plan(
     """Print what a compressed model will weigh, and with --statistics what it is predicted to lose, before it is made.
 
     Without statistics the plan is uniform. Budgets: one of --rank-fraction, --param-fraction, --model-fraction, --max-bytes,
-    --max-perplexity-increase, --max-kl.
+    --max-perplexity-increase, --max-kl, --flop-fraction.
     """
     given = locals()
     budget = opt.take(BudgetConfig, given)

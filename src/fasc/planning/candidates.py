@@ -16,7 +16,7 @@ from fasc.layouts.quantised import quantised_bytes
 from fasc.methods import Solver
 from fasc.model.groups import Scope, Unit
 
-Cost = Literal["rank", "parameters", "bytes"]
+Cost = Literal["rank", "parameters", "bytes", "multiply-adds"]
 
 Floats = NDArray[np.float64]
 
@@ -47,6 +47,9 @@ class Rules:
 
     bits_group: int = 64
     """Inputs that share a scale."""
+
+    counts_multiply_adds: bool = False
+    """Whether multiply-adds are limited beside the cost."""
 
     def allows(self, scope: Scope, only: Scope | None) -> bool:
         """Whether units of a scope may be used; ``only`` is the method's one scope, if it has one."""
@@ -80,6 +83,9 @@ class Candidates:
     """The part of the losses that is due to rounding."""
 
     bits_group: int = 64
+
+    multiply_adds: Floats | None = None
+    """Of each option, per token of the text, where they are limited beside the cost."""
 
     def edits(self, index: int, chosen: Solver) -> list[Edit]:
         """The edits of an option; none where it leaves the unit as it is."""
@@ -172,6 +178,7 @@ def candidates(
         bits=bits if rules.bits else None,
         roundings=roundings,
         bits_group=rules.bits_group,
+        multiply_adds=_multiply_adds(unit, options, position) if rules.counts_multiply_adds else None,
     )
 
 
@@ -190,6 +197,10 @@ def _options(unit: Unit, rules: Rules, least: float) -> list[tuple[int, Layout]]
     if dense or not options:
         options.append((min(unit.d_in, unit.d_out), dense[0] if dense else _leaving_dense()))
     return options
+
+
+def _multiply_adds(unit: Unit, options: Sequence[tuple[int, Layout]], position: NDArray[np.int64]) -> Floats:
+    return np.array([layout.multiply_adds(unit, rank) for rank, layout in options], dtype=np.float64)[position]
 
 
 UNROUNDED = 16
@@ -244,4 +255,6 @@ def _cost(layout: Layout, unit: Unit, rank: int, rules: Rules) -> float:
         return unit.full_rank if layout.leaves_dense else rank
     if rules.cost == "parameters":
         return layout.parameters(unit, rank)
+    if rules.cost == "multiply-adds":
+        return layout.multiply_adds(unit, rank)
     return layout.bytes(unit, rank, rules.bytes_per_parameter)

@@ -18,12 +18,13 @@ from fasc.model.groups import InputGroup, Scope, Unit
 from fasc.planning.alternatives import Curves, alternatives_of, check_widths, prunable, widths_of
 from fasc.planning.candidates import Alternative, Candidates, Rules
 from fasc.planning.lagrangian import allocate_by_loss
-from fasc.planning.limits import limit_of
+from fasc.planning.limits import limit_of, multiply_adds_limit
 from fasc.planning.memory import memory_to_compress
 from fasc.planning.needs import OUTPUT_SCALE, allocation_of, check_bits, may_narrow, needs_for, rules_of, scopes_of, solver_of
 from fasc.planning.options import BudgetConfig, MethodConfig
 from fasc.planning.plan import ModelSize, Plan, layers_in
 from fasc.planning.pruning import check_pruning, prune
+from fasc.planning.two_budgets import allocate_within_both
 from fasc.planning.uniform import allocate_uniformly, uniform_share_for_loss
 from fasc.provenance import digest
 from fasc.pruning import PRUNINGS
@@ -207,7 +208,10 @@ def _uniformly(choices: Choices, dense: Plan, budget: BudgetConfig, chosen: Solv
 def _globally(choices: Choices, dense: Plan, budget: BudgetConfig, chosen: Solver) -> list[Edit]:
     by_loss = budget.limits_loss
     limit = budget.loss_limit if by_loss else limit_of(dense, budget, whole=_whole(_own_units(choices)))
-    allocation = allocate_by_loss(choices, limit, limited="loss" if by_loss else "cost")
+    if budget.flop_fraction is not None and budget.kind != "flop_fraction":
+        allocation = allocate_within_both(choices, limit, multiply_adds_limit(dense, budget.flop_fraction))
+    else:
+        allocation = allocate_by_loss(choices, limit, limited="loss" if by_loss else "cost")
     edits: list[Edit] = []
     for alternatives, (which, options) in zip(choices, allocation.picks, strict=True):
         alternative = alternatives[which]

@@ -11,7 +11,7 @@ from fasc.planning.pruning import check_pruning
 from fasc.pruning import Pruning, find_method
 from fasc.statistics.moments import Need
 
-_COSTS: dict[str, Cost] = {"rank_fraction": "rank", "max_bytes": "bytes"}
+_COSTS: dict[str, Cost] = {"rank_fraction": "rank", "max_bytes": "bytes", "flop_fraction": "multiply-adds"}
 
 
 def solver_of(options: MethodConfig) -> Solver:
@@ -69,6 +69,7 @@ def rules_of(options: MethodConfig, budget: BudgetConfig, *, bytes_per_parameter
         bytes_per_parameter=bytes_per_parameter,
         bits=options.bits or (),
         bits_group=options.bits_group,
+        counts_multiply_adds=budget.flop_fraction is not None and budget.kind != "flop_fraction",
     )
 
 

@@ -67,7 +67,7 @@ class MethodConfig(Options, extra="allow"):
 
 
 class BudgetConfig(Options):
-    """How much is kept: exactly one of the fields down to `max_kl`."""
+    """How much is kept: one of the fields down to `flop_fraction`."""
 
     rank_fraction: float | None = None
     """Rank ÷ min(d_in, d_out) of each layer; for a group of several layers with one projector, rank ÷ d_in. 0.5 if no budget is
@@ -88,6 +88,10 @@ class BudgetConfig(Options):
     max_kl: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """The smallest model whose forecast KL divergence to the dense one is at most so many nats per token."""
 
+    flop_fraction: float | None = None
+    """Multiply-adds of the compressed layers for one token ÷ those of the dense ones. May be given beside a budget of parameters or
+    bytes; both are then kept."""
+
     rank_multiple: PositiveInt = 8
     """Ranks are multiples of this, in layers at least sixteen times as wide."""
 
@@ -107,6 +111,8 @@ class BudgetConfig(Options):
     def _one_budget(cls, given: Any) -> Any:
         if isinstance(given, dict):
             asked = [name for name in BUDGETS if given.get(name) is not None]
+            if set(asked) in [{name, "flop_fraction"} for name in _OF_SIZE]:
+                asked = asked[:1]
             if len(asked) > 1:
                 raise ValueError(f"{' and '.join(asked)} are both budgets: give one")
             if not asked:
@@ -115,7 +121,7 @@ class BudgetConfig(Options):
 
     @model_validator(mode="after")
     def _in_range(self) -> Self:
-        for name in ("rank_fraction", "param_fraction", "model_fraction"):
+        for name in ("rank_fraction", "param_fraction", "model_fraction", "flop_fraction"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
                 raise ValueError(f"{name} is {value:g}, outside (0, 1]")
@@ -141,13 +147,14 @@ class BudgetConfig(Options):
 
         What else is not as usual follows: `params0.8-floor0.25`.
         """
-        short = {"rank_fraction": "", "param_fraction": "params", "model_fraction": "model", "max_bytes": ""}
+        short = {"rank_fraction": "", "param_fraction": "params", "model_fraction": "model", "max_bytes": "", "flop_fraction": "flops"}
         value = getattr(self, self.kind)
         number = f"{value:g}" if isinstance(value, float) else str(value).replace(" ", "")
         fields = {"floor": "floor", "multiple": "rank_multiple", "channels": "channel_multiple", "overhead": "overhead"}
         unusual = {name: getattr(self, field) for name, field in fields.items()}
         usual = {name: type(self).model_fields[field].default for name, field in fields.items()}
         rest = "".join(f"-{name}{value:g}" for name, value in unusual.items() if value != usual[name])
+        rest = f"-flops{self.flop_fraction:g}{rest}" if self.kind != "flop_fraction" and self.flop_fraction is not None else rest
         return {**short, "max_perplexity_increase": "ppl+", "max_kl": "kl"}[self.kind] + number + rest
 
     @property
@@ -175,8 +182,10 @@ class BudgetConfig(Options):
         return log1p(number)
 
 
-BUDGETS = ("rank_fraction", "param_fraction", "model_fraction", "max_bytes", "max_perplexity_increase", "max_kl")
-"""The fields of which one is given."""
+BUDGETS = ("rank_fraction", "param_fraction", "model_fraction", "max_bytes", "max_perplexity_increase", "max_kl", "flop_fraction")
+"""The fields of which one is given, or one of size and `flop_fraction`."""
+
+_OF_SIZE = ("param_fraction", "model_fraction", "max_bytes")
 
 
 _SIZE = TypeAdapter(ByteSize)
