@@ -23,7 +23,15 @@ from fasc.stages.plan import plan
 from fasc.statistics.collect import collect_moments
 from tests.conftest import tiny_model
 
-LAYOUTS = [("factors",), ("shared",), ("pivoted",), ("pivoted-columns",), ("merged", "factors"), ("dense",), ("dense", "channels")]
+LAYOUTS = [
+    ("factors",),
+    ("shared",),
+    ("pivoted",),
+    ("pivoted-columns",),
+    ("merged", "factors"),
+    ("dense",),
+    ("dense", "channels"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +111,9 @@ def test_a_checkpoint_loads_in_a_new_process(measured, tokens, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("layouts", [("factors",), ("shared",), ("pivoted",), ("pivoted-columns",), ("dense", "channels")], ids="+".join)
+@pytest.mark.parametrize(
+    "layouts", [("factors",), ("shared",), ("pivoted",), ("pivoted-columns",), ("dense", "channels")], ids="+".join
+)
 def test_a_bias_further_on_keeps_the_mean_output(layouts, measured):
     statistics = measured()
     plain, model = tiny_model(), tiny_model()

@@ -4,14 +4,28 @@ import pytest
 import torch
 
 from fasc.errors import NotPositiveDefiniteError
-from fasc.linalg.rounding import feedback, fit_grid, half, refit_scales, round_to_nearest, round_with_feedback, rounded, row_losses, variances
+from fasc.linalg.rounding import (
+    feedback,
+    fit_grid,
+    half,
+    refit_scales,
+    round_to_nearest,
+    round_with_feedback,
+    rounded,
+    row_losses,
+    variances,
+)
 
 
 def problem(seed, d_out=12, d_in=40, tokens=200):
     """A weight, and the second moment of correlated inputs of different size."""
     generator = torch.Generator().manual_seed(seed)
     mix = torch.randn(d_in, d_in, generator=generator, dtype=torch.float64)
-    x = torch.randn(tokens, d_in, generator=generator, dtype=torch.float64) @ mix * torch.logspace(-1, 1, d_in, dtype=torch.float64)
+    x = (
+        torch.randn(tokens, d_in, generator=generator, dtype=torch.float64)
+        @ mix
+        * torch.logspace(-1, 1, d_in, dtype=torch.float64)
+    )
     return torch.randn(d_out, d_in, generator=generator, dtype=torch.float64), x.mT @ x / tokens
 
 

@@ -77,8 +77,8 @@ def compress(
 ) -> None:
     """Compress a model and write a Hugging Face checkpoint to --out.
 
-    Budgets: one of --rank-fraction, --param-fraction, --model-fraction, --max-bytes, --max-perplexity-increase, --max-kl, --flop-fraction. What an
-    interrupted run has measured is kept beside --out, and the same command goes on from there.
+    Budgets: one of --rank-fraction, --param-fraction, --model-fraction, --max-bytes, --max-perplexity-increase, --max-kl,
+    --flop-fraction. What an interrupted run has measured is kept beside --out, and the same command goes on from there.
     """
     given = locals()
     recipe = Recipe(

@@ -1,8 +1,13 @@
 """``fasc plan``."""
 
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
 from fasc.cli import options as opt
 from fasc.model.options import LayersConfig, ModelConfig
-from fasc.planning.options import BudgetConfig
+from fasc.planning.options import BudgetConfig, MethodConfig
 
 
 def plan(
@@ -32,6 +37,14 @@ def plan(
     selection_else: opt.SelectionElse = None,
     include: opt.Include = None,
     exclude: opt.Exclude = None,
+    frontier: Annotated[
+        Path | None,
+        typer.Option(
+            "--frontier",
+            help="Instead of one plan: what fewer weights, fewer bits and both lose at many sizes, as a table and in this PNG file.",
+            show_default=False,
+        ),
+    ] = None,
     json: opt.Json = None,
     dtype: opt.DTypeName = None,
 ) -> None:
@@ -42,7 +55,7 @@ def plan(
     """
     given = locals()
     budget = opt.take(BudgetConfig, given)
-    if statistics is None and allocation is None and not budget.limits_loss:
+    if statistics is None and allocation is None and not budget.limits_loss and not bits:
         given["allocation"] = "uniform"
     options = opt.method(given)
     source = opt.take(ModelConfig, given, device="cpu")
@@ -53,9 +66,36 @@ def plan(
     from fasc.stages.compress import load
     from fasc.stages.plan import plan_from_files
 
+    if frontier is not None:
+        _print_frontier(source, options, layers, statistics, frontier, json)
+        return
     needs_for(options, budget)
     opt.check_outputs([json], inputs=opt.inputs(model, statistics, held_out))
     result = plan_from_files(load(source), options, budget, layers, statistics, held_out)
     print_results(edits_table(result), totals_table(result))
     if json is not None:
         result.save(json)
+
+
+def _print_frontier(
+    source: ModelConfig, options: MethodConfig, layers: LayersConfig, statistics: Path | None, figure: Path, json: Path | None
+) -> None:
+    from fasc.errors import UsageError
+    from fasc.outputs import write_artifact
+    from fasc.planning.frontier import verdict
+    from fasc.reporting.console import print_results
+    from fasc.reporting.frontier import frontier_figure, frontier_table
+    from fasc.stages.compress import load
+    from fasc.stages.plan import frontier_from_files
+
+    if statistics is None:
+        raise UsageError(
+            "a frontier is made of forecasts: there are no statistics", "give --statistics (from `fasc collect`)"
+        )
+    opt.check_outputs([figure, json], inputs=opt.inputs(source.model, statistics))
+    chosen = options if options.bits else options.but(bits=(3, 4, 5, 6, 8))
+    points = frontier_from_files(load(source), chosen, layers, statistics)
+    print_results(frontier_table(points), verdict(points))
+    frontier_figure(points, figure)
+    if json is not None:
+        write_artifact(json, "frontier", {"points": [point.to_dict() for point in points]})

@@ -39,7 +39,7 @@ class Reads:
 
 @edit_kind("quantise")
 class Quantise(Edit):
-    """The matrices of a unit's layers, as earlier edits have left them, rounded to ``bits`` with one scale for ``group`` inputs."""
+    """The matrices of a unit's layers, as earlier edits have left them, rounded to so many bits."""
 
     edit: Literal["quantise"] = "quantise"
     group: str
@@ -92,7 +92,8 @@ class Quantise(Edit):
         if absent or not self.layers or len(set(self.layers)) < len(self.layers):
             what = absent[0] if absent else ", ".join(self.layers)
             raise ModelError(
-                f"quantise: `{what}` is no layer of this model, or is rounded already", "the plan or checkpoint belongs to another model"
+                f"quantise: `{what}` is no layer of this model, or is rounded already",
+                "the plan or checkpoint belongs to another model",
             )
         return {name: layer for name, layer in layers.items() if name not in self.layers}
 
@@ -113,7 +114,9 @@ class Quantise(Edit):
         record(model, self.with_loss(known if self.predicted_loss is None else self.predicted_loss))
         return statistics
 
-    def _round_layer(self, model: PreTrainedModel, name: str, group: GroupStatistics, means: Mapping[str, Tensor]) -> float | None:
+    def _round_layer(
+        self, model: PreTrainedModel, name: str, group: GroupStatistics, means: Mapping[str, Tensor]
+    ) -> float | None:
         """Round a layer's matrices; gives π · ½J of a dense one whose output scale is known."""
         layer = model.get_submodule(name)
         loss = None
@@ -138,7 +141,7 @@ class Quantise(Edit):
 
     def _place(self, model: PreTrainedModel, where: str, old: nn.Module, result: Rounded, state: dict[str, Tensor]) -> None:
         with empty_modules():
-            new = quantised_like(old, tuple(result.codes.shape), self.bits, self.group_size)
+            new = quantised_like(old, _shape(result.codes), self.bits, self.group_size)
         put_module(model, where, new)
         fill(model, {where: state}, f"`{where}` in {self.bits} bits")
 
@@ -162,7 +165,7 @@ class Quantise(Edit):
                 where = f"{name}.{path}".rstrip(".")
                 old = model.get_submodule(where)
                 with empty_modules():
-                    new = quantised_like(old, tuple(_weight(old).shape), self.bits, self.group_size)
+                    new = quantised_like(old, _shape(_weight(old)), self.bits, self.group_size)
                 put_module(model, where, new)
 
 
@@ -173,6 +176,10 @@ def _mean_outputs(layer: nn.Module, inputs: Covariance) -> dict[str, Tensor]:
         weight = _weight(_within(layer, path)).double()
         means[path] = weight @ Reads(inputs, matrix, offset, weight.device).mean
     return means
+
+
+def _shape(matrix: Tensor) -> tuple[int, int]:
+    return matrix.shape[0], matrix.shape[1]
 
 
 def _within(layer: nn.Module, path: str) -> nn.Module:

@@ -1,7 +1,7 @@
 """The noise of rounding every unit at every rank, from its dense weight and what factoring makes of that in a few blocks.
 
-Factors bear rounding worse than the weight that they stand for, the pivoted layouts worst. By how much depends on the kind of layer, the layout
-and the rank far more than on the block, so it is measured where it is cheap: on a few blocks and ranks.
+Factors bear rounding worse than the weight that they stand for, the pivoted layouts worst. By how much depends on the kind of
+layer, the layout and the rank far more than on the block, so it is measured where it is cheap: on a few blocks and ranks.
 """
 
 from collections import defaultdict
@@ -39,7 +39,9 @@ def noise_curves(
     layouts: Sequence[Layout],
     how: Rounding,
 ) -> Curves:
-    """:func:`~fasc.forecast.rounding.noise_loss` of every unit in every layout at every rank, see :func:`~fasc.forecast.rounding.noise_key`.
+    """:func:`~fasc.forecast.rounding.noise_loss` of every unit in every layout at every rank.
+
+    Their names are those of :func:`~fasc.forecast.rounding.noise_key`.
 
     Args:
         model: dense.
@@ -84,7 +86,9 @@ def _dense_noises(model: PreTrainedModel, statistics: Statistics, units: Sequenc
                         spreads = {key: _spread(group, how, centred=layer.bias)}  # the last one only
                     weight = stacked_weight(model, Unit(unit.group, (layer,)))
                     scale = output_scale(group, layer.name)
-                    by_layer[layer.name] = noise_loss(weight, spreads[key].to(weight), scale, how.group, group.unit(layer.name).share)
+                    by_layer[layer.name] = noise_loss(
+                        weight, spreads[key].to(weight), scale, how.group, group.unit(layer.name).share
+                    )
             advance()
     return [sum(by_layer[layer.name] for layer in unit.layers) for unit in units]
 
@@ -105,7 +109,7 @@ def output_scale(group: GroupStatistics, layer: str) -> Tensor:
     return group.unit(layer).require_extra("output_scale")
 
 
-def _ratios(  # noqa: PLR0913, PLR0917 - what the ratios depend on
+def _ratios(
     model: PreTrainedModel,
     statistics: Statistics,
     chosen: Solver,
@@ -114,7 +118,7 @@ def _ratios(  # noqa: PLR0913, PLR0917 - what the ratios depend on
     dense: Mapping[str, float],
     how: Rounding,
 ) -> dict[tuple[object, ...], dict[str, list[float]]]:
-    """By kind of unit and layout, the logarithm of the noise of factors over that of the dense weight at each of ``_FRACTIONS``."""
+    """By kind of unit and layout: the logarithm of the noise of factors over that of the dense weight, at each of the ranks."""
     blocks = sorted({unit.layers[0].block or 0 for unit in units})
     looked_at = {blocks[round((len(blocks) - 1) * (one + 0.5) / _BLOCKS)] for one in range(_BLOCKS)}
     sampled = [unit for unit in units if (unit.layers[0].block or 0) in looked_at] if layouts else []
@@ -136,4 +140,3 @@ def _ratios(  # noqa: PLR0913, PLR0917 - what the ratios depend on
                 found[_kind(unit)].setdefault(layout.name, []).append(logs)
             advance()
     return {kind: {name: np.mean(logs, axis=0).tolist() for name, logs in by_layout.items()} for kind, by_layout in found.items()}
-

@@ -123,13 +123,13 @@ class LowRankLinear(nn.Module):
     def linear_maps(self) -> Iterator[LinearMap]:
         """The matrices that this layer holds, in the order in which they are used; ``A`` and ``b`` are those of the moment."""
         if self.down is not None:
-            for path, matrix, offset in self.down.linear_maps():
+            for path, matrix, offset in self.down.linear_maps():  # type: ignore[union-attr, operator]
                 yield LinearMap(f"down.{path}".rstrip("."), matrix, offset)
         if self.up is not None:
             yield LinearMap("up", self.projection.matrix, getattr(self.projection, "bias", None))
 
     def felt(self, scale: Tensor) -> tuple[Tensor, Tensor]:
-        """What errors of the projection's outputs [rank] and of ``up``'s [n] count, where those of the layer's outputs count ``scale``."""
+        """What errors of the projection's outputs [rank] and of ``up``'s [n] count, if those of the outputs count ``scale``."""
         assert self.up is not None  # noqa: S101 - only pivoted layers may do without
         return self.up.weight.square().mT @ scale, scale
 

@@ -25,7 +25,14 @@ Count = TypeVar("Count", int, NDArray[np.int64])
 
 
 def quantised_bytes(d_in: int, d_out: int, bits: Count, group: int) -> Count:
-    """Bytes, for every number of bits, of a rounded matrix: codes, scales and zeros, all that :class:`QuantisedLinear` holds but its bias."""
+    """Bytes of a rounded matrix: codes, scales and zeros, all that :class:`QuantisedLinear` holds but its bias.
+
+    Args:
+        d_in: inputs.
+        d_out: outputs.
+        bits: a number of bits, or an array of them.
+        group: inputs that share a scale.
+    """
     groups = -(-d_in // group)
     return d_out * packed_size(d_in, bits) + d_out * groups * SCALE_BYTES + packed_size(d_out * groups, bits)
 

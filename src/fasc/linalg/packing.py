@@ -11,7 +11,6 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-
 Count = TypeVar("Count", int, NDArray[np.int64])
 
 

@@ -3,7 +3,8 @@
 A row ``w`` of a weight read by inputs of second moment ``Σ`` loses ``(w−w')ᵀ Σ (w−w')`` when it becomes ``w'``. Rows do not
 interact. With ``Σ⁻¹ = UᵀU``, ``U`` upper triangular, inputs are rounded one after the other; the error of input ``i`` divided by
 ``U_ii`` is spread over the later ones along row ``i`` of ``U``, which is the least-squares refit of what is not rounded yet
-(arXiv:2210.17323). The loss is then exactly ``Σ_i (error_i / U_ii)²``: ``1/U_ii²`` is the variance of input ``i`` given the later ones.
+(arXiv:2210.17323). The loss is then exactly ``Σ_i (error_i / U_ii)²``: ``1/U_ii²`` is the variance of input ``i`` given the later
+ones.
 
 Axes: ``o`` outputs, ``i`` inputs, ``g`` groups of neighbouring inputs that have one scale and one zero.
 """
@@ -210,7 +211,9 @@ def refit_scales(weight: Float[Tensor, "o i"], rounded: Rounded, moment: Float[T
     inner.diagonal(dim1=1, dim2=2).add_(1e-6 * scale[:, None])
     best = torch.linalg.solve(inner, target)
     whole = best.isfinite().all(1, keepdim=True) & (best > 0).all(1, keepdim=True)
-    changed = Rounded(rounded.codes, Grid(torch.where(whole, half(best.nan_to_num(1.0)), grid.scales), grid.zeros, grid.bits, grid.group))
+    changed = Rounded(
+        rounded.codes, Grid(torch.where(whole, half(best.nan_to_num(1.0)), grid.scales), grid.zeros, grid.bits, grid.group)
+    )
     return better_rows(weight, metric, rounded, changed)
 
 

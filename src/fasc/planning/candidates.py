@@ -99,14 +99,16 @@ class Candidates:
         if bits:
             names = tuple(layer.name for layer in self.unit.layers)
             maps = tuple(layout.maps(self.unit, rank))
-            edits.append(Quantise(
+            edits.append(
+                Quantise(
                     group=self.unit.group,
                     layers=names,
                     maps=maps,
                     bits=bits,
                     group_size=self.bits_group,
                     predicted_loss=rounding,
-                ))
+                )
+            )
         return edits
 
 
@@ -162,7 +164,9 @@ def candidates(
     layouts = tuple(options[one][1] for one in position)
     known = roundings = None
     if losses is not None:
-        known = np.array([0.0 if layout.leaves_dense else losses[min(rank, len(losses) - 1)] for rank, layout in options])[position]
+        known = np.array([0.0 if layout.leaves_dense else losses[min(rank, len(losses) - 1)] for rank, layout in options])[
+            position
+        ]
     if known is not None and rules.bits:
         noises = np.array([_noise_at(layout, rank, noise or {}) for rank, layout in options])
         roundings = np.where(bits > 0, noises[position] * np.array([rounding_share(int(b)) for b in bits]), 0.0)

@@ -99,7 +99,7 @@ def plan_model(  # noqa: PLR0913 - each is a source or a switch of the plan
     return Plan(options, tuple(edits), dense.layers, size, allocation, dense.budget, memory, nll)
 
 
-def _noises(  # noqa: PLR0913, PLR0917 - what the forecasts depend on
+def _noises(
     model: PreTrainedModel,
     groups: Sequence[InputGroup],
     how: tuple[Solver, Sequence[Scope], Rules],
@@ -202,7 +202,9 @@ def _uniformly(choices: Choices, dense: Plan, budget: BudgetConfig, chosen: Solv
     else:
         whole = _whole(units)
         share = min(1.0, limit_of(dense, budget, whole=whole) / whole)
-    return [edit for unit, index in zip(units, allocate_uniformly(units, share), strict=True) for edit in unit.edits(index, chosen)]
+    return [
+        edit for unit, index in zip(units, allocate_uniformly(units, share), strict=True) for edit in unit.edits(index, chosen)
+    ]
 
 
 def _globally(choices: Choices, dense: Plan, budget: BudgetConfig, chosen: Solver) -> list[Edit]:

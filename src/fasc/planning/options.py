@@ -33,8 +33,8 @@ class MethodConfig(Options, extra="allow"):
     saves nothing as one dense matrix."""
 
     bits: Annotated[tuple[Annotated[int, Field(ge=1, le=16)], ...], Field(min_length=1)] | None = None
-    """Numbers of bits, 1 to 8, from which every unit's weights may have theirs, such as `3,4,5,6,8`; 16 among them leaves weights as
-    they are. Chosen together with the ranks, under a budget of bytes or of loss. Left out: nothing is rounded."""
+    """Numbers of bits, 1 to 8, from which every unit's weights may have theirs, such as `3,4,5,6,8`; 16 among them leaves weights
+    as they are. Chosen together with the ranks, under a budget of bytes or of loss. Left out: nothing is rounded."""
 
     bits_group: PositiveInt = 64
     """Neighbouring inputs that share one scale, where weights are rounded."""
@@ -89,8 +89,8 @@ class BudgetConfig(Options):
     """The smallest model whose forecast KL divergence to the dense one is at most so many nats per token."""
 
     flop_fraction: float | None = None
-    """Multiply-adds of the compressed layers for one token ÷ those of the dense ones. May be given beside a budget of parameters or
-    bytes; both are then kept."""
+    """Multiply-adds of the compressed layers for one token ÷ those of the dense ones. May be given beside a budget of parameters
+    or bytes; both are then kept."""
 
     rank_multiple: PositiveInt = 8
     """Ranks are multiples of this, in layers at least sixteen times as wide."""
@@ -147,7 +147,13 @@ class BudgetConfig(Options):
 
         What else is not as usual follows: `params0.8-floor0.25`.
         """
-        short = {"rank_fraction": "", "param_fraction": "params", "model_fraction": "model", "max_bytes": "", "flop_fraction": "flops"}
+        short = {
+            "rank_fraction": "",
+            "param_fraction": "params",
+            "model_fraction": "model",
+            "max_bytes": "",
+            "flop_fraction": "flops",
+        }
         value = getattr(self, self.kind)
         number = f"{value:g}" if isinstance(value, float) else str(value).replace(" ", "")
         fields = {"floor": "floor", "multiple": "rank_multiple", "channels": "channel_multiple", "overhead": "overhead"}

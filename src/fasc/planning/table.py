@@ -74,7 +74,7 @@ def totals_table(plan: Plan) -> Table:
     if any(isinstance(edit, Quantise) for edit in plan.edits):
         table.add_row("bits per weight of the chosen layers", f"{plan.bits_per_weight:.2f}")
     table.add_row("multiply-adds of the chosen layers", f"{totals['multiply_add_fraction']:.1%} of dense")
-    table.add_row("edits", _counted(plan))
+    table.add_row("edits", composition(plan))
     table.add_row("never compressed", _outside(plan))
     if plan.predicted_loss is not None:
         table.add_row("forecast, Σ ½J", f"{plan.predicted_loss:.4f} nats/token: {_perplexity(plan)}")
@@ -87,7 +87,7 @@ def totals_table(plan: Plan) -> Table:
     return table
 
 
-def _counted(plan: Plan) -> str:
+def composition(plan: Plan) -> str:
     """How many layers each kind of edit takes, and how many stay dense."""
     counts: Counter[str] = Counter()
     for edit in plan.edits:
@@ -98,7 +98,11 @@ def _counted(plan: Plan) -> str:
     touched = {name for edit in plan.edits for name in edit.touches}
     dense = len(plan.layers) - len(touched)
     words = [
-        f"{count} layers in {what}" if what.endswith(" bits") else f"{count} layers {what}" if what not in ("narrow", "mask", "remove") else f"{count} × {what}"
+        f"{count} layers in {what}"
+        if what.endswith(" bits")
+        else f"{count} layers {what}"
+        if what not in ("narrow", "mask", "remove")
+        else f"{count} × {what}"
         for what, count in counts.most_common()
     ]
     narrowed = [edit for edit in plan.edits if isinstance(edit, Narrow)]
@@ -128,3 +132,6 @@ def as_text(plan: Plan, width: int = 160) -> str:
     with console.capture() as capture:
         console.print(edits_table(plan), totals_table(plan))
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+_counted = composition

@@ -1,7 +1,7 @@
 """Two budgets together: bytes (or parameters) and multiply-adds, one price for each.
 
-At a price μ of a multiply-add the loss of every option grows by μ times its own, and the allocation under the other limit is the usual
-one. The more they cost, the fewer are used; the least price at which they keep their limit is found by bisection.
+At a price μ of a multiply-add the loss of every option grows by μ times its own, and the allocation under the other limit is the
+usual one. The more they cost, the fewer are used; the least price at which they keep their limit is found by bisection.
 """
 
 from collections.abc import Sequence
@@ -37,8 +37,9 @@ def allocate_within_both(choices: Choices, limit: float, multiply_adds: float) -
         if _used(choices, made.picks) <= multiply_adds:
             best = made.picks
         elif high > 1e15 * scale:
+            fewest = _used(choices, made.picks)
             raise BudgetError(
-                f"no plan within {limit:,.6g} has {multiply_adds:,.0f} multiply-adds; the fewest are {_used(choices, made.picks):,.0f}",
+                f"no plan within {limit:,.6g} has {multiply_adds:,.0f} multiply-adds: the fewest are {fewest:,.0f}",
                 "raise --flop-fraction or the other budget",
             )
         else:
@@ -57,7 +58,7 @@ def allocate_within_both(choices: Choices, limit: float, multiply_adds: float) -
 
 def _priced(choices: Choices, price: float) -> list[list[Alternative]]:
     def priced(unit: Candidates) -> Candidates:
-        assert unit.losses is not None and unit.multiply_adds is not None  # noqa: S101, PT018 - the planner has seen to it
+        assert unit.losses is not None and unit.multiply_adds is not None  # noqa: S101 - the planner has seen to it
         return replace(unit, losses=unit.losses + price * unit.multiply_adds)
 
     return [[replace(one, units=tuple(map(priced, one.units))) for one in group] for group in choices]

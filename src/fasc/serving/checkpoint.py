@@ -69,7 +69,10 @@ def header_bytes(model: PreTrainedModel, groups: Sequence[InputGroup], tensors: 
         tensors: that a layer may be stored in, at most.
     """
     fixed = 100  # {"dtype":"BF16","shape":[…,…],"data_offsets":[…,…]}, and the name's quotes
-    names = [*model.state_dict(), *(f"{layer.name}.down.weight" for group in groups for layer in group.layers for _ in range(tensors))]
+    names = [
+        *model.state_dict(),
+        *(f"{layer.name}.down.weight" for group in groups for layer in group.layers for _ in range(tensors)),
+    ]
     return sum(len(name) + fixed for name in names) + 4096
 
 
