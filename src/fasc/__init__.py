@@ -11,7 +11,7 @@ from typing import Any
 import lazy_loader
 from wrapt import register_post_import_hook
 
-from fasc.errors import FascError
+from fasc.errors import FascError as FascError
 
 __version__ = version("fasc")
 

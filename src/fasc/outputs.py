@@ -101,7 +101,9 @@ def output(path: Path, *, overwrite: bool, inputs: Sequence[Path] = (), folder: 
         target.parent.mkdir(parents=True, exist_ok=True)
         lock = target.with_name(f".{target.name}.lock").open("a")
     except OSError as problem:
-        raise StorageError(f"cannot write `{target}`: {problem}", "check the folder's permissions or choose another --out") from problem
+        raise StorageError(
+            f"cannot write `{target}`: {problem}", "check the folder's permissions or choose another --out"
+        ) from problem
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -7,13 +7,14 @@ from time import perf_counter
 from typing import NamedTuple
 
 import tomli_w
-from transformers import PreTrainedModel
 
 from fasc.compression.options import RecoveryConfig
-from fasc.errors import StorageError, UsageError
+from fasc.errors import UsageError
 from fasc.evaluation.evaluate import evaluate as score
-from fasc.evaluation.options import EvaluationConfig
+from fasc.evaluation.options import EvaluationConfig, SpeedConfig
 from fasc.evaluation.registry import get_benchmark
+from fasc.evaluation.samples import continuations
+from fasc.evaluation.speed import speeds_in_turn
 from fasc.evaluation.text import evaluation_texts
 from fasc.methods import METHODS, get_method
 from fasc.model.load import LoadedModel
@@ -25,12 +26,14 @@ from fasc.recipe import Recipe, read_recipe
 from fasc.reporting.entries import DENSE
 from fasc.reporting.report import report
 from fasc.reporting.scores import write_scores
+from fasc.runfolder import require_name, run_folder
+from fasc.serving.checkpoint import is_whole
 from fasc.stages.compress import carry_out_recipe, load, measured, needs_of
 from fasc.stages.diagnose import diagnose
 from fasc.stages.evaluate import dense_config, texts_seen
 from fasc.stages.plan import plan_of_recipe
 from fasc.stages.recover import recover_checkpoint, summary_of
-from fasc.statistics.moments import Statistics
+from fasc.statistics.moments import Need, Statistics
 from fasc.storage import new_file, read_json, write_json
 from fasc.text.corpus import TokenBlock
 
@@ -57,19 +60,31 @@ def run(recipe: Recipe | str | Path, out: str | Path | None = None, *, overwrite
     if not isinstance(recipe, Recipe):
         path = Path(recipe)
         recipe, out = read_recipe(path), out or Path("runs") / path.stem
-    out = Path(out or "runs/recipe")
     needs = needs_of(recipe.methods, recipe.budgets)
-    _require_own_folders(recipe)
-    _open_folder(recipe, out, overwrite=overwrite)
+    names = _require_own_folders(recipe)
+    out = Path(out or "runs/recipe")
+    with run_folder(out, recipe.to_dict(), [*_FILES, *names], overwrite=overwrite) as (folder, goes_on):
+        if goes_on:
+            say(f"{out} holds this run already: going on where it stopped")
+        _carry_out(recipe, needs, folder)
+    return out / "report.md"
+
+
+_FILES = ("recipe.toml", "provenance.json", "diagnosis.json", "statistics.safetensors", "figures", "report.md", DENSE)
+"""What a run keeps beside its results."""
+
+
+def _carry_out(recipe: Recipe, needs: frozenset[Need], out: Path) -> None:
+    with new_file(out / "recipe.toml") as scratch:
+        scratch.write_text(tomli_w.dumps(recipe.to_dict()), encoding="utf-8")
     loaded = load(recipe.source)
     statistics = measured(loaded, recipe, needs, out)
     if not (out / "diagnosis.json").is_file():
         _diagnose(loaded, statistics, recipe, out / "diagnosis.json")
     facts = {key: value for key, value in statistics.meta.items() if key != "provenance"}
     write_json(out / "provenance.json", provenance(model=recipe.source.model, statistics=facts))
-    texts = _Texts(loaded, recipe.evaluation)
-    shared = _Shared(loaded, texts, {})
-    _score(out / DENSE, lambda: loaded, dense_config(recipe.evaluation), None, texts)
+    shared = _Shared(loaded, _Texts(loaded, recipe.evaluation), {})
+    _look_at(out / DENSE, lambda: loaded, recipe.evaluation, shared)
     for budget in recipe.budgets:
         for options in recipe.methods:
             one = recipe.model_copy(update={"methods": (options,), "budgets": (budget,), "recovery": None})
@@ -78,7 +93,7 @@ def run(recipe: Recipe | str | Path, out: str | Path | None = None, *, overwrite
             if recipe.recovery is not None:
                 for name in recovered:
                     _run_recovery(one, recipe.recovery, out / compressed, out / name, shared)
-    return report(out)
+    report(out)
 
 
 def _diagnose(loaded: LoadedModel, statistics: Statistics, recipe: Recipe, file: Path) -> None:
@@ -105,31 +120,20 @@ def _names(recipe: Recipe, options: MethodConfig, budget: BudgetConfig) -> list[
     return names
 
 
-def _require_own_folders(recipe: Recipe) -> None:
-    """Refuse a recipe in which two results would have one name: the second would be taken for the first, already done."""
+def _require_own_folders(recipe: Recipe) -> list[str]:
+    """The names of all results, each of them a folder of its own.
+
+    Raises:
+        UsageError: a name is no name, or two results share one.
+    """
     names = [name for budget in recipe.budgets for options in recipe.methods for name in _names(recipe, options, budget)]
-    twice = next((name for name in (DENSE, *names) if [DENSE, *names].count(name) > 1), None)
+    for name in names:
+        require_name(name, reserved=_FILES)
+    folded = [name.casefold() for name in names]  # some file systems do not tell cases apart
+    twice = next((name for name in names if folded.count(name.casefold()) > 1), None)
     if twice is not None:
         raise UsageError(f"two results of the recipe would be called `{twice}`", "give each method a `label` of its own")
-
-
-def _open_folder(recipe: Recipe, out: Path, *, overwrite: bool) -> None:
-    text = tomli_w.dumps(recipe.to_dict())
-    file = out / "recipe.toml"
-    if file.is_file() and not overwrite:
-        if file.read_text(encoding="utf-8") != text:
-            raise StorageError(f"`{out}` holds a run of another recipe", "choose another --out, or pass --overwrite")
-        say(f"{out} holds this run already: going on where it stopped")
-        return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        if not (overwrite and file.is_file()):
-            raise StorageError(f"`{out}` already exists and holds no run", "choose another --out")
-        for stale in [*out.glob("*/scores.json"), *out.glob("*/plan.json"), *out.glob("*.json"), out / "statistics.safetensors"]:
-            stale.unlink(missing_ok=True)
-        for stale in out.glob("*/work"):
-            rmtree(stale, ignore_errors=True)
-    with new_file(file) as scratch:
-        scratch.write_text(text, encoding="utf-8")
+    return names
 
 
 class _Texts:
@@ -157,7 +161,7 @@ class _Shared(NamedTuple):
 
 def _run_method(recipe: Recipe, statistics: Statistics, folder: Path, shared: _Shared) -> None:
     checkpoint = folder / "model"
-    if not (folder / "plan.json").is_file():
+    if not _is_done(folder):
         work = folder / "work"
         loaded = load(recipe.source)
         start = perf_counter()
@@ -170,12 +174,12 @@ def _run_method(recipe: Recipe, statistics: Statistics, folder: Path, shared: _S
         small.plan.save(folder / "plan.json")
         rmtree(work, ignore_errors=True)
     source = recipe.source.model_copy(update={"model": str(checkpoint)})
-    _score(folder, lambda: load(source), recipe.evaluation, shared.dense.model, shared.texts)
+    _look_at(folder, lambda: load(source), recipe.evaluation, shared)
 
 
 def _run_recovery(recipe: Recipe, config: RecoveryConfig, compressed: Path, folder: Path, shared: _Shared) -> None:
     checkpoint = folder / "model"
-    if not (folder / "plan.json").is_file():
+    if not _is_done(folder):
         start = perf_counter()
         source = recipe.source.model_copy(update={"model": str(compressed / "model")})
         result = recover_checkpoint(source, checkpoint, config, dense=shared.dense, overwrite=True)
@@ -183,20 +187,40 @@ def _run_recovery(recipe: Recipe, config: RecoveryConfig, compressed: Path, fold
         write_json(folder / "timing.json", {"seconds": seconds, "kl": summary_of(result), "provenance": provenance()})
         write_json(folder / "plan.json", read_json(compressed / "plan.json"))
     source = recipe.source.model_copy(update={"model": str(checkpoint)})
-    _score(folder, lambda: load(source), recipe.evaluation, shared.dense.model, shared.texts)
+    _look_at(folder, lambda: load(source), recipe.evaluation, shared)
 
 
-def _score(
-    folder: Path,
-    get_model: Callable[[], LoadedModel],
-    config: EvaluationConfig,
-    dense: PreTrainedModel | None,
-    texts: _Texts,
-) -> None:
-    if (folder / "scores.json").is_file():
+def _is_done(folder: Path) -> bool:
+    """Whether a result stands whole; what a damaged or removed checkpoint was scored is forgotten with it."""
+    if (folder / "plan.json").is_file() and is_whole(folder / "model"):
+        return True
+    for file in ("plan.json", "scores.json", "samples.json", "speed.json"):
+        (folder / file).unlink(missing_ok=True)
+    return False
+
+
+def _look_at(folder: Path, get_model: Callable[[], LoadedModel], config: EvaluationConfig, shared: _Shared) -> None:
+    """Score a model, and where the recipe asks for it let it write and time it; each once."""
+    dense = folder.name == DENSE
+    wanted = (
+        {"scores.json"}
+        | ({"samples.json"} if config.prompts else set())
+        | ({"speed.json"} if config.speed and not dense else set())
+    )
+    missing = {name for name in wanted if not (folder / name).is_file()}
+    if not missing:
         return
     loaded = get_model()
     say(f"evaluating {folder.name}")
-    seen = texts_seen(folder / "model")
-    scores = score(loaded.model, loaded.tokenizer, config, dense=dense, texts=texts.get(), seen=seen)
-    write_scores(folder / "scores.json", scores, config)
+    if "scores.json" in missing:
+        chosen = dense_config(config) if dense else config
+        reference = None if dense else shared.dense.model
+        seen = texts_seen(folder / "model")
+        scores = score(loaded.model, loaded.tokenizer, chosen, dense=reference, texts=shared.texts.get(), seen=seen)
+        write_scores(folder / "scores.json", scores, config)
+    if "samples.json" in missing:
+        rows = continuations(loaded.model, loaded.tokenizer, config.prompts, config.continuation)
+        write_json(folder / "samples.json", {"samples": rows})
+    if "speed.json" in missing:
+        comparisons = speeds_in_turn(shared.dense.model, loaded.model, SpeedConfig(prefill=256, batches=(1,), repeats=3))
+        write_json(folder / "speed.json", {"comparisons": [one.to_dict() for one in comparisons]})

@@ -83,16 +83,31 @@ def main() -> NoReturn:
     code: int | None = _INTERRUPTED
     try:
         code = app(arguments, prog_name="fasc", standalone_mode=False)  # typer turns Ctrl-C into the code 130
+    except BrokenPipeError:  # whoever read our output has had enough
+        code = 0
     except (KeyboardInterrupt, typer.Abort):
         if debug:
             traceback.print_exc()
     except Exception as problem:  # noqa: BLE001 - the boundary to the person at the terminal
         if debug:
             traceback.print_exc()
+        _let_go_of_stdout()
         _fail(*_explain(problem))
+    if not _let_go_of_stdout() and code is None:
+        _fail("the work is done, and its result could not be printed", "standard output is closed or full", 2)
     if code == _INTERRUPTED:
         _fail("interrupted", "nothing half-written was left behind; the same command starts or continues the work", code)
     sys.exit(code or 0)
+
+
+def _let_go_of_stdout() -> bool:
+    """Write what is left to be printed; where that fails, the interpreter shall not fail once more at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError as problem:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return isinstance(problem, BrokenPipeError)
+    return True
 
 
 def _explain(problem: Exception) -> tuple[str, str, int]:

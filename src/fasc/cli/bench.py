@@ -27,10 +27,10 @@ def bench(
     given = locals()
     config = opt.take(SpeedConfig, given, batches=opt.names(batches))
     source = opt.take(ModelConfig, given, model=checkpoint)
+    from fasc.outputs import write_artifact
     from fasc.provenance import provenance
     from fasc.reporting.speed_table import print_speed
     from fasc.stages.evaluate import bench as compare
-    from fasc.outputs import write_artifact
 
     opt.check_outputs([json], inputs=opt.inputs(checkpoint, dense))
     report = compare(source, config, dense)

@@ -1,6 +1,5 @@
 """``fasc collect``."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -42,9 +41,9 @@ def collect(
     calibration = opt.take(CalibrationConfig, given)
     layers = opt.take(LayersConfig, given)
     source = opt.take(ModelConfig, given)
+    from fasc.outputs import output
     from fasc.stages.compress import load, needs_of
     from fasc.stages.diagnose import collect_for
-    from fasc.outputs import output
 
     chosen = tuple(MethodConfig(name=name) for name in opt.names(methods) or DEFAULT_METHODS)
     needs_of(chosen)

@@ -55,12 +55,12 @@ def subspace_overlap(
         for corpus in opt.names(corpora) or ()
         for seed in opt.names(seeds) or ()
     }
+    from fasc.outputs import write_artifact
     from fasc.provenance import provenance
     from fasc.reporting.overlap_table import print_curvature, print_overlaps
     from fasc.stages.compress import load, needs_of
     from fasc.stages.diagnose import check_overlap
     from fasc.stages.diagnose import subspace_overlap as compare
-    from fasc.outputs import write_artifact
 
     needs_of((options,))
     check_overlap(calibrations, fractions, hessian)

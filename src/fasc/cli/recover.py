@@ -37,8 +37,8 @@ def recover(
     given = locals()
     config = opt.take(RecoveryConfig, given)
     source = opt.take(ModelConfig, given, model=str(checkpoint))
-    from fasc.stages.recover import recover_checkpoint
     from fasc.outputs import output
+    from fasc.stages.recover import recover_checkpoint
 
     with output(out, overwrite=overwrite, inputs=opt.inputs(str(checkpoint), dense, config.corpus), folder=True) as target:
         result = recover_checkpoint(source, target, config, dense=dense, overwrite=overwrite)

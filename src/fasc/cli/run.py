@@ -17,7 +17,14 @@ DEMO = Recipe(
         MethodConfig(name="fasc"),
     ),
     budgets=(BudgetConfig(param_fraction=0.8),),
-    evaluation=EvaluationConfig(benchmarks=("facts", "kl", "perplexity"), corpus="self", windows=32, context=64),
+    evaluation=EvaluationConfig(
+        benchmarks=("facts", "kl", "perplexity"),
+        corpus="self",
+        windows=32,
+        context=64,
+        prompts=("The capital of France is", "Water boils at a temperature of", "Once upon a time, there was a"),
+        speed=True,
+    ),
 )
 """No data is needed: the model's own text calibrates, and other text of its own, drawn by another seed, evaluates."""
 
@@ -37,7 +44,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="Where the result goes.")] = Path("fasc-demo"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over even if the folder holds a run.")] = False,
 ) -> None:
-    """Compress a real 135M model to 80 % with SVD-LLM's algorithm and with fasc, and show what was kept and lost. Needs no data."""
+    """Compress a real 135M model to 80 %, with SVD-LLM's algorithm and with fasc; show what was kept and lost. Needs no data."""
     _run(DEMO, out, overwrite=overwrite)
 
 
@@ -50,9 +57,12 @@ def _run(recipe: Recipe, out: Path, *, overwrite: bool) -> None:
 def _show(path: Path) -> None:
     from fasc.reporting.console import print_results
     from fasc.reporting.entries import read_entries
-    from fasc.reporting.table import terminal_table
+    from fasc.reporting.headline import headline
+    from fasc.reporting.table import samples_table, terminal_table
 
-    print_results(terminal_table(read_entries(path.parent)))
+    entries = read_entries(path.parent)
+    samples = samples_table(entries)
+    print_results(terminal_table(entries), *([] if samples is None else [samples]), headline(entries))
     typer.echo(f"report: {path}")
     typer.echo(f"figure: {path.parent / 'figures' / 'summary.png'}")
 

@@ -50,11 +50,11 @@ def validate(
     budgets = opt.fractions(param_fractions, "param_fraction")
     source = opt.take(ModelConfig, given)
     layers = opt.take(LayersConfig, given)
+    from fasc.outputs import write_artifact
     from fasc.provenance import provenance
     from fasc.reporting.validation import print_plans, print_validation, validation_figure
     from fasc.stages.compress import load, needs_of
     from fasc.stages.diagnose import validate as measure
-    from fasc.outputs import write_artifact
 
     needs_of(tuple(chosen))
     opt.check_outputs([json, figure], inputs=opt.inputs(model, statistics, calibration.corpus))

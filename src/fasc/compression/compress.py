@@ -28,20 +28,21 @@ def carry_out(
         work: folder for finished blocks, with ``propagate``: an interrupted compression goes on there.
 
     Returns:
-        The plan as it was carried out: with ``predicted_loss`` (π ½J, nats per token) filled in where the statistics hold the unit's
-        gradients, and with what the layouts chose.
+        The plan as it was carried out: with ``predicted_loss`` (π ½J, nats per token) filled in where the statistics hold the
+        unit's gradients, and with what the layouts chose.
 
     Raises:
         ModelError: an edit does not fit the model, or the model is compressed already.
         StatisticsError: a moment or a group is missing.
-        NonFiniteError: a new weight came out as NaN or infinity; names the layer. The model is then partly changed: load it again.
+        NonFiniteError: a new weight came out as NaN or infinity; names the layer. The model is then partly changed: load it
+        again.
     """
     if structure_of(model) is not None:
         raise ModelError("the model is compressed already", "compress the dense model; `fasc recover` trains a compressed one")
     plan.check(model)
     for edit in plan.edits:
-        if isinstance(edit, Factor):
-            edit.require(statistics)
+        edit.require(statistics)
+    require_loadable(model, plan.edits)
     if propagate:
         compress_in_order(model, statistics, plan, work)
     else:
@@ -49,7 +50,6 @@ def carry_out(
             for edit in plan.edits:
                 statistics = edit.apply(model, statistics)
                 advance()
-    require_loadable(model, plan.edits)
     return plan.with_edits(_as_made(model, plan))
 
 

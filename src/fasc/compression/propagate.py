@@ -27,7 +27,8 @@ from fasc.edits.structure import record, structure_of
 from fasc.errors import ModelError, StatisticsError, UsageError
 from fasc.linalg.psd import cholesky, damped
 from fasc.model.blocks import BlockInputs, block_inputs, block_names, input_of, run_block
-from fasc.model.groups import evaluating, stacked_weight
+from fasc.model.groups import stacked_weight
+from fasc.model.scopes import evaluating
 from fasc.planning.plan import Plan
 from fasc.progress import progress
 from fasc.statistics.accumulators import Covariance, CrossSum, SymmetricSum, VectorSum

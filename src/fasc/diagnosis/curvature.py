@@ -14,14 +14,15 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
-from fasc.statistics.objective import summed_nll
-from fasc.statistics.moments import Statistics, as_float64
 from fasc.diagnosis.dependence import dependence_violation, group_weight
 from fasc.diagnosis.overlap import chance, overlap
 from fasc.errors import NonFiniteError
 from fasc.linalg.psd import cholesky, damped, descending_eigh
-from fasc.model.groups import InputGroup, evaluating
+from fasc.model.groups import InputGroup
+from fasc.model.scopes import evaluating
 from fasc.progress import progress
+from fasc.statistics.moments import Statistics, as_float64
+from fasc.statistics.objective import summed_nll
 
 Product = Callable[[Tensor], Tensor]
 

@@ -10,11 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fasc.statistics.moments import Statistics
 from fasc.errors import StatisticsError
 from fasc.methods import Solver
 from fasc.model.groups import stacked_weight
 from fasc.progress import progress
+from fasc.statistics.moments import Statistics
 
 Row = dict[str, Any]
 

@@ -19,7 +19,7 @@ from fasc.forecast.half_j import fisher_loss_curve, loss_curve
 from fasc.layouts import LAYOUTS
 from fasc.linalg.decomposition import Decomposition
 from fasc.methods import AtRank, Solver
-from fasc.model.groups import Unit, stacked_weight
+from fasc.model.groups import Scope, Unit, stacked_weight
 from fasc.planning.alternatives import Curves
 from fasc.planning.make import plan_model
 from fasc.planning.needs import solver_of
@@ -27,11 +27,14 @@ from fasc.planning.options import BudgetConfig, MethodConfig
 from fasc.planning.plan import Plan
 from fasc.progress import Advance, progress
 from fasc.statistics.collect import collect_moments
-from fasc.statistics.moments import GroupStatistics, Need, Scope, Statistics
+from fasc.statistics.moments import GroupStatistics, Need, Statistics
 from fasc.statistics.narrowing import narrowed
 from fasc.statistics.options import CalibrationConfig
 
 Row = dict[str, Any]
+
+_EQUAL = 1e-9
+"""Relative spread of numbers that are the same."""
 
 
 def validate(
@@ -271,9 +274,15 @@ def _gains(rows: Sequence[Mapping[str, Any]], fraction: float | None, better: st
 
 def _row(what: str, method: str, fraction: float | None, pairs: Sequence[tuple[float, float]], *, logs: bool) -> Row:
     row: Row = {"forecast": what, "method": method, "rank_fraction": fraction, "n": len(pairs)}
+    row |= dict.fromkeys(("pearson", "pearson_p", "spearman", "spearman_p", "median_ratio"))
     if len(pairs) < 3:
-        return row | dict.fromkeys(("pearson", "pearson_p", "spearman", "spearman_p", "median_ratio"))
+        return row
     x, y = np.array(pairs).T
+    row["median_ratio"] = float(np.median(y / x)) if logs else None
+    if (
+        np.ptp(x) <= _EQUAL * np.abs(x).max() or np.ptp(y) <= _EQUAL * np.abs(y).max()
+    ):  # a correlation needs something that varies
+        return row
     linear = stats.pearsonr(np.log(x), np.log(y)) if logs else stats.pearsonr(x, y)
     ranked = stats.spearmanr(x, y)
     return row | {
@@ -281,5 +290,4 @@ def _row(what: str, method: str, fraction: float | None, pairs: Sequence[tuple[f
         "pearson_p": float(linear.pvalue),
         "spearman": float(ranked.statistic),
         "spearman_p": float(ranked.pvalue),
-        "median_ratio": float(np.median(y / x)) if logs else None,
     }

@@ -6,7 +6,7 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 from transformers import PreTrainedModel
 
-from fasc.edits._registry import Edit, Layers, edit_kind, require_layers
+from fasc.edits._registry import Edit, Layers, edit_kind, require_layers, require_members
 from fasc.errors import ModelError
 from fasc.model.layers import Layer, weight_of
 from fasc.pruning import get_unstructured
@@ -53,8 +53,15 @@ class Mask(Edit):
         """The layer is there and has so many weights."""
         require_layers([Layer(self.layer, self.d_in, self.d_out, bias=self.bias)], layers, f"mask `{self.layer}`")
         if self.weights > self.d_in * self.d_out:
-            raise ModelError(f"mask `{self.layer}`: {self.weights:,} weights of {self.d_in * self.d_out:,}", "the plan is damaged")
+            raise ModelError(
+                f"mask `{self.layer}`: {self.weights:,} weights of {self.d_in * self.d_out:,}", "the plan is damaged"
+            )
         return {name: layer for name, layer in layers.items() if name != self.layer}
+
+    def require(self, statistics: Statistics) -> None:
+        """The group's inputs."""
+        get_unstructured(self.method)
+        require_members(statistics, self.group, self.touches)
 
     def apply(self, model: PreTrainedModel, statistics: Statistics) -> Statistics:
         """Write the zeros."""

@@ -1,7 +1,7 @@
 """The structure of a compressed model: the list of edits that made it, kept in its config.
 
-``config.json`` carries it as ``quantization_config``, which is how transformers lets the quantizer (``serving/quantizer.py``) build
-the modules before weights are loaded.
+``config.json`` carries it as ``quantization_config``, which is how transformers lets the quantizer (``serving/quantizer.py``)
+build the modules before weights are loaded.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fasc.edits._registry import Edit, layers_of, read_edit
+from fasc.edits._registry import Edit, Layers, layers_of, read_edit
 from fasc.errors import NonFiniteError
 from fasc.model.structure import FORMAT, FascConfig
+
 
 def parsed(structure: FascConfig | None) -> list[Edit]:
     """The edits of a structure, validated field by field; none without one.
@@ -59,7 +60,7 @@ def check_edits(edits: Sequence[Edit], model: nn.Module) -> None:
     Raises:
         ModelError: the first that does not.
     """
-    layers = layers_of(model)
+    layers: Layers = layers_of(model)
     for edit in edits:
         layers = edit.check(layers)
 

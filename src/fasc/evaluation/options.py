@@ -35,6 +35,15 @@ class EvaluationConfig(Options):
     data_dir: Path | None = None
     """Folder that holds the named corpora and benchmarks. Also read from FASC_DATA."""
 
+    prompts: tuple[str, ...] = ()
+    """In a run: each model continues these, greedily."""
+
+    continuation: PositiveInt = 24
+    """Tokens of each continuation."""
+
+    speed: bool = False
+    """In a run: each compressed model is timed beside the dense one."""
+
     @property
     def corpora(self) -> tuple[str, ...]:
         """The texts, one by one."""

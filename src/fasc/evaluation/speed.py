@@ -80,6 +80,18 @@ def compare_speed(
     return SpeedReport((*speeds, *sizes), ideal, tuple(remarks(speeds, ideal, more_products, devices, budget)))
 
 
+def speeds_in_turn(dense: PreTrainedModel, compressed: PreTrainedModel, config: SpeedConfig) -> list[Comparison]:
+    """Time two loaded models in turn, without their memory.
+
+    Raises:
+        UsageError: a model has fewer positions than are asked for.
+    """
+    pair = [_Timed(dense), _Timed(compressed)]
+    for timed in pair:
+        _require_positions(timed.model, config)
+    return _time_in_turn(pair, config)
+
+
 class _Timed:
     """A model, and where its blocks begin and end."""
 

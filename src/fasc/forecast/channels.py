@@ -1,7 +1,7 @@
 """Channel pruning: which channels of an MLP go, and what each number of them costs.
 
-Removing channels is a projector on coordinates. Nothing but the MLP's own layers reads them, so the producers lose rows for nothing,
-and the consumer is refitted to the channels that stay. The narrower layers can be factored like any others.
+Removing channels is a projector on coordinates. Nothing but the MLP's own layers reads them, so the producers lose rows for
+nothing, and the consumer is refitted to the channels that stay. The narrower layers can be factored like any others.
 """
 
 from collections.abc import Callable, Sequence
@@ -65,9 +65,7 @@ def channel_curves(
     return curves
 
 
-def choose_channels(
-    model: PreTrainedModel, statistics: Statistics, coupling: Coupling, width: int, damping: float
-) -> Narrowing:
+def choose_channels(model: PreTrainedModel, statistics: Statistics, coupling: Coupling, width: int, damping: float) -> Narrowing:
     """The channels of an MLP that stay: others are removed one after the other, each time the one that costs least.
 
     Args:

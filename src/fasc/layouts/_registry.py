@@ -1,12 +1,12 @@
 """What a layout is, and the registry of layouts.
 
-A layout says everything about one way to store a unit, the layers that share one decomposition: what it costs, which empty modules
-it builds, what they are filled with, and whether a structure read from a file makes sense. Nothing else in fasc knows a layout by
-its name.
+A layout says everything about one way to store a unit, the layers that share one decomposition: what it costs, which empty
+modules it builds, what they are filled with, and whether a structure read from a file makes sense. Nothing else in fasc knows a
+layout by its name.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -132,7 +132,7 @@ LAYOUTS: Registry[Layout] = Registry("layout", "fasc.layouts")
 """Every registered layout by name."""
 
 
-def layout(name: str):  # type: ignore[no-untyped-def]  # noqa: ANN201 - a class decorator
+def layout(name: str) -> Callable[[type[Layout]], type[Layout]]:
     """Register a subclass of :class:`Layout` under a name."""
 
     def register(kind: type[Layout]) -> type[Layout]:

@@ -1,4 +1,4 @@
-"""Two factors: ``down`` and ``up`` of one layer, or one ``down`` for the layers that read the same tensor and an ``up`` for each."""
+"""Two factors: ``down`` and ``up`` of one layer, or one ``down`` for layers that read the same tensor and an ``up`` for each."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -101,7 +101,7 @@ class LowRankLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map […, d_in] to […, d_out]."""
-        result: Tensor = self.up(self.projection(x))  # type: ignore[misc]
+        result: Tensor = self.up(self.projection(x))
         return result
 
     @property
@@ -126,7 +126,7 @@ def share(projection: ComputedOnce, layers: Sequence[LowRankLinear]) -> list[nn.
     """Give the first layer the projection and let the others read it there."""
     first, *others = layers
     projection.consumers = len(layers)
-    first.down = projection  # type: ignore[assignment]
+    first.down = projection
     for layer in others:
         layer._first = (first,)
     return list(layers)

@@ -23,9 +23,9 @@ _WHITE = 1e-8
 class PivotedLinear(LowRankLinear):
     """A low-rank layer that keeps some of its output rows as they are and makes the others of them.
 
-    The pivot rows of all layers of a unit lie in one projection with a bias; ``start:stop`` are this layer's own. ``up`` makes the
-    other rows from all pivots, its bias less what the pivots' bias already brings; a layer whose rows are all pivots has none.
-    ``order`` says where each output lies in (own pivot rows, other rows).
+    The pivot rows of all layers of a unit lie in one projection with a bias; ``start:stop`` are this layer's own. ``up`` makes
+    the other rows from all pivots, its bias less what the pivots' bias already brings; a layer whose rows are all pivots has
+    none. ``order`` says where each output lies in (own pivot rows, other rows).
 
     Args:
         d_in: features of the input.
@@ -124,11 +124,16 @@ class PivotedRows(FactoredLayout):
         """Each layer's pivots are some of its rows, and together they are the rank."""
         super().check(unit, rank, facts)
         counts = facts.get("pivots")
-        fits = isinstance(counts, list) and len(counts) == len(unit.layers) and all(type(count) is int for count in counts)
-        if not fits or sum(counts) != rank or any(not 0 <= n <= one.d_out for n, one in zip(counts, unit.layers, strict=True)):
+        if not isinstance(counts, list) or not _fit(counts, unit, rank):
             raise ModelError(
                 f"`{unit.name}`: pivots {counts} do not make rank {rank}", "the checkpoint is damaged; compress again"
             )
+
+
+def _fit(counts: list[object], unit: Unit, rank: int) -> bool:
+    numbers = [count for count in counts if type(count) is int]
+    whole = len(numbers) == len(counts) == len(unit.layers) and sum(numbers) == rank
+    return whole and all(0 <= count <= layer.d_out for count, layer in zip(numbers, unit.layers, strict=True))
 
 
 def _own_rows(counts: Sequence[int]) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""Pivoted columns: k inputs as they are, the other inputs through what they add to those (a column interpolative decomposition)."""
+"""Pivoted columns: k inputs as they are, the others through what they add to those (a column interpolative decomposition)."""
 
 from typing import ClassVar
 
@@ -35,7 +35,8 @@ class PivotColumns(ComputedOnce):
         """[… d_in] → [… rank]."""
         ordered = input.reshape(-1, input.shape[-1]).index_select(1, self.order)
         output = ordered[:, : self.rank] + self.rest(ordered[:, self.rank :])
-        return output.view(*input.shape[:-1], self.rank)
+        result: Tensor = output.view(*input.shape[:-1], self.rank)
+        return result
 
     @property
     def matrix(self) -> Tensor:
@@ -67,8 +68,8 @@ class PivotedColumns(FactoredLayout):
     def encode(self, unit: Unit, factors: Factorization, bias: Tensor, inputs: Covariance) -> Encoded:
         """Pivots are the inputs that move the outputs most, as far as each varies.
 
-        Column j of the product counts in an orthonormal basis of the outputs, times the spread of input j. No other input then adds
-        much to a pivot in comparison, and small coefficients in the units of the inputs are what low precision needs.
+        Column j of the product counts in an orthonormal basis of the outputs, times the spread of input j. No other input then
+        adds much to a pivot in comparison, and small coefficients in the units of the inputs are what low precision needs.
         """
         variance = inputs.matrix.diagonal().to(factors.down)
         spread = variance.clamp_min(_SMALLEST * variance.mean()).sqrt()

@@ -4,11 +4,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fasc.statistics.moments import UnitStatistics, as_float64
-from fasc.methods.options import MethodOptions
 from fasc.linalg.decomposition import Decomposition, decompose_on_inputs
 from fasc.linalg.psd import cholesky, damped
 from fasc.methods._registry import method
+from fasc.methods.options import MethodOptions
+from fasc.statistics.moments import UnitStatistics, as_float64
 
 
 @method(

@@ -3,11 +3,11 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from fasc.statistics.moments import UnitStatistics
-from fasc.methods.options import MethodOptions
 from fasc.linalg.decomposition import Decomposition
 from fasc.methods._fisher import fisher_energies, minimise_fisher_loss
 from fasc.methods._registry import method
+from fasc.methods.options import MethodOptions
+from fasc.statistics.moments import UnitStatistics
 
 
 @method(

@@ -1,9 +1,9 @@
 """Who produces what nobody else reads: the channels of an MLP, the heads of an attention.
 
-Parts can be removed where each input feature of one layer, the consumer, depends on nothing but some output features of the layers
-before it, the producers: ``down(act(gate(x)) * up(x))``. Whether that is so depends on what lies in between (a norm over the
-channels mixes them), so it is tried: the producers leave some of their outputs out, and what the consumer is given must be what it
-was without those.
+Parts can be removed where each input feature of one layer, the consumer, depends on nothing but some output features of the
+layers before it, the producers: ``down(act(gate(x)) * up(x))``. Whether that is so depends on what lies in between (a norm over
+the channels mixes them), so it is tried: the producers leave some of their outputs out, and what the consumer is given must be
+what it was without those.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -107,8 +107,8 @@ def head_sizes(config: PretrainedConfig) -> tuple[int, int, int]:
 def find_heads(model: PreTrainedModel, groups: Sequence[InputGroup]) -> list[Coupling]:
     """The attentions whose key-value heads can go with the query heads that they serve; none where none is built so.
 
-    Separate query, key and value projections are recognised by their widths in the model's config. That a key-value head serves the
-    query heads in consecutive rows, and no others, is tried.
+    Separate query, key and value projections are recognised by their widths in the model's config. That a key-value head serves
+    the query heads in consecutive rows, and no others, is tried.
 
     Args:
         model: dense; comes out as it went in.
@@ -206,7 +206,8 @@ def _separable(model: PreTrainedModel, candidates: Sequence[Coupling], inputs: M
 
         return hook
 
-    checks, changes = {}, {}
+    checks: dict[str, Callable[..., Any]] = {}
+    changes: dict[str, Callable[..., Tensor]] = {}
     for one in candidates:
         hooks, stay = change(one)
         checks[one.consumer.name] = compare(one.consumer.name, stay)

@@ -6,13 +6,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fasc.statistics.moments import UnitStatistics, as_float64
 from fasc.errors import NonFiniteError
 from fasc.linalg.decomposition import Decomposition
 from fasc.linalg.psd import descending_eigh
 from fasc.linalg.sketch import gaussian, ritz_pairs, sketch_width
 from fasc.methods import AtRank, method
 from fasc.paper.sketch import SketchOptions, is_wide, noted
+from fasc.statistics.moments import UnitStatistics, as_float64
 
 EPSILON = 1e-8
 """The paper's ε (B.1): an absolute shift of ``Σ_xx``."""

@@ -99,5 +99,7 @@ def _measured(trial: Trial, model: PreTrainedModel, edit: Factor, problem: Probl
 def _rho(model: PreTrainedModel, statistics: Statistics, group: str) -> float:
     dependence = group_dependence(model, statistics.group(group))
     if dependence is None:
-        raise StatisticsError(f"`{group}`: the statistics hold no cross covariance, which ρ needs", "collect again with --selection rho")
+        raise StatisticsError(
+            f"`{group}`: the statistics hold no cross covariance, which ρ needs", "measure again with `fasc collect --diagnosis`"
+        )
     return dependence.rho

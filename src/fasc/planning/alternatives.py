@@ -41,8 +41,8 @@ def widths_of(channels: int, rank_multiple: int, channel_multiple: int | None = 
 def prunable(model: PreTrainedModel, groups: Sequence[InputGroup]) -> list[Coupling]:
     """The MLPs that may lose channels: all but the last block's.
 
-    Channels of the last block each predict few tokens, confidently: their gradients vanish, and ½J underestimates their removal, by
-    a factor of five in the 135M model and without limit on rare tokens (docs/log.md).
+    Channels of the last block each predict few tokens, confidently: their gradients vanish, and ½J underestimates their
+    removal, by a factor of five in the 135M model and without limit on rare tokens (docs/log.md).
     """
     last = max((group.block for group in groups if group.block is not None), default=None)
     return [one for one in find_channels(model, groups) if one.group.block != last]
@@ -57,7 +57,8 @@ def check_widths(couplings: Sequence[Coupling], widths: Callable[[int], Sequence
     for one in couplings:
         if not widths(one.parts):
             raise BudgetError(
-                f"no multiple of {multiple} lies between a quarter of the {one.parts:,} channels of `{one.consumer.name}` and all",
+                f"no multiple of {multiple} lies between a quarter of the {one.parts:,} channels of "
+                f"`{one.consumer.name}` and all",
                 "give a smaller --channel-multiple, or leave `channels` out of --layouts",
             )
 
@@ -108,9 +109,7 @@ def _of_group(
     return shared + separate
 
 
-def _of_mlp(
-    coupling: Coupling, scopes: Sequence[Scope], rules: Rules, curves: Curves, damping: float
-) -> list[Alternative]:
+def _of_mlp(coupling: Coupling, scopes: Sequence[Scope], rules: Rules, curves: Curves, damping: float) -> list[Alternative]:
     """With all channels, and with each number of them that the rules allow."""
 
     def with_channels(producers: InputGroup, consumer: InputGroup, known: Curves, before: Edit | None) -> list[Alternative]:

@@ -1,11 +1,11 @@
 """The global allocation: the least predicted loss that a budget buys, or the least budget that keeps a loss.
 
-Each unit offers options (a rank in a layout) with a cost and a loss. A group has alternatives (one projector for its layers, or each
-layer by itself; for an MLP also with fewer channels), and an alternative takes one option of each of its units. This is a
-multiple-choice knapsack. Costs of the pivoted layout are concave in the rank, so a greedy
-that assumes a constant price per direction is wrong; instead the problem is relaxed with one price λ for the whole budget, which
-splits it into an exact minimum per unit, and λ is found by bisection. The relaxation also bounds the optimum from below. Options
-that this bound excludes are dropped, and what is left is solved exactly, group by group, over all undominated totals.
+Each unit offers options (a rank in a layout) with a cost and a loss. A group has alternatives (one projector for its layers, or
+each layer by itself; for an MLP also with fewer channels), and an alternative takes one option of each of its units. This is a
+multiple-choice knapsack. Costs of the pivoted layout are concave in the rank, so a greedy that assumes a constant price per
+direction is wrong; instead the problem is relaxed with one price λ for the whole budget, which splits it into an exact minimum
+per unit, and λ is found by bisection. The relaxation also bounds the optimum from below. Options that this bound excludes are
+dropped, and what is left is solved exactly, group by group, over all undominated totals.
 
 An option may have an overhead: what it counts beyond its cost when options are compared, for the time of the products that it
 adds to a forward pass. It uses nothing of a limit on the cost; it is paid at the price λ that a parameter has without overheads.
@@ -18,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fasc.planning.candidates import Alternative, Candidates, Floats
 from fasc.errors import BudgetError
+from fasc.planning.candidates import Alternative, Candidates, Floats
 
 _BISECTIONS = 100
 _GAP = 1e-4

@@ -60,9 +60,7 @@ def plan_model(  # noqa: PLR0913 - each is a source or a switch of the plan
         BudgetError: the budget cannot be kept, or needs a forecast that cannot be had.
         StatisticsError: the statistics lack a moment or a group.
     """
-    size = ModelSize(
-        parameters=model.num_parameters(), bytes_per_parameter=model.dtype.itemsize, header_bytes=header_bytes
-    )
+    size = ModelSize(parameters=model.num_parameters(), bytes_per_parameter=model.dtype.itemsize, header_bytes=header_bytes)
     dense = Plan(options, (), layers_in(groups), size, budget=budget.model_dump(mode="json", exclude_none=True))
     if options.name in PRUNINGS:
         return _plan_pruning(model, groups, options, budget, dense)

@@ -16,8 +16,10 @@ measured with 1,536 and 3,072 channels (docs/log.md)."""
 def memory_to_compress(
     groups: Sequence[InputGroup], couplings: Sequence[Coupling], edits: Sequence[Edit], size: ModelSize
 ) -> dict[str, int]:
-    """Bytes by part: ``decomposition``, the largest unit in float64, or the MLP with the most channels to choose from;
-    ``channels``, moments of what MLPs keep, which replace no file's; ``compressed``, the new weights.
+    """Bytes by part.
+
+    ``decomposition``: the largest unit in float64, or the MLP with the most channels to choose from. ``channels``: moments of
+    what MLPs keep, which replace no file's. ``compressed``: the new weights.
     """
     largest = max((group.d_in * group.d_out + 4 * group.d_in**2 for group in groups), default=0)
     widest = max((_CHOOSING * one.parts**2 for one in couplings), default=0)

@@ -115,9 +115,7 @@ def _removals(
     return tuple(Remove.of(one, best[1][one.part], pruning.name) for one in both)
 
 
-def _all_parts(
-    model: PreTrainedModel, groups: Sequence[InputGroup], name: str
-) -> tuple[list[Coupling], list[Coupling]]:
+def _all_parts(model: PreTrainedModel, groups: Sequence[InputGroup], name: str) -> tuple[list[Coupling], list[Coupling]]:
     """Attention and MLP of every block.
 
     Raises:

@@ -86,7 +86,10 @@ def _counted(plan: Plan) -> str:
         counts[edit.layout if isinstance(edit, Factor) else edit.edit] += len(edit.touches) if isinstance(edit, Factor) else 1
     touched = {name for edit in plan.edits for name in edit.touches}
     dense = len(plan.layers) - len(touched)
-    words = [f"{count} layers {what}" if what not in ("narrow", "mask", "remove") else f"{count} × {what}" for what, count in counts.most_common()]
+    words = [
+        f"{count} layers {what}" if what not in ("narrow", "mask", "remove") else f"{count} × {what}"
+        for what, count in counts.most_common()
+    ]
     narrowed = [edit for edit in plan.edits if isinstance(edit, Narrow)]
     if narrowed:
         share = sum(edit.width for edit in narrowed) / sum(edit.channels for edit in narrowed)

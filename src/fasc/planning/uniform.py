@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fasc.planning.candidates import Candidates
 from fasc.errors import BudgetError
+from fasc.planning.candidates import Candidates
 
 
 def allocate_uniformly(units: Sequence[Candidates], share: float) -> list[int]:

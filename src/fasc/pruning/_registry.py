@@ -76,7 +76,9 @@ def get_unstructured(name: str) -> Unstructured:
     """
     pruning = PRUNINGS.find(name)
     if not isinstance(pruning, Unstructured):
-        raise UnknownNameError("unstructured pruning method", name, [n for n, p in PRUNINGS.items() if isinstance(p, Unstructured)])
+        raise UnknownNameError(
+            "unstructured pruning method", name, [n for n, p in PRUNINGS.items() if isinstance(p, Unstructured)]
+        )
     return pruning
 
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from fasc.planning.plan import Plan
-from fasc.recipe import Recipe
 from fasc.provenance import recoveries
+from fasc.recipe import Recipe
 
 _CARD = """---
 library_name: transformers

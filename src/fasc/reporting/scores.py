@@ -5,8 +5,8 @@ from pathlib import Path
 
 from fasc.evaluation.options import EvaluationConfig
 from fasc.evaluation.score import Score
-from fasc.provenance import provenance
 from fasc.outputs import write_artifact
+from fasc.provenance import provenance
 
 
 def write_scores(path: Path, scores: Sequence[Score], config: EvaluationConfig) -> Path:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from fasc.errors import StorageError
 from fasc.model.groups import InputGroup
 from fasc.model.quiet import quiet_transformers
 from fasc.storage import new_folder, read_json, require_free_space, storage_error, write_json
@@ -75,3 +76,19 @@ def read_provenance(folder: str | Path) -> dict[str, Any] | None:
     """How a checkpoint was made, or ``None`` if it was not made by us."""
     file = Path(folder) / PROVENANCE_FILE
     return read_json(file) if file.is_file() else None
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a checkpoint's files are there and can be opened: its config and every safetensors file, each of full length."""
+    files = sorted(folder.glob("*.safetensors"))
+    listed = folder / "model.safetensors.index.json"
+    try:
+        if listed.is_file():
+            files = [folder / name for name in sorted(set(read_json(listed)["weight_map"].values()))]
+        read_json(folder / "config.json")
+        for file in files:
+            with safe_open(file, framework="pt") as tensors:
+                tensors.keys()
+    except (OSError, SafetensorError, StorageError, KeyError, TypeError):
+        return False
+    return bool(files)

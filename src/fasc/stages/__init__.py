@@ -1,1 +1,1 @@
-"""The library verbs, on objects: collect, plan, compress, evaluate, diagnose, … The command line parses, calls one, and prints."""
+"""The library verbs, on objects: collect, plan, compress, evaluate, diagnose, … The command line calls them and prints."""

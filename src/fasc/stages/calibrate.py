@@ -1,19 +1,20 @@
 """Text → statistics."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fasc.errors import UsageError
-from fasc.model.load import LoadedModel
+from fasc.edits.structure import structure_of
+from fasc.errors import ModelError, UsageError
+from fasc.model.load import LoadedModel, model_fingerprint
 from fasc.model.options import LayersConfig
+from fasc.model.precision import working_precision
 from fasc.planning.needs import needs_for
 from fasc.planning.options import MethodConfig
-from fasc.stages.keywords import Names, names_in, refuse_rest, take
+from fasc.stages.keywords import Corpus, Names, corpus_in, names_in, refuse_rest, take
 from fasc.statistics.collect import collect_moments
 from fasc.statistics.moments import Need, Statistics
 from fasc.statistics.options import CalibrationConfig
@@ -23,7 +24,7 @@ from fasc.text.corpus import TextRequest, TokenBlock, load_corpus
 def collect(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    corpus: str | Path | Names | Tensor = "self",
+    corpus: Corpus | Tensor = "self",
     *,
     methods: Names = "fasc",
     needs: frozenset[Need] | None = None,
@@ -38,7 +39,7 @@ def collect(
             [sequences, length] int64.
         methods: whose moments to measure.
         needs: the moments, instead of those of the methods.
-        **options: fields of ``CalibrationConfig`` (``sequences=``, ``labels=``, …) and ``LayersConfig`` (``include=``, ``exclude=``).
+        **options: fields of ``CalibrationConfig`` (``sequences=``, ``labels=``, …) and of ``LayersConfig`` (``include=``, …).
 
     Raises:
         UsageError: an unknown option, or no tokenizer.
@@ -47,11 +48,11 @@ def collect(
         NonFiniteError: a loss or a moment is NaN or infinite; names the batch or the layer.
     """
     layers = take(LayersConfig, options)
-    named = None if isinstance(corpus, Tensor) else ",".join(names_in(corpus)) if not isinstance(corpus, Path) else str(corpus)
-    calibration = take(CalibrationConfig, options, corpus=named)
+    calibration = take(CalibrationConfig, options, corpus=None if isinstance(corpus, Tensor) else corpus_in(corpus))
     refuse_rest(options, CalibrationConfig, LayersConfig)
     if needs is None:
         needs = frozenset().union(*(needs_for(MethodConfig(name=name), None) for name in names_in(methods)))
+    require_dense(model)
     if isinstance(corpus, Tensor):
         return collect_moments(model, corpus, needs, calibration=calibration, layers=layers)
     if tokenizer is None:
@@ -59,16 +60,30 @@ def collect(
     return calibrate(LoadedModel(model, tokenizer), needs, calibration, layers)
 
 
-def calibrate(
-    loaded: LoadedModel, needs: frozenset[Need], calibration: CalibrationConfig, layers: LayersConfig
-) -> Statistics:
+def calibrate(loaded: LoadedModel, needs: frozenset[Need], calibration: CalibrationConfig, layers: LayersConfig) -> Statistics:
     """Load the calibration text and measure the moments."""
     if calibration.skip and calibration.corpus == "self":
         raise UsageError("text sampled from the model has no order to skip in", "draw other text with another --seed")
-    block = _text(loaded, calibration, calibration.skip + calibration.sequences, calibration.seed)
-    tokens = block.tokens[calibration.skip :]
-    statistics = collect_moments(loaded.model, tokens, needs, calibration=calibration, layers=layers)
-    return replace(statistics, meta={**statistics.meta, "text_digest": block.text_digest})
+    require_dense(loaded.model)
+    fingerprint = model_fingerprint(loaded.model)
+    with working_precision(loaded.model):
+        block = _text(loaded, calibration, calibration.skip + calibration.sequences, calibration.seed)
+        tokens = block.tokens[calibration.skip :]
+        statistics = collect_moments(loaded.model, tokens, needs, calibration=calibration, layers=layers)
+    return replace(statistics, meta={**statistics.meta, "model_fingerprint": fingerprint, "text_digest": block.text_digest})
+
+
+def require_dense(model: PreTrainedModel) -> None:
+    """Refuse a model that is compressed or quantised already, before anything is measured.
+
+    Raises:
+        ModelError: says which.
+    """
+    if structure_of(model) is not None:
+        raise ModelError("the model is compressed already", "give the dense model that it was made from")
+    config = getattr(model.config, "quantization_config", None)
+    if config is not None:
+        raise ModelError(f"the model is quantised already ({type(config).__name__})", "give the unquantised model")
 
 
 def held_out_tokens(loaded: LoadedModel, calibration: CalibrationConfig, sequences: int) -> Tensor:

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from fasc.compression.compress import carry_out
 from fasc.compression.merge import merge
 from fasc.edits.narrow import Narrow
-from fasc.errors import ModelError, UsageError
+from fasc.errors import UsageError
 from fasc.forecast.cache import kept_forecasts
 from fasc.layouts import layouts_named
 from fasc.model.load import LoadedModel, load_model, model_fingerprint
@@ -24,9 +24,9 @@ from fasc.reporting.card import model_card
 from fasc.serving.checkpoint import CheckpointNotes, save_checkpoint
 from fasc.serving.quantizer import attach
 from fasc.stages.calibrate import calibrate
-from fasc.stages.keywords import Names, names_in, take
-from fasc.stages.plan import plan_of_recipe, take_method
+from fasc.stages.keywords import Corpus, corpus_in, take
 from fasc.stages.plan import plan as make_plan
+from fasc.stages.plan import plan_of_recipe, take_method
 from fasc.statistics.moments import Need, Statistics
 from fasc.statistics.options import CalibrationConfig
 from fasc.storage import work_folder
@@ -95,12 +95,14 @@ def compress(model: PreTrainedModel, statistics: Statistics, plan: Plan | None =
         NonFiniteError: a new weight is NaN or infinite; load the model again then.
     """
     if plan is not None and options:
-        raise UsageError(f"a plan and `{next(iter(options))}` were given", "a plan holds its budget and options: give one of them")
+        raise UsageError(
+            f"a plan and `{next(iter(options))}` were given", "a plan holds its budget and options: give one of them"
+        )
     statistics.require_model(model_fingerprint(model))
     statistics = statistics.present_in(model)
     chosen = plan or make_plan(model, statistics, **options)
     recipe = _recipe_of(model, statistics, chosen)
-    return carry_out_recipe(LoadedModel(model, None), statistics, recipe, chosen)  # type: ignore[arg-type]
+    return carry_out_recipe(LoadedModel(model, None), statistics, recipe, chosen)
 
 
 def _recipe_of(model: PreTrainedModel, statistics: Statistics, plan: Plan) -> Recipe:
@@ -152,7 +154,7 @@ def mergeable(recipe: Recipe) -> Recipe:
 
 def compress_checkpoint(
     model: str | Path,
-    corpus: str | Path | Names = "self",
+    corpus: Corpus = "self",
     *,
     out: str | Path,
     method: str = "fasc",
@@ -177,10 +179,9 @@ def compress_checkpoint(
     Raises:
         FascError: any stage's own.
     """
-    text = str(corpus) if isinstance(corpus, Path) else ",".join(names_in(corpus))
     recipe = Recipe(
         source=take(ModelConfig, options, model=str(model)),
-        calibration=take(CalibrationConfig, options, corpus=text),
+        calibration=take(CalibrationConfig, options, corpus=corpus_in(corpus)),
         layers=take(LayersConfig, options),
         budgets=(take(BudgetConfig, options),),
         methods=(take_method(method, options),),
@@ -225,6 +226,8 @@ def compress_recipe(
         moments = measured(loaded, recipe, needs, work) if statistics is None else Statistics.load(statistics)
         moments.require_model(model_fingerprint(loaded.model))
         moments = moments.present_in(loaded.model)
+        if plan is None:
+            moments.require(needs)
         if plan is None and (work / "plan.json").is_file():
             plan = Plan.load(work / "plan.json")
         elif plan is None:
@@ -264,15 +267,3 @@ def needs_of(methods: tuple[MethodConfig, ...], budgets: tuple[BudgetConfig, ...
     """
     asked: tuple[BudgetConfig | None, ...] = (None,) if budgets is None else budgets
     return frozenset().union(*(needs_for(options, budget) for options in methods for budget in asked))
-
-
-def require_compressible(model: PreTrainedModel) -> None:
-    """Refuse a model that is compressed or quantised already.
-
-    Raises:
-        ModelError: says which.
-    """
-    config = getattr(model.config, "quantization_config", None)
-    if config is not None:
-        method = getattr(config, "quant_method", None) or (config.get("quant_method") if isinstance(config, dict) else None)
-        raise ModelError(f"the model is quantised or compressed already ({method})", "give the dense model it was made from")

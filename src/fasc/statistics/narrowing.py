@@ -43,8 +43,8 @@ def narrowed_group(group: InputGroup, coupling: Coupling, width: int) -> InputGr
 def narrowed(statistics: Statistics, narrowing: Narrowing) -> Statistics:
     """The statistics of the model without the channels that are removed.
 
-    Inputs and gradients at other places are assumed unchanged. The consumer reads ``T x`` in the place of ``x``, so gradients of the
-    producers' outputs become ``Tᵀ h``.
+    Inputs and gradients at other places are assumed unchanged. The consumer reads ``T x`` in the place of ``x``, so gradients
+    of the producers' outputs become ``Tᵀ h``.
     """
     groups: dict[str, GroupStatistics] = dict(statistics.groups)
     for group, narrow in ((narrowing.coupling.group, _narrowed_producers), (narrowing.coupling.consumer, _narrowed_consumer)):
