@@ -35,9 +35,10 @@ class Once:
 
     def __call__(self, compute: nn.Module, input: Tensor) -> Tensor:
         """What the module gives for the input, [… d_in] → [… rank]."""
+        output: Tensor
         if torch.is_grad_enabled() and any(one.requires_grad for one in compute.parameters()):
-            trained: Tensor = compute(input)
-            return trained
+            output = compute(input)
+            return output
         changes = _changes_of(input)
         if self._left > 0 and self._input is input and self._changes == changes and self._output is not None:
             output = self._output
