@@ -8,6 +8,10 @@ import torch
 
 from fasc.errors import ModelError
 from fasc.model import embedded
+from fasc.model.load import load_model
+from fasc.stages.calibrate import collect
+from fasc.stages.compress import compress
+from fasc.text.corpus import TextRequest, load_corpus
 
 
 @pytest.fixture
@@ -62,37 +66,27 @@ def test_an_interrupted_conversion_leaves_no_model(cache, monkeypatch):
 
 
 @pytest.mark.real_model
-def test_the_real_model_knows_paris_and_half_its_rank_costs_fasc_less_than_svd(tokens):
-    """Small on purpose: 16 sequences of its own vocabulary's text, one group of layers, KL on other text."""
-    from fasc import load_model, pipeline
-    from fasc.statistics.collect import collect
-    from fasc.text.corpus import TextRequest, load_corpus
-    from fasc.compression.compress import compress
-    from fasc.model.options import LayersConfig
-    from fasc.planning.options import BudgetConfig, MethodConfig
-    from fasc.methods import METHODS
-
+def test_the_real_model_knows_paris_and_half_its_rank_costs_fasc_less_than_svd():
+    """Small on purpose: 24 sequences of its own text, two blocks, KL on other text of its own."""
     model, tokenizer = load_model("smollm2-135m")
     assert model.num_parameters() == 134_515_008
     ids = tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
     with torch.no_grad():
         assert tokenizer.decode(model(input_ids=ids).logits[0, -1].argmax()) == " Paris"
-    layers = LayersConfig(include=("*.layers.12.*", "*.layers.20.*"))
     text = {
         seed: load_corpus(
             model, tokenizer, TextRequest(corpus="self", sequences=24, sequence_length=48, seed=seed, role="calibration")
         )
         for seed in (0, 1)
     }
-    statistics = collect(model, text[0].tokens, METHODS["fasc"].needs | METHODS["svd"].needs, layers=layers)
+    statistics = collect(model, corpus=text[0].tokens, methods=("svd", "fasc"), include=("*.layers.12.*", "*.layers.20.*"))
     with torch.no_grad():
         dense = model(input_ids=text[1].tokens).logits.log_softmax(-1)
     losses = {}
     for method in ("svd", "fasc"):
         model, _ = load_model("smollm2-135m")
-        plan = pipeline.plan(model, method, BudgetConfig(rank_fraction=0.5), layers=layers)
-        compress(model, statistics, plan, MethodConfig(name=method, damping=1e-3))
+        compress(model, statistics, method=method, rank_fraction=0.5, damping=1e-3)
         with torch.no_grad():
-            found = model(input_ids=text[1].tokens).logits.log_softmax(-1)
-        losses[method] = float((dense.exp() * (dense - found)).sum(-1).mean())
+            small = model(input_ids=text[1].tokens).logits.log_softmax(-1)
+        losses[method] = float((dense.exp() * (dense - small)).sum(-1).mean())
     assert 0 < losses["fasc"] < 0.8 * losses["svd"]
