@@ -10,7 +10,7 @@ from fasc.methods import METHODS, solver
 from fasc.stages.plan import plan
 from fasc.statistics.collect import collect_moments
 from tests.conftest import tiny_model
-from tests.methods.test_every_method import unit
+from tests.methods.problems import unit
 
 
 @pytest.mark.parametrize("shape", [(60, 50), (50, 60)])
