@@ -34,6 +34,6 @@ def bench(
 
     opt.check_outputs([json], inputs=opt.inputs(checkpoint, dense))
     report = compare(source, config, dense)
-    print_speed(report)
     if json is not None:
         write_artifact(json, "speed", report.to_dict() | {"provenance": provenance(speed=config.model_dump(mode="json"))})
+    print_speed(report)

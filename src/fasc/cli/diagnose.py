@@ -62,11 +62,11 @@ def diagnose(
         statistics=statistics,
         calibration=calibration,
     )
-    print_diagnosis(diagnosis)
     if json is not None:
         diagnosis.save(json)
     if csv is not None:
         diagnosis.save_csv(csv)
+    print_diagnosis(diagnosis)
     if figures is not None:
         from fasc.reporting.dependence_figures import dependence_figures
 

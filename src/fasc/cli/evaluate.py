@@ -37,6 +37,6 @@ def evaluate(
 
     opt.check_outputs([json], inputs=opt.inputs(checkpoint, dense, config.corpus))
     scores = score_checkpoint(source, config, dense)
-    print_scores(scores)
     if json is not None:
         write_scores(json, scores, config)
+    print_scores(scores)

@@ -76,9 +76,9 @@ def subspace_overlap(
         hessian_groups=hessian_groups,
         hessian_sequences=hessian_sequences,
     )
-    print_overlaps(result["summary"], options.name)
-    if result["hessian"]:
-        print_curvature(result["hessian"])
     if json is not None:
         made = provenance(calibrations=result.pop("calibrations"))
         write_artifact(json, "overlap", result | {"provenance": made})
+    print_overlaps(result["summary"], options.name)
+    if result["hessian"]:
+        print_curvature(result["hessian"])

@@ -68,12 +68,12 @@ def validate(
         calibration=calibration,
         layers=layers,
     )
+    if json is not None:
+        made = provenance(calibration=result.pop("calibration"))
+        write_artifact(json, "validation", result | {"provenance": made})
     if result["rows"]:
         print_validation(result["summary"])
     if result["plans"]:
         print_plans(result["plans"])
-    if json is not None:
-        made = provenance(calibration=result.pop("calibration"))
-        write_artifact(json, "validation", result | {"provenance": made})
     if figure is not None and result["rows"]:
         typer.echo(validation_figure(result["rows"], figure))
