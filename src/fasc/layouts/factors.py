@@ -17,7 +17,8 @@ class ComputedOnce(nn.Module):
 
     The first consumer computes it and leaves the result here. The others, called with the *same tensor object*, take it, and the
     last one clears it. A consumer that is called with another tensor computes it again, so the result is right in any order of
-    calls. Nothing is left here while the map itself is trained, because its weight may change between two calls.
+    calls, also if the tensor was changed in place (tensors made in inference mode excepted: their changes are not counted).
+    Nothing is left here while the map itself is trained, because its weight may change between two calls.
     """
 
     consumers: int = 1
@@ -25,6 +26,7 @@ class ComputedOnce(nn.Module):
     _input: Tensor | None = None
     _output: Tensor | None = None
     _left: int = 0
+    _changes: int = 0
 
     def project(self, input: Tensor) -> Tensor:
         """The map itself, [… d_in] → [… rank]."""
@@ -34,19 +36,25 @@ class ComputedOnce(nn.Module):
         """Compute the map, or hand out what another consumer of the same tensor has computed."""
         if self.consumers == 1 or (torch.is_grad_enabled() and any(one.requires_grad for one in self.parameters())):
             return self.project(input)
-        if self._left > 0 and self._input is input and self._output is not None:
+        changes = _changes_of(input)
+        if self._left > 0 and self._input is input and self._changes == changes and self._output is not None:
             output = self._output
             self._left -= 1
             if self._left == 0:
                 self._input = self._output = None
             return output
         output = self.project(input)
-        self._input, self._output, self._left = input, output, self.consumers - 1
+        self._input, self._output, self._left, self._changes = input, output, self.consumers - 1, changes
         return output
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy holds no activations."""
         return {**self.__dict__, "_input": None, "_output": None, "_left": 0}
+
+
+def _changes_of(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; compilers follow that themselves."""
+    return 0 if torch.compiler.is_compiling() or tensor.is_inference() else tensor._version
 
 
 class Projection(ComputedOnce, nn.Linear):
