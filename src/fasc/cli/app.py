@@ -94,20 +94,13 @@ def main() -> NoReturn:
     except Exception as problem:  # noqa: BLE001 - the boundary to the person at the terminal
         if debug:
             traceback.print_exc()
-        printed = _let_go_of_stdout()
-        _fail(*(_explain(problem) if printed or not isinstance(problem, OSError) else _UNPRINTED))
+        _let_go_of_stdout()
+        _fail(*_explain(problem))
     if not _let_go_of_stdout() and code is None:
-        _fail(*_UNPRINTED)
+        _fail("the result could not be printed", "standard output is closed or full; print to another place", 2)
     if code == _INTERRUPTED:
         _fail("interrupted", "nothing half-written was left behind; the same command starts or continues the work", code)
     sys.exit(code or 0)
-
-
-_UNPRINTED = (
-    "the result could not be printed: standard output is full or closed",
-    "the files that --out and --json name are complete; print to another place",
-    2,
-)
 
 
 def _let_go_of_stdout() -> bool:

@@ -42,6 +42,7 @@ def collect(
     layers = opt.take(LayersConfig, given)
     source = opt.take(ModelConfig, given)
     from fasc.outputs import output
+    from fasc.reporting.console import print_line
     from fasc.stages.compress import load, needs_of
     from fasc.stages.diagnose import collect_for
 
@@ -50,4 +51,4 @@ def collect(
     with output(out, overwrite=overwrite, inputs=opt.inputs(model, calibration.corpus)) as target:
         statistics = collect_for(load(source), chosen, calibration, layers, diagnosis=diagnosis)
         statistics.save(target)
-    typer.echo(out)
+    print_line(out)

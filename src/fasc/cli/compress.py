@@ -88,6 +88,7 @@ def compress(
     from fasc.outputs import output
     from fasc.planning.needs import needs_for
     from fasc.planning.plan import Plan
+    from fasc.reporting.console import print_line
     from fasc.reporting.outcome import print_outcome
     from fasc.stages.compress import compress_recipe
 
@@ -101,7 +102,7 @@ def compress(
             recipe, target, statistics=statistics, held_out=held_out, plan=made, merged=merge, overwrite=overwrite
         )
     print_outcome(small.plan, out, recipe.source.model, merged=merge)
-    typer.echo(out)
+    print_line(out)
 
 
 def _require_no_other(plan: "Plan", given: Mapping[str, Any]) -> None:

@@ -48,6 +48,7 @@ def diagnose(
     source = opt.take(ModelConfig, given)
     if exclusions not in ("paper", "none"):
         raise UsageError(f"--exclusions is `{exclusions}`", "known: paper, none")
+    from fasc.reporting.console import print_line
     from fasc.reporting.diagnosis_table import print_diagnosis
     from fasc.stages.compress import load, needs_of
     from fasc.stages.diagnose import diagnose_model
@@ -71,4 +72,4 @@ def diagnose(
         from fasc.reporting.dependence_figures import dependence_figures
 
         for path in dependence_figures(diagnosis, figures):
-            typer.echo(path)
+            print_line(path)

@@ -52,6 +52,7 @@ def validate(
     layers = opt.take(LayersConfig, given)
     from fasc.outputs import write_artifact
     from fasc.provenance import provenance
+    from fasc.reporting.console import print_line
     from fasc.reporting.validation import print_plans, print_validation, validation_figure
     from fasc.stages.compress import load, needs_of
     from fasc.stages.diagnose import validate as measure
@@ -76,4 +77,4 @@ def validate(
     if result["plans"]:
         print_plans(result["plans"])
     if figure is not None and result["rows"]:
-        typer.echo(validation_figure(result["rows"], figure))
+        print_line(validation_figure(result["rows"], figure))
