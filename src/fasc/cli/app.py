@@ -3,6 +3,7 @@
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Annotated, NoReturn
 
 import typer
@@ -45,7 +46,7 @@ def _global_options(
     pass
 
 
-_VERBS = {
+_VERBS: dict[Callable[..., None], str] = {
     run.demo: "Compress a real 135M model; show what was kept.",
     run.run: "Carry out a recipe; goes on where it stopped.",
     pull.pull: "Fetch the embedded default model into the cache.",

@@ -48,7 +48,7 @@ def collect(
 
     chosen = tuple(MethodConfig(name=name) for name in opt.names(methods) or DEFAULT_METHODS)
     needs_of(chosen)
-    with output(out, overwrite=overwrite, inputs=opt.inputs(model, calibration.corpus)) as target:
+    with output(out, overwrite=overwrite, inputs=(model, calibration.corpus)) as target:
         statistics = collect_for(load(source), chosen, calibration, layers, diagnosis=diagnosis)
         statistics.save(target)
     print_line(out)

@@ -54,7 +54,8 @@ def diagnose(
     from fasc.stages.diagnose import diagnose_model
 
     needs_of(tuple(chosen))
-    opt.check_outputs([json, csv], inputs=opt.inputs(model, statistics, calibration.corpus))
+    drawings = () if figures is None else (figures / "rho.png", figures / "angles.png")
+    opt.check_files(json, csv, *drawings, inputs=(model, statistics, calibration.corpus))
     diagnosis = diagnose_model(
         load(source),
         chosen,

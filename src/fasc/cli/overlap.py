@@ -64,7 +64,7 @@ def subspace_overlap(
 
     needs_of((options,))
     check_overlap(calibrations, fractions, hessian)
-    opt.check_outputs([json], inputs=opt.inputs(model))
+    opt.check_files(json, inputs=(model, corpora))
     loaded = load(opt.take(ModelConfig, given))
     result = compare(
         loaded,

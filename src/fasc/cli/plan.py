@@ -51,7 +51,7 @@ def plan(
     from fasc.stages.plan import plan_from_files
 
     needs_for(options, budget)
-    opt.check_outputs([json], inputs=opt.inputs(model, statistics, held_out))
+    opt.check_files(json, inputs=(model, statistics, held_out))
     result = plan_from_files(load(source), options, budget, layers, statistics, held_out)
     if json is not None:
         result.save(json)

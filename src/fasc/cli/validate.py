@@ -58,7 +58,7 @@ def validate(
     from fasc.stages.diagnose import validate as measure
 
     needs_of(tuple(chosen))
-    opt.check_outputs([json, figure], inputs=opt.inputs(model, statistics, calibration.corpus))
+    opt.check_files(json, figure, inputs=(model, statistics, calibration.corpus))
     result = measure(
         load(source),
         chosen,
