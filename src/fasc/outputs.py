@@ -56,7 +56,7 @@ def resolved(path: str | Path) -> Path:
 def existing_paths(given: Inputs) -> list[Path]:
     """The files and folders among what a command reads."""
     parts = [part.strip() for one in given if one is not None for part in (str(one), *str(one).split(","))]
-    return [path for path in (expanded(part) for part in parts if part) if path.exists()]
+    return [path for path in dict.fromkeys(expanded(part) for part in parts if part) if path.exists()]
 
 
 def require_output(
