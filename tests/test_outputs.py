@@ -197,10 +197,10 @@ with output(sys.argv[1], overwrite=True) as target:
 
 class TestLock:
     def test_of_two_calls_at_once_the_second_says_that_the_first_is_at_work(self, tmp_path):
-        with output(tmp_path / "x", overwrite=True), pytest.raises(StorageError, match="another process is writing") as refused:
-            with output(tmp_path / "x", overwrite=True):
+        with output(tmp_path / "x", overwrite=True):
+            with pytest.raises(StorageError, match="another process is writing") as refused, output(tmp_path / "x", overwrite=True):
                 pytest.fail("both are at work")
-        assert "wait" in refused.value.hint
+            assert "wait" in refused.value.hint
 
     def test_calls_with_other_results_do_not_wait_for_each_other(self, tmp_path):
         with output(tmp_path / "x", overwrite=True) as one, output(tmp_path / "y", overwrite=True) as other:
@@ -208,9 +208,9 @@ class TestLock:
 
     def test_through_a_link_it_is_the_same_result(self, tmp_path):
         (tmp_path / "link").symlink_to(tmp_path / "x")
-        with output(tmp_path / "x", overwrite=True), pytest.raises(StorageError, match="another process is writing"):
-            with output(tmp_path / "link", overwrite=True):
-                pytest.fail("both are at work")
+        second = output(tmp_path / "link", overwrite=True)
+        with output(tmp_path / "x", overwrite=True), pytest.raises(StorageError, match="another process is writing"), second:
+            pytest.fail("both are at work")
 
     def test_nothing_is_left_of_it_whether_the_work_succeeds_or_not(self, tmp_path):
         with output(tmp_path / "x", overwrite=True):

@@ -9,6 +9,7 @@ import sys
 import time
 from collections import namedtuple
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -197,7 +198,7 @@ def test_an_interrupt_leaves_nothing_and_exits_with_130(model_folder, tmp_path, 
 
 def test_a_full_stdout_after_the_work_is_said_and_no_traceback(model_folder, text_file, tmp_path):
     arguments = ["collect", model_folder, "--corpus", text_file, *CALIBRATION, "--out", tmp_path / "s.safetensors"]
-    with open("/dev/full", "w") as full:
+    with Path("/dev/full").open("w") as full:
         command = [sys.executable, "-m", "fasc", *map(str, arguments)]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     refused((done.returncode, "", done.stderr), "could not be printed")
