@@ -34,7 +34,7 @@ from fasc.stages.evaluate import dense_config, texts_seen
 from fasc.stages.plan import plan_of_recipe
 from fasc.stages.recover import recover_checkpoint, summary_of
 from fasc.statistics.moments import Need, Statistics
-from fasc.storage import new_file, read_json, write_json
+from fasc.storage import expanded, new_file, read_json, write_json
 from fasc.text.corpus import TokenBlock
 
 
@@ -58,11 +58,11 @@ def run(recipe: Recipe | str | Path, out: str | Path | None = None, *, overwrite
         FascError: any stage's own.
     """
     if not isinstance(recipe, Recipe):
-        path = Path(recipe)
+        path = expanded(recipe)
         recipe, out = read_recipe(path), out or Path("runs") / path.stem
     needs = needs_of(recipe.methods, recipe.budgets)
     names = _require_own_folders(recipe)
-    out = Path(out or "runs/recipe")
+    out = expanded(out or "runs/recipe")
     with run_folder(out, recipe.to_dict(), [*_FILES, *names], overwrite=overwrite) as (folder, goes_on):
         if goes_on:
             say(f"{out} holds this run already: going on where it stopped")
@@ -196,6 +196,7 @@ def _is_done(folder: Path) -> bool:
         return True
     for file in ("plan.json", "scores.json", "samples.json", "speed.json"):
         (folder / file).unlink(missing_ok=True)
+    rmtree(folder / "model", ignore_errors=True)
     return False
 
 

@@ -37,12 +37,6 @@ def data(d_out, d_in, seed=0, tokens=4000):
     return normal(d_out, d_in), x, h
 
 
-def unit(d_out, d_in, seed=0):
-    """A weight, its statistics, and the data that they are of."""
-    weight, x, h = data(d_out, d_in, seed)
-    return weight, statistics_of(weight, x, h), x, h
-
-
 def independent(size=12, tokens=60_000, seed=0):
     """Independent Gaussian x and g: the case in which the paper's Eq. 1 equals its first term."""
     g = torch.Generator().manual_seed(seed)

@@ -14,6 +14,7 @@ from fasc.forecast.cache import kept_forecasts
 from fasc.layouts import layouts_named
 from fasc.model.load import LoadedModel, load_model, model_fingerprint
 from fasc.model.options import LayersConfig, ModelConfig
+from fasc.outputs import output
 from fasc.planning.needs import needs_for
 from fasc.planning.options import BudgetConfig, MethodConfig
 from fasc.planning.plan import Plan
@@ -21,7 +22,7 @@ from fasc.provenance import file_digest, provenance
 from fasc.pruning import find_method
 from fasc.recipe import Recipe
 from fasc.reporting.card import model_card
-from fasc.serving.checkpoint import CheckpointNotes, save_checkpoint
+from fasc.serving.checkpoint import CheckpointNotes, require_own_checkpoint, save_checkpoint
 from fasc.serving.quantizer import attach
 from fasc.stages.calibrate import calibrate
 from fasc.stages.keywords import Corpus, corpus_in, take
@@ -29,7 +30,7 @@ from fasc.stages.plan import plan as make_plan
 from fasc.stages.plan import plan_of_recipe, take_method
 from fasc.statistics.moments import Need, Statistics
 from fasc.statistics.options import CalibrationConfig
-from fasc.storage import work_folder
+from fasc.storage import expanded, work_folder
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Compressed:
         Raises:
             StorageError: the folder exists and may not be replaced, or there is no space.
         """
-        folder = Path(folder).expanduser()
+        folder = expanded(folder)
         summary = find_method(self.plan.method).summary
         card = model_card(self.recipe, self.plan, summary, self.provenance, merged=self.merged)
         notes = CheckpointNotes(self.recipe.to_dict(), self.provenance, self.plan.to_dict(), card)
@@ -186,8 +187,10 @@ def compress_checkpoint(
         budgets=(take(BudgetConfig, options),),
         methods=(take_method(method, options),),
     )
-    file = None if statistics is None else Path(statistics)
-    return compress_recipe(recipe, Path(out), statistics=file, merged=merge, overwrite=overwrite)
+    file = None if statistics is None else expanded(statistics)
+    sources = (recipe.source.model, file, recipe.calibration.corpus)
+    with output(out, overwrite=overwrite, inputs=sources, folder=True, owned=require_own_checkpoint) as target:
+        return compress_recipe(recipe, target, statistics=file, merged=merge, overwrite=overwrite)
 
 
 def compress_recipe(

@@ -27,7 +27,7 @@ class CalibrationConfig(Options):
     skip: Annotated[int, Field(ge=0)] = 0
     """Sequences of the draw that are passed over: moments of held-out text are those after the sequences that calibrate."""
 
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the choice of sequences, of the text sampled from the model and of sampled labels."""
 
     labels: Labels = "corpus"
