@@ -1,20 +1,18 @@
 """Experts as layers of their own: the same model, a row for each expert, and moments of the tokens that it gets."""
 
-import pytest
 import torch
 
 from fasc import pipeline
-from fasc.statistics.collect import collect
 from fasc.compression.compress import compress
-from fasc.model.options import LayersConfig
-from fasc.planning.options import BudgetConfig, MethodConfig
-from fasc.statistics.options import CalibrationConfig
 from fasc.diagnosis.diagnose import diagnose, diagnosis_needs
-from fasc.errors import CorpusError
 from fasc.methods import METHODS
 from fasc.model.experts import expert_layers
 from fasc.model.groups import find_groups
 from fasc.model.load import model_fingerprint
+from fasc.model.options import LayersConfig
+from fasc.planning.options import BudgetConfig, MethodConfig
+from fasc.statistics.collect import collect_moments as collect
+from fasc.statistics.options import CalibrationConfig
 
 BOTH = [MethodConfig(damping=1e-2), MethodConfig(name="svd")]
 
@@ -69,31 +67,12 @@ def test_diagnose_has_a_row_per_expert_with_the_moments_of_its_tokens(mixture, t
     assert sum(per_block) == 2 * tokens.numel(), "each token goes to two experts"
 
 
-def test_experts_are_not_compressed_and_padding_is_refused(mixture, tokens):
+def test_experts_are_not_compressed(mixture, tokens):
     with expert_layers(mixture):
         statistics = collect(mixture, tokens, METHODS["fasc"].needs)
-        with pytest.raises(CorpusError, match="padding"):
-            collect(mixture, tokens, METHODS["fasc"].needs, mask=torch.ones_like(tokens))
     plan = pipeline.plan(mixture, MethodConfig(damping=1e-2), BudgetConfig(rank_fraction=0.5), statistics=statistics)
     assert plan.units
     assert not any("experts" in unit.unit for unit in plan.units)
     compress(mixture, statistics, plan, MethodConfig(damping=1e-2))
     with torch.no_grad():
         assert torch.isfinite(mixture(input_ids=tokens).logits).all()
-
-
-def test_an_idle_expert_has_no_row(mixture, tokens, capsys):
-    with expert_layers(mixture):
-        statistics = collect(mixture, tokens[:1, :2], METHODS["svd"].needs)
-        groups = find_groups(mixture, LayersConfig())
-    assert len(statistics.groups) < len(groups)
-    assert "got no token" in capsys.readouterr().err
-
-
-def test_stored_statistics_hold_the_layers_that_the_model_has_now(mixture, tokens):
-    with expert_layers(mixture):
-        statistics = collect(mixture, tokens, METHODS["svd"].needs)
-        assert statistics.present_in(mixture).groups.keys() == statistics.groups.keys()
-    outside = statistics.present_in(mixture).groups
-    assert outside.keys() < statistics.groups.keys()
-    assert not any("experts" in name for name in outside)

@@ -94,7 +94,7 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def _open_permissions(folder: Path) -> None:
-    """Scratch folders and some writers make private files; a checkpoint is as readable as any other file."""
+    """Scratch folders and some writers make private files; what they hold is as readable as any other file."""
     mask = os.umask(0)
     os.umask(mask)
     for path in [folder, *folder.rglob("*")]:
@@ -130,6 +130,7 @@ def new_file(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield scratch
+        _open_permissions(scratch)
         scratch.replace(path)
     except OSError as problem:
         raise storage_error(problem, path) from problem
