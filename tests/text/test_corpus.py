@@ -1,4 +1,4 @@
-"""Text becomes sequences; bad text becomes one clear line."""
+"""Text becomes sequences, drawn by a seed."""
 
 import gzip
 import json
@@ -6,16 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import GenerationConfig
 
-from fasc.text.corpus import TextRequest, load_corpus
 from fasc.errors import CorpusError, UnknownNameError
-from tests.conftest import tiny_model
-
-
-def load(tokenizer, corpus, **options):
-    settings = {"sequences": 4, "sequence_length": 16, "seed": 0, "role": "calibration"} | options
-    return load_corpus(tiny_model(), tokenizer, TextRequest(corpus=str(corpus), **settings))
+from fasc.text.corpus import TextRequest, TokenBlock, load_corpus
+from tests.text.load import load
 
 
 def test_sequences_are_windows_of_the_text_drawn_by_the_seed(tokenizer, text_file):
@@ -33,21 +27,6 @@ def test_sequences_are_windows_of_the_text_drawn_by_the_seed(tokenizer, text_fil
     assert tokenizer.decode(everything.flatten()) == text[: everything.numel()]
 
 
-def test_json_lines_compressed_files_and_folders_are_read(tokenizer, tmp_path):
-    rows = [
-        {"text": "alpha beta gamma delta epsilon " * 3},
-        {"instruction": "do it", "input": "", "output": "done and dusted " * 4},
-    ]
-    lines = "\n".join(json.dumps(row) for row in rows)
-    (tmp_path / "a.jsonl").write_text(lines)
-    with gzip.open(tmp_path / "b.jsonl.gz", "wt") as stream:
-        stream.write(lines)
-    plain = load(tokenizer, tmp_path / "a.jsonl", sequences=None).tokens
-    assert torch.equal(plain, load(tokenizer, tmp_path / "b.jsonl.gz", sequences=None).tokens)
-    assert tokenizer.eos_token_id in plain, "documents are separated"
-    assert load(tokenizer, tmp_path, sequences=None).tokens.shape[0] >= 2 * plain.shape[0]
-
-
 def test_calibration_and_evaluation_parts_of_a_named_corpus_are_disjoint(tokenizer, tmp_path):
     (tmp_path / "c4").mkdir()
     documents = [f"document number {i} says {chr(97 + i) * 30} and no more" for i in range(10)]
@@ -62,76 +41,10 @@ def test_calibration_and_evaluation_parts_of_a_named_corpus_are_disjoint(tokeniz
     assert parts["evaluation"] == {1, 3, 5, 7, 9}
 
 
-def test_text_sampled_from_the_model_follows_the_seed_and_leaves_the_random_state(tokenizer):
-    model = tiny_model()
-    torch.manual_seed(5)
-    state = torch.get_rng_state()
-    block = load_corpus(model, tokenizer, TextRequest(corpus="self", sequences=5, sequence_length=12, seed=0, role="calibration"))
-    assert torch.equal(torch.get_rng_state(), state)
-    assert block.tokens.shape == (5, 12)
-    assert (block.tokens[:, 0] == tokenizer.bos_token_id).all()
-    assert torch.equal(block.tokens, load(tokenizer, "self", sequences=5, sequence_length=12).tokens)
-    assert not torch.equal(block.tokens, load(tokenizer, "self", sequences=5, sequence_length=12, seed=1).tokens)
-
-
-def test_sampled_text_has_the_models_own_distribution(tokenizer):
-    """One step from the first token: frequencies are the softmax of its logits, special tokens included."""
-    model = tiny_model()
-    tokens = load_corpus(
-        model, tokenizer, TextRequest(corpus="self", sequences=4000, sequence_length=2, seed=0, role="calibration")
-    ).tokens
-    with torch.no_grad():
-        expected = model(input_ids=torch.tensor([[0]])).logits[0, -1].softmax(-1)
-    found = torch.bincount(tokens[:, 1], minlength=expected.shape[0]) / 4000
-    assert (found - expected).abs().max() < 0.03
-
-
-def test_sampled_text_is_at_temperature_one_whatever_the_models_own_settings_are(tokenizer):
-    model = tiny_model()
-    request = TextRequest(corpus="self", sequences=5, sequence_length=12, seed=0, role="calibration")
-    plain = load_corpus(model, tokenizer, request)
-    model.generation_config = GenerationConfig(
-        do_sample=True,
-        temperature=0.1,
-        top_k=2,
-        top_p=0.5,
-        min_p=0.5,
-        repetition_penalty=2.0,
-        num_beams=2,
-        eos_token_id=[1, 2, 3],
-    )
-    assert torch.equal(load_corpus(model, tokenizer, request).tokens, plain.tokens)
-
-
 def test_too_short_text_says_how_much_is_there_and_how_much_is_needed(tokenizer, text_file):
     with pytest.raises(CorpusError, match=r"too short: [\d,]+ tokens, 100000 sequences of 16 need 1,600,000"):
         load(tokenizer, text_file, sequences=100_000)
     assert load(tokenizer, text_file, sequences=100_000, role="evaluation").tokens.shape[0] > 100, "a limit is at most"
-
-
-@pytest.mark.parametrize("content", ["", "  \n \n"])
-def test_empty_text_is_an_error(tokenizer, tmp_path, content):
-    (tmp_path / "e.txt").write_text(content)
-    with pytest.raises(CorpusError, match="empty"):
-        load(tokenizer, tmp_path / "e.txt")
-
-
-def test_bad_files_name_the_line(tokenizer, tmp_path):
-    (tmp_path / "latin.txt").write_bytes(b"fine\nfine\ncaf\xe9\n")
-    with pytest.raises(CorpusError, match=r"latin.txt` line 3: not UTF-8 \(byte 0xe9\)"):
-        load(tokenizer, tmp_path / "latin.txt")
-    (tmp_path / "latin.jsonl").write_bytes(b'{"text": "fine"}\n{"text": "caf\xe9"}\n')
-    with pytest.raises(CorpusError, match=r"latin.jsonl` line 2: not UTF-8"):
-        load(tokenizer, tmp_path / "latin.jsonl")
-    (tmp_path / "broken.jsonl").write_text('{"text": "fine"}\n{"text": \n')
-    with pytest.raises(CorpusError, match=r"broken.jsonl` line 2: not JSON"):
-        load(tokenizer, tmp_path / "broken.jsonl")
-    (tmp_path / "other.jsonl").write_text('{"title": "no text here"}\n')
-    with pytest.raises(CorpusError, match=r"other.jsonl` line 1: no text"):
-        load(tokenizer, tmp_path / "other.jsonl")
-    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"text": "abc"}\n' * 100)[:30])
-    with pytest.raises(CorpusError, match=r"cannot read `.*cut.jsonl.gz`"):
-        load(tokenizer, tmp_path / "cut.jsonl.gz")
 
 
 def test_unknown_names_suggest_the_nearest(tokenizer):
@@ -174,3 +87,25 @@ def test_several_corpora_take_turns(model, tokenizer, text_file, tmp_path):
     assert len(load_corpus(model, tokenizer, request).tokens) == sum(whole), "evaluation takes what there is of a short corpus"
     with pytest.raises(CorpusError, match="cannot be shared out"):
         load(both, 1)
+
+
+@pytest.mark.parametrize("corpus", ["", " ", ",", "\0", "x" * 5000, "no-such-name", "no/such.txt", "no/such/folder"])
+def test_what_is_no_corpus_is_said_in_one_line(tokenizer, corpus):
+    with pytest.raises((CorpusError, UnknownNameError)) as caught:
+        load(tokenizer, corpus)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_text_survives_the_disk_and_a_damaged_file_is_refused(tokenizer, text_file, tmp_path):
+    block = load(tokenizer, text_file)
+    file = tmp_path / "text.safetensors"
+    block.save(file)
+    again = TokenBlock.load(file)
+    assert torch.equal(again.tokens, block.tokens)
+    assert (again.corpus, again.text_digest, again.characters, again.whole) == (
+        str(text_file), block.text_digest, len(text_file.read_text()), True
+    )  # fmt: skip
+    file.write_bytes(file.read_bytes()[:-8])
+    for damaged in (file, tmp_path / "nothing", tmp_path):
+        with pytest.raises(CorpusError, match="holds no text of ours"):
+            TokenBlock.load(damaged)

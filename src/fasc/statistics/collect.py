@@ -23,6 +23,7 @@ from fasc.statistics.hooks import capturing
 from fasc.statistics.moments import GroupStatistics, Need, Statistics, text_identity, without_gradient
 from fasc.statistics.objective import summed_nll
 from fasc.statistics.options import CalibrationConfig, Labels
+from fasc.text.limits import require_length, require_tokens
 
 
 def collect_moments(
@@ -48,13 +49,15 @@ def collect_moments(
         mask: 1 where there is text, [sequences, length]; padding is excluded from every moment.
 
     Raises:
-        CorpusError: no tokens.
+        CorpusError: no tokens, or some that the model cannot read.
         ModelError: no layer to compress.
         NonFiniteError: a loss or a moment is NaN or infinite; names the batch or the layer.
     """
     calibration = calibration or CalibrationConfig()
     if tokens.numel() == 0 or (mask is not None and not bool(mask.any())):
         raise CorpusError("there are no calibration tokens", "give more text or raise --sequences")
+    require_tokens(model, tokens)
+    require_length(model, tokens.shape[1])
     groups = find_groups(model, layers or LayersConfig())
     fingerprint = model_fingerprint(model)
     captures = [GroupCapture(group, needs, model.device) for group in groups]

@@ -14,9 +14,10 @@ class CalibrationConfig(Options):
     """Which text the statistics are measured on, and how."""
 
     corpus: str = "self"
-    """`self` (text sampled from the model), `wikitext2`, `c4`, `alpaca`, a .txt/.jsonl/.jsonl.gz file or folder, or
-    facts as sentences: `facts`, `negated-facts`, `lama`, `negated-lama`. Several, separated by commas, take turns;
-    one that is named twice has two."""
+    """`self` (text sampled from the model), `wikitext2`, `c4`, `alpaca`; a file (.txt, .jsonl, .json, .csv, .tsv, .parquet; also
+    .gz) or a folder of them; a data set of the hub (`owner/name`, `owner/name:config`, `owner/name:split`); or facts as
+    sentences: `facts`, `negated-facts`, `lama`, `negated-lama`. Several, separated by commas, take turns; one that is named
+    twice has two."""
 
     sequences: PositiveInt = 128
     """How many calibration sequences."""
@@ -29,6 +30,9 @@ class CalibrationConfig(Options):
 
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the choice of sequences, of the text sampled from the model and of sampled labels."""
+
+    chat_template: bool | None = None
+    """Whether chats are read through the tokenizer's chat template; by default where it has one. Without, turns are lines."""
 
     labels: Labels = "corpus"
     """Whose next token the gradients explain: `corpus` (empirical Fisher) or `sampled` from the model (true Fisher)."""
