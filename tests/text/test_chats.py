@@ -94,3 +94,17 @@ def test_a_named_corpus_is_plain_text_whatever_the_tokenizer(chatty, tmp_path):
     (tmp_path / "alpaca" / "alpaca_subset.jsonl.gz").write_text("\n".join([row] * 4))
     text = chatty.decode(load(chatty, "alpaca", sequences=None, data_dir=tmp_path).tokens.flatten())
     assert text.startswith("Count to three.\nOne, two, three.")
+
+
+def test_a_chat_that_its_template_ends_is_not_ended_again(chatty, tmp_path):
+    file = tmp_path / "chats.jsonl"
+    file.write_text("\n".join([json.dumps(CHATS["messages"])] * 3 + [json.dumps({"text": "plain words"})] * 2))
+    end = chatty.eos_token_id
+    chat = len(f"<user>{QUESTION}<assistant>{ANSWER}")
+    for template, counts in ((TEMPLATE, [chat, chat, chat, 11, 11]), (TEMPLATE + "{{ eos_token }}", [chat, chat, chat, 11, 11])):
+        chatty.chat_template = template
+        tokens = load(chatty, file, sequences=None, sequence_length=2).tokens.flatten()
+        places = (tokens == end).nonzero().flatten().tolist()
+        lengths = [after - before - 1 for before, after in zip([-1, *places], places, strict=False)]
+        assert lengths == counts[: len(lengths)]
+        assert len(lengths) >= 4

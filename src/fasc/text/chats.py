@@ -36,7 +36,11 @@ def rendered(
         if plain and not told:
             say(f"`{corpus}` holds chats and the tokenizer has no chat template: their turns are read as lines of plain text")
             told = True
-        yield Piece(document.plain if plain else _through_template(tokenizer, document), document.where)
+        if plain:
+            yield Piece(document.plain, document.where)
+        else:
+            text = _through_template(tokenizer, document)
+            yield Piece(text, document.where, marked=text.rstrip().endswith(tokenizer.eos_token or "\0"))
 
 
 def _through_template(tokenizer: PreTrainedTokenizerBase, chat: Chat) -> str:

@@ -26,6 +26,9 @@ class Piece:
     last: bool = True
     """Whether the document ends here."""
 
+    marked: bool = False
+    """Whether the text itself says that it ends here, so that no end-of-text token need follow."""
+
 
 @dataclass(frozen=True, slots=True)
 class Chat:

@@ -38,6 +38,8 @@ class TokenStream:
         self._ids = array("i")
         self._state = hashlib.sha256()
         self._blank = True
+        self._first = True
+        self._due: list[int] = []
         self.characters = 0
         self.documents = 0
         self.whole = False
@@ -100,32 +102,43 @@ class TokenStream:
 
     def _encode(self) -> Iterator[list[int]]:
         """Tokens of the documents, of several short ones at a time."""
-        end = [] if self._tokenizer.eos_token_id is None else [self._tokenizer.eos_token_id]
-        ended = 0  # documents; the first one has no end-of-text token unless there is a second
-        short: list[str] = []
+        short: list[Piece] = []
         length = 0
         for piece in self._pieces:
             complete = piece.last and len(piece.text) <= WINDOW
             if complete:
-                short.append(piece.text)
+                short.append(piece)
                 length += len(piece.text)
             if length >= _TOGETHER or not complete:
-                yield self._joined(short, end, ended)
-                ended, short, length = ended + len(short), [], 0
+                yield self._joined(short)
+                short, length = [], 0
             if not complete:
-                yield end * (ended == 1)
+                yield self._taken()
                 yield from encode_long(self._tokenizer, self._rest(piece))
-                ended += 1
-                yield end * (ended > 1)
-        yield self._joined(short, end, ended)
+                yield self._end(piece)
+        yield self._joined(short)
 
-    def _joined(self, texts: list[str], end: list[int], ended: int) -> list[int]:
-        """Tokens of short documents, with the end of the one before where it is missing."""
+    def _joined(self, pieces: list[Piece]) -> list[int]:
+        """Tokens of short documents."""
         ids: list[int] = []
+        texts = [piece.text for piece in pieces]
         encoded = self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
-        for position, part in enumerate(encoded, start=ended):
-            ids += end * (position == 1) + part + end * (position > 0)
+        for piece, part in zip(pieces, encoded, strict=True):
+            ids += self._taken() + part + self._end(piece)
         return ids
+
+    def _taken(self) -> list[int]:
+        """The end of the first document, now that there is a second."""
+        due, self._due = self._due, []
+        return due
+
+    def _end(self, piece: Piece) -> list[int]:
+        """The end-of-text token; that of the first document is due only if there is a second."""
+        end = [] if piece.marked or self._tokenizer.eos_token_id is None else [self._tokenizer.eos_token_id]
+        if self._first:
+            self._first, self._due = False, end
+            return []
+        return end
 
     def _rest(self, piece: Piece) -> Iterator[str]:
         """The parts of one document."""
