@@ -198,7 +198,10 @@ with output(sys.argv[1], overwrite=True) as target:
 class TestLock:
     def test_of_two_calls_at_once_the_second_says_that_the_first_is_at_work(self, tmp_path):
         with output(tmp_path / "x", overwrite=True):
-            with pytest.raises(StorageError, match="another process is writing") as refused, output(tmp_path / "x", overwrite=True):
+            with (
+                pytest.raises(StorageError, match="another process is writing") as refused,
+                output(tmp_path / "x", overwrite=True),
+            ):
                 pytest.fail("both are at work")
             assert "wait" in refused.value.hint
 

@@ -37,6 +37,7 @@ from fasc.stages.recover import recover_checkpoint, summary_of
 from fasc.statistics.moments import Need, Statistics
 from fasc.storage import expanded, new_file, read_json, write_json
 from fasc.text.corpus import TokenBlock
+from fasc.text.sources import text_key
 
 
 def run(recipe: Recipe | str | Path, out: str | Path | None = None, *, overwrite: bool = False) -> Path:
@@ -64,7 +65,8 @@ def run(recipe: Recipe | str | Path, out: str | Path | None = None, *, overwrite
     needs = needs_of(recipe.methods, recipe.budgets)
     names = _require_own_folders(recipe)
     out = expanded(out or "runs/recipe")
-    with run_folder(out, recipe.to_dict(), [*_FILES, *names], overwrite=overwrite) as (folder, goes_on):
+    identity = {"recipe": recipe.to_dict(), "texts": _texts_of(recipe)}
+    with run_folder(out, identity, [*_FILES, *names], overwrite=overwrite) as (folder, goes_on):
         if goes_on:
             say(f"{out} holds this run already: going on where it stopped")
         _carry_out(recipe, needs, folder)
@@ -73,6 +75,17 @@ def run(recipe: Recipe | str | Path, out: str | Path | None = None, *, overwrite
 
 _FILES = ("recipe.toml", "provenance.json", "diagnosis.json", "statistics.safetensors", "figures", "report.md", DENSE)
 """What a run keeps beside its results."""
+
+
+def _texts_of(recipe: Recipe) -> dict[str, str]:
+    """Digests of what the texts hold: a run whose corpus file has changed since is another run."""
+    calibration, evaluation, recovery = recipe.calibration, recipe.evaluation, recipe.recovery
+    keys = {"calibration": text_key(calibration.corpus, "calibration", calibration.data_dir)}
+    if any(get_benchmark(name).needs_text for name in evaluation.benchmarks):
+        keys["evaluation"] = text_key(evaluation.corpus, "evaluation", evaluation.data_dir)
+    if recovery is not None and recovery.corpus is not None:
+        keys["recovery"] = text_key(recovery.corpus, "calibration", recovery.data_dir)
+    return keys
 
 
 def _carry_out(recipe: Recipe, needs: frozenset[Need], out: Path) -> None:

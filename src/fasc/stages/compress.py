@@ -1,5 +1,6 @@
 """A model, statistics and a plan → a compressed model; and the whole way from text to a checkpoint, resumable."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from fasc.compression.compress import carry_out
 from fasc.compression.merge import merge
 from fasc.edits.narrow import Narrow
-from fasc.errors import UsageError
+from fasc.errors import StatisticsError, UsageError
 from fasc.forecast.cache import kept_forecasts
 from fasc.layouts import layouts_named
 from fasc.model.load import LoadedModel, load_model, model_fingerprint
@@ -31,6 +32,7 @@ from fasc.stages.plan import plan_of_recipe, take_method
 from fasc.statistics.moments import Need, Statistics
 from fasc.statistics.options import CalibrationConfig
 from fasc.storage import expanded, work_folder
+from fasc.text.sources import text_key
 
 
 @dataclass(frozen=True)
@@ -222,7 +224,9 @@ def compress_recipe(
         recipe = recipe.model_copy(update={"methods": (plan.options,)})
     needs = needs_for(recipe.methods[0], recipe.budgets[0])
     digests = [None if file is None else file_digest(file) for file in (statistics, held_out)]
+    calibration = recipe.calibration
     key = {"recipe": recipe.to_dict(), "statistics": digests[0], "held_out": digests[1]}
+    key["text"] = None if statistics is not None else text_key(calibration.corpus, "calibration", calibration.data_dir)
     key["plan"] = None if plan is None else plan.to_dict()
     with work_folder(out.with_name(f".{out.name}.work"), key) as work:
         loaded = load(recipe.source)
@@ -253,10 +257,11 @@ def measured(loaded: LoadedModel, recipe: Recipe, needs: frozenset[Need], folder
     """The statistics that a recipe needs, measured once and kept in a folder."""
     file = folder / "statistics.safetensors"
     if file.is_file():
-        statistics = Statistics.load(file)
-        statistics.require(needs)
-        statistics.require_model(model_fingerprint(loaded.model))
-        return statistics
+        with suppress(StatisticsError):  # damaged, or of a model that has changed since
+            statistics = Statistics.load(file)
+            statistics.require(needs)
+            statistics.require_model(model_fingerprint(loaded.model))
+            return statistics
     statistics = calibrate(loaded, needs, recipe.calibration, recipe.layers)
     statistics.save(file)
     return statistics
