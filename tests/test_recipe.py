@@ -112,3 +112,16 @@ def test_a_recipe_that_is_not_there_is_refused(tmp_path):
 def test_a_byte_order_mark_is_no_matter(tmp_path):
     (tmp_path / "r.toml").write_bytes(b"\xef\xbb\xbf[calibration]\nsequences = 3\n")
     assert read_recipe(tmp_path / "r.toml").calibration.sequences == 3
+
+
+def test_recipes_printed_in_the_documentation_are_read(tmp_path):
+    blocks = [
+        block
+        for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
+        for block in re.findall(r"^```toml\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+        if "[[methods]]" in block
+    ]
+    assert blocks
+    for block in blocks:
+        (tmp_path / "r.toml").write_text(block, encoding="utf-8")
+        read_recipe(tmp_path / "r.toml")
