@@ -178,7 +178,13 @@ def _uniformly(choices: Choices, dense: Plan, budget: BudgetConfig, chosen: Solv
     else:
         free = _whole([unit for unit in units if len(unit.costs) > 1])
         fixed = sum(float(unit.costs[0]) for unit in units if len(unit.costs) == 1)
-        limit = limit_of(dense, budget, whole=free + fixed) - (0.0 if budget.kind == "rank_fraction" else fixed)
+        whole = limit_of(dense, budget, whole=free + fixed)
+        if free == 0 and whole < fixed:
+            raise BudgetError(
+                f"a fraction of {whole / fixed:g} leaves no direction: no chosen layer can be stored with fewer parameters",
+                "allow another layout than dense, or choose other layers",
+            )
+        limit = whole - (0.0 if budget.kind == "rank_fraction" else fixed)
         share = 1.0 if free == 0 else min(1.0, limit / (free if budget.kind != "rank_fraction" else free + fixed))
     edits = [unit.edit(index, chosen) for unit, index in zip(units, allocate_uniformly(units, share), strict=True)]
     return [edit for edit in edits if edit is not None]

@@ -32,7 +32,7 @@ class CheckpointNotes:
 
 def save_checkpoint(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     folder: Path,
     notes: CheckpointNotes,
     *,
@@ -53,7 +53,8 @@ def save_checkpoint(
         try:
             with quiet_transformers():
                 model.save_pretrained(scratch)
-                tokenizer.save_pretrained(scratch)
+                if tokenizer is not None:
+                    tokenizer.save_pretrained(scratch)
         except SafetensorError as problem:
             raise storage_error(problem, folder) from problem
         (scratch / RECIPE_FILE).write_text(tomli_w.dumps(dict(notes.recipe)), encoding="utf-8")

@@ -19,6 +19,7 @@ from fasc.outputs import output
 from fasc.planning.needs import needs_for
 from fasc.planning.options import BudgetConfig, MethodConfig
 from fasc.planning.plan import Plan
+from fasc.progress import say
 from fasc.provenance import file_digest, provenance
 from fasc.pruning import find_method
 from fasc.recipe import Recipe
@@ -55,7 +56,7 @@ class Compressed:
 
         Args:
             folder: where it goes.
-            tokenizer: to write beside the weights; that of the dense model by default.
+            tokenizer: to write beside the weights; by default that of the dense model, if it was loaded from somewhere.
             overwrite: replace what is there.
 
         Raises:
@@ -66,17 +67,20 @@ class Compressed:
         card = model_card(self.recipe, self.plan, summary, self.provenance, merged=self.merged)
         notes = CheckpointNotes(self.recipe.to_dict(), self.provenance, self.plan.to_dict(), card)
         own = tokenizer or self.tokenizer or _tokenizer_of(self.model)
+        if own is None:
+            say("no tokenizer is saved: the model was made in memory; pass tokenizer= to save one")
         save_checkpoint(self.model, own, folder, notes, overwrite=overwrite)
         return folder
 
 
-def _tokenizer_of(model: PreTrainedModel) -> PreTrainedTokenizerBase:
+def _tokenizer_of(model: PreTrainedModel) -> PreTrainedTokenizerBase | None:
+    """The one of the folder or hub id that the model was loaded from; none if it was made in memory."""
+    if not model.name_or_path:
+        return None
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model.name_or_path)
     except (OSError, ValueError, KeyError, TypeError) as problem:
-        raise UsageError(
-            f"the tokenizer of `{model.name_or_path or 'this model'}` cannot be loaded", "pass tokenizer= to save"
-        ) from problem
+        raise UsageError(f"the tokenizer of `{model.name_or_path}` cannot be loaded", "pass tokenizer= to save") from problem
     return tokenizer
 
 
