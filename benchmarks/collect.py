@@ -19,12 +19,12 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
-from fasc.statistics.collect import collect
-from fasc.statistics.objective import summed_nll
-from fasc.statistics.options import CalibrationConfig
 from fasc.methods import METHODS
 from fasc.model.load import load_model
 from fasc.provenance import provenance
+from fasc.statistics.collect import collect_moments
+from fasc.statistics.objective import summed_nll
+from fasc.statistics.options import CalibrationConfig
 from fasc.storage import write_json
 
 
@@ -80,7 +80,7 @@ def main() -> None:
     for _ in range(options.repeats):
         plain.append(plain_pass(model, tokens, options.batch_tokens))
         start = time.perf_counter()
-        collect(model, tokens, needs, calibration=calibration)
+        collect_moments(model, tokens, needs, calibration=calibration)
         full.append(time.perf_counter() - start)
     result = {
         "plain_seconds": stats.median(plain),

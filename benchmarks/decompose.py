@@ -17,13 +17,12 @@ from typing import TypeVar
 
 import torch
 
-from fasc.planning.candidates import unit_of
-from fasc.statistics.moments import GradientMoment, Statistics, UnitStatistics
-from fasc.planning.options import MethodConfig
-from fasc.statistics.accumulators import Covariance
-from fasc.methods import METHODS, decompose_unit
+from fasc.methods import solver
+from fasc.model.groups import stacked_weight
 from fasc.model.load import load_model
 from fasc.provenance import provenance
+from fasc.statistics.accumulators import Covariance
+from fasc.statistics.moments import GradientMoment, Statistics, UnitStatistics
 from fasc.storage import write_json
 
 Result = TypeVar("Result")
@@ -48,12 +47,12 @@ def unit_of_width(d: int) -> tuple[torch.Tensor, UnitStatistics]:
 
 def timed(work: Callable[[], Result], repeats: int) -> tuple[float, Result]:
     """Median seconds over repeats, and the last result."""
-    found = []
+    times = []
     for _ in range(repeats):
         start = time.perf_counter()
         result = work()
-        found.append(time.perf_counter() - start)
-    return stats.median(found), result
+        times.append(time.perf_counter() - start)
+    return stats.median(times), result
 
 
 def of_width(d: int, repeats: int, methods: Sequence[str]) -> dict[str, object]:
@@ -63,39 +62,36 @@ def of_width(d: int, repeats: int, methods: Sequence[str]) -> dict[str, object]:
     times: dict[str, float] = {}
     energies: dict[str, torch.Tensor] = {}
     for name in methods:
-        options = MethodConfig(name=name)
-        times[name], full = timed(partial(METHODS[name].decompose, weight, unit, options), repeats)
+        times[name], full = timed(partial(solver(name).decompose, weight, unit), repeats)
         energies[name] = full.energies
         del full
-    loose = MethodConfig(sketch_tolerance=1e9)
-    found = None
-    for name in methods:
-        sketch = METHODS[name].sketch
-        if sketch is not None and METHODS[name].scope == "group":
-            times[f"{name}, sketch"], sketched = timed(partial(sketch, weight, unit, loose, rank), repeats)
-            found = sketched if name == "fasc" else found
+    sketches = {"fasc": solver("fasc-sketch", {"tolerance": 1e9})}
+    sketches["fasc-eq6"] = solver("fasc-eq6", {"tolerance": 1e9, "sketch": True})
+    sketched = {}
+    for name in set(methods) & set(sketches):
+        times[f"{name}, sketch"], sketched[name] = timed(partial(sketches[name].at_rank, weight, unit, rank), repeats)
     row: dict[str, object] = {
         "d": d,
         "svd_seconds": times["svd"],
         "ratio_to_svd": {name: value / times["svd"] for name, value in times.items()},
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
-    if found is not None:
-        exact, kept = energies["fasc"], found.decomposition.energies[:rank].sum()
-        lost = float((exact[:rank].sum() - kept) / (exact.sum() - kept))
-        row["sketch"] = {"rank": rank, "lost": lost, "estimate": found.lost_estimate, "bound": found.lost_bound}
+    if "fasc" in sketched:
+        exact, largest = energies["fasc"], sketched["fasc"].decomposition.energies[:rank].sum()
+        lost = float((exact[:rank].sum() - largest) / (exact.sum() - largest))
+        row["sketch"] = {"rank": rank, "lost": lost, **sketched["fasc"].notes}
     return row
 
 
 def of_model(model_name: str, file: Path) -> dict[str, float]:
     """Seconds of decomposing every group of a model with svd and with fasc, in turn."""
     model, statistics = load_model(model_name, device="cpu").model, Statistics.load(file)
-    units = [unit_of(group.group, group.group.layers) for group in statistics.groups.values()]
+    units = [group.group.unit() for group in statistics.groups.values()]
     times = {"svd": 0.0, "fasc": 0.0}
     for unit in units:
         for name in times:
             start = time.perf_counter()
-            decompose_unit(model, statistics, unit, MethodConfig(name=name))
+            solver(name).decompose(stacked_weight(model, unit), statistics.unit(unit))
             times[name] += time.perf_counter() - start
     return times | {"ratio": times["fasc"] / times["svd"]}
 

@@ -14,29 +14,28 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fasc.layouts.accounting import Layout, dense_parameters, factor_parameters, pivoted_parameters
-from fasc.serving.quantizer import build_structure
+from fasc.layouts import LAYOUTS, FactoredLayout
+from fasc.model.groups import Unit
+from fasc.model.layers import Layer
 from fasc.provenance import provenance
 from fasc.storage import write_json
 
-LAYOUTS: tuple[Layout, ...] = ("dense", "factors", "pivoted", "pivoted-columns")
+COMPARED = ("dense", "factors", "pivoted", "pivoted-columns")
 
 SHAPES = ((576, 1536), (1536, 576), (576, 576))
 """d_in, d_out: gate and up, down, and q or o of a 135M model."""
 
 
-def layers_of(layout: Layout, d_in: int, d_out: int, share: float, copies: int) -> nn.ModuleList:
-    """Layers with random weights and the largest rank at which the layout's weights are a share of the dense ones."""
-    layers = nn.ModuleList(nn.Linear(d_in, d_out, bias=False) for _ in range(copies))
-    if layout == "dense":
-        return layers
-    weights = factor_parameters if layout == "factors" else pivoted_parameters
-    limit = share * dense_parameters(d_in, d_out)
-    k = max(rank for rank in range(8, min(d_in, d_out), 8) if weights(rank, d_in, d_out) <= limit)
-    stored = {"pivoted": {"pivots": [k]}, "pivoted-columns": {"columns": True}}.get(layout, {})
-    build_structure(layers, [{"layers": [str(index)], "rank": k, **stored} for index in range(copies)])
-    for name, order in layers.named_buffers():
-        if name.endswith("order"):
+def layers_of(name: str, d_in: int, d_out: int, share: float, copies: int) -> nn.ModuleList:
+    """Layers with random weights and the largest rank at which the layout holds a share of the dense parameters."""
+    layout, unit = LAYOUTS[name], Unit("layer", (Layer("layer", d_in, d_out, bias=False),))
+    if not isinstance(layout, FactoredLayout):
+        return nn.ModuleList(nn.Linear(d_in, d_out, bias=False) for _ in range(copies))
+    limit = share * unit.parameters
+    rank = max(rank for rank in range(8, min(d_in, d_out), 8) if layout.parameters(unit, rank) <= limit)
+    layers = nn.ModuleList(layout.build(unit, rank, {"pivots": [rank]})[0] for _ in range(copies))
+    for buffer_name, order in layers.named_buffers():
+        if buffer_name.endswith("order"):
             order.copy_(torch.randperm(len(order)))
     return layers
 
@@ -61,14 +60,17 @@ def main() -> None:
     rows = []
     with torch.no_grad():
         for (d_in, d_out), share in product(SHAPES, options.shares):
-            layers = {name: layers_of(name, d_in, d_out, share, options.copies) for name in LAYOUTS}
+            layers = {
+                name: layers_of(name, d_in, d_out, share, options.copies)
+                for name in ("dense", "factors", "pivoted", "pivoted-columns")
+            }
             for tokens in options.tokens:
                 x = torch.randn(tokens, d_in)
-                found: dict[str, list[float]] = {name: [] for name in layers}
+                times: dict[str, list[float]] = {name: [] for name in layers}
                 for _ in range(options.repeats):
                     for name, some in layers.items():
-                        found[name].append(seconds(some, x))
-                medians = {name: stats.median(times) for name, times in found.items()}
+                        times[name].append(seconds(some, x))
+                medians = {name: stats.median(taken) for name, taken in times.items()}
                 ratios = {name: round(medians["dense"] / medians[name], 3) for name in layers if name != "dense"}
                 rows.append({"d_in": d_in, "d_out": d_out, "share": share, "tokens": tokens, "dense_over": ratios})
                 print(json.dumps(rows[-1]))

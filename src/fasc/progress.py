@@ -25,10 +25,12 @@ class Interrupt:
         self.asked = False
 
     def install(self) -> None:
-        """Take over SIGINT, from the main thread, unless whoever started us wants it ignored (a shell's background job)."""
-        ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-        if threading.current_thread() is threading.main_thread() and not ignored:
-            signal.signal(signal.SIGINT, self._on_signal)
+        """Take over Ctrl-C, SIGTERM and SIGHUP, from the main thread, unless whoever started us wants one ignored (nohup)."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._on_signal)
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self.asked = True

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: write aside, then rename."""
+"""Files that are either whole or not there: write aside, then rename. Nothing that is not ours is replaced."""
 
 import errno
 import json
@@ -6,7 +6,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,16 @@ from fasc.errors import StorageError
 def cache_root() -> Path:
     """Where what can be had again is kept; ``FASC_CACHE`` overrides the user's cache folder."""
     root = os.environ.get("FASC_CACHE")
-    return Path(root) if root else user_cache_path("fasc")
+    return Path(root).expanduser() if root else user_cache_path("fasc")
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def is_full(problem: Exception) -> bool:
+    """Whether a write failed for want of space. Some libraries carry the system's message in their text alone."""
+    words = ("no space left", "file too large", "disk quota")
+    return getattr(problem, "errno", None) in _FULL or any(word in str(problem).lower() for word in words)
 
 
 def storage_error(problem: OSError | Exception, path: Path) -> StorageError:
@@ -31,13 +38,9 @@ def storage_error(problem: OSError | Exception, path: Path) -> StorageError:
         problem: an ``OSError``, or another library's error whose text carries the system's message.
         path: what was being written.
     """
-    text = str(problem)
-    full = getattr(problem, "errno", None) in _FULL or any(
-        word in text.lower() for word in ("no space left", "file too large", "disk quota")
-    )
-    if full:
+    if is_full(problem):
         return StorageError(f"no space left to write `{path}`", "free some space or choose another --out")
-    return StorageError(f"cannot write `{path}`: {text}", "check the folder's permissions or choose another --out")
+    return StorageError(f"cannot write `{path}`: {problem}", "check the folder's permissions or choose another --out")
 
 
 def require_free_space(folder: Path, needed: int) -> None:
@@ -72,20 +75,23 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Give a scratch folder beside ``path`` that takes its place when the body succeeds.
 
     The folder that was there before is removed only after the new one stands; if the body raises, the scratch folder is
-    removed and nothing has changed.
+    removed and nothing has changed. A folder that appeared meanwhile is not replaced.
 
     Raises:
         StorageError: the folder exists and ``overwrite`` is false, or it cannot be written.
     """
     refuse_existing(path, overwrite=overwrite)
+    path = path.resolve() if path.is_symlink() else path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
+        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-{os.getpid()}-", dir=path.parent))
     except OSError as problem:
         raise storage_error(problem, path) from problem
     try:
         yield scratch
-        _open_permissions(scratch)
+        for file in [scratch, *scratch.rglob("*")]:
+            open_permissions(file)
+        refuse_existing(path, overwrite=overwrite)
         _swap(scratch, path)
     except OSError as problem:
         raise storage_error(problem, path) from problem
@@ -93,12 +99,11 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _open_permissions(folder: Path) -> None:
-    """Scratch folders and some writers make private files; what they hold is as readable as any other file."""
+def open_permissions(path: Path) -> None:
+    """Scratch folders and some writers make private files; a result gets the mode that any other new file gets."""
     mask = os.umask(0)
     os.umask(mask)
-    for path in [folder, *folder.rglob("*")]:
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def _swap(scratch: Path, path: Path) -> None:
@@ -123,30 +128,58 @@ def _swap(scratch: Path, path: Path) -> None:
 def new_file(path: Path) -> Iterator[Path]:
     """Give a scratch file name beside ``path`` that is renamed onto it when the body succeeds.
 
+    A link is followed: its target is what is replaced.
+
     Raises:
         StorageError: the file cannot be written.
     """
-    scratch = path.with_name(f".{path.name}.partial")
+    path = path.resolve() if path.is_symlink() else path
+    scratch = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield scratch
-        _open_permissions(scratch)
+        open_permissions(scratch)
         scratch.replace(path)
     except OSError as problem:
         raise storage_error(problem, path) from problem
     finally:
-        scratch.unlink(missing_ok=True)
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
+
+
+def sweep(path: Path) -> None:
+    """Remove what killed processes have left beside a file or folder."""
+    for kind in ("partial", "old"):
+        for litter in path.parent.glob(f".{_escaped(path.name)}.{kind}-*"):
+            number = litter.name.removeprefix(f".{path.name}.{kind}-").partition("-")[0]
+            if not (number.isdigit() and _is_running(int(number))):
+                shutil.rmtree(litter, ignore_errors=True) if litter.is_dir() else litter.unlink(missing_ok=True)
+
+
+def _escaped(name: str) -> str:
+    return "".join(f"[{character}]" if character in "*?[" else character for character in name)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 @contextmanager
 def work_folder(folder: Path, key: Mapping[str, Any]) -> Iterator[Path]:
-    """A folder for unfinished work: it outlives an interrupted or killed process, and goes when the body succeeds or fails.
+    """A folder for unfinished work: it outlives an interrupted or killed process, and goes when the body succeeds.
 
-    What an interrupted try has left is there again, if it belongs to the same key; otherwise it is removed.
+    What an interrupted try has left is there again, if it belongs to the same key; otherwise it is removed. A body that fails for
+    want of space leaves it, too: what it has measured need not be measured again.
 
     Args:
         folder: the folder.
-        key: plain JSON values that say what the work is.
+        key: plain JSON values that say what the work is: digests of contents, never paths alone.
 
     Raises:
         StorageError: it cannot be written.
@@ -154,18 +187,19 @@ def work_folder(folder: Path, key: Mapping[str, Any]) -> Iterator[Path]:
     file = folder / "key.json"
     wanted = json.loads(json.dumps(key))
     try:
-        kept = file.is_file() and json.loads(file.read_text(encoding="utf-8")) == wanted
+        same = file.is_file() and json.loads(file.read_text(encoding="utf-8")) == wanted
     except (OSError, ValueError):
-        kept = False
-    if not kept:
+        same = False
+    if not same:
         shutil.rmtree(folder, ignore_errors=True)
+        write_json(file, wanted)
     try:
-        if not kept:
-            write_json(file, wanted)
         yield folder
     except KeyboardInterrupt:
         if {entry.name for entry in folder.iterdir()} <= {file.name}:
             shutil.rmtree(folder, ignore_errors=True)
+        raise
+    except (StorageError, OSError, MemoryError):  # the same command can succeed later
         raise
     except Exception:  # the same command would fail again, and another one has another key
         shutil.rmtree(folder, ignore_errors=True)
@@ -180,17 +214,33 @@ def write_json(path: Path, value: Any) -> Path:
     return path
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *, finite: bool = True) -> Any:
     """Read a JSON file.
+
+    Args:
+        path: the file.
+        finite: refuse NaN and infinity, which our files never hold and others may.
 
     Raises:
         StorageError: missing, unreadable, or not JSON; names the line.
     """
+    numbers: dict[str, Any] = {"parse_float": _finite, "parse_constant": _finite} if finite else {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"), **numbers)
     except FileNotFoundError as problem:
         raise StorageError(f"`{path}` does not exist", "run the stage that writes it first") from problem
     except json.JSONDecodeError as problem:
         raise StorageError(f"`{path}` line {problem.lineno}: not valid JSON ({problem.msg})", "write it again") from problem
+    except RecursionError as problem:
+        raise StorageError(f"`{path}`: nested too deeply to be one of ours", "write it again") from problem
     except (OSError, UnicodeDecodeError) as problem:
         raise StorageError(f"cannot read `{path}`: {problem}", "check the path and its permissions") from problem
+    except ValueError as problem:  # a number that is not finite, or of thousands of digits
+        raise StorageError(f"`{path}`: {problem}", "write it again") from problem
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not isfinite(number):
+        raise ValueError(f"{digits} is no finite number")
+    return number

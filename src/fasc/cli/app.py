@@ -8,10 +8,10 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from fasc.cli import calibration_verbs, checkpoint_verbs, model_verbs, overlap_verbs, plan_verbs, run_verbs, validation_verbs
+from fasc.cli import bench, collect, compress, diagnose, evaluate, overlap, plan, pull, recover, run, validate
 from fasc.errors import FascError
 from fasc.progress import INTERRUPT
-from fasc.storage import _FULL
+from fasc.storage import is_full
 
 _INTERRUPTED = 130
 
@@ -46,19 +46,19 @@ def _global_options(
 
 
 for _verb in (
-    run_verbs.demo,
-    run_verbs.run,
-    model_verbs.pull,
-    calibration_verbs.collect,
-    calibration_verbs.diagnose,
-    validation_verbs.validate,
-    overlap_verbs.subspace_overlap,
-    plan_verbs.plan,
-    plan_verbs.compress,
-    checkpoint_verbs.evaluate,
-    checkpoint_verbs.bench,
-    checkpoint_verbs.recover,
-    run_verbs.report,
+    run.demo,
+    run.run,
+    pull.pull,
+    collect.collect,
+    diagnose.diagnose,
+    validate.validate,
+    overlap.subspace_overlap,
+    plan.plan,
+    compress.compress,
+    evaluate.evaluate,
+    bench.bench,
+    recover.recover,
+    run.report,
 ):
     app.command()(_verb)
 
@@ -83,16 +83,31 @@ def main() -> NoReturn:
     code: int | None = _INTERRUPTED
     try:
         code = app(arguments, prog_name="fasc", standalone_mode=False)  # typer turns Ctrl-C into the code 130
+    except BrokenPipeError:  # whoever read our output has had enough
+        code = 0
     except (KeyboardInterrupt, typer.Abort):
         if debug:
             traceback.print_exc()
     except Exception as problem:  # noqa: BLE001 - the boundary to the person at the terminal
         if debug:
             traceback.print_exc()
+        _let_go_of_stdout()
         _fail(*_explain(problem))
+    if not _let_go_of_stdout() and code is None:
+        _fail("the work is done, and its result could not be printed", "standard output is closed or full", 2)
     if code == _INTERRUPTED:
         _fail("interrupted", "nothing half-written was left behind; the same command starts or continues the work", code)
     sys.exit(code or 0)
+
+
+def _let_go_of_stdout() -> bool:
+    """Write what is left to be printed; where that fails, the interpreter shall not fail once more at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError as problem:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return isinstance(problem, BrokenPipeError)
+    return True
 
 
 def _explain(problem: Exception) -> tuple[str, str, int]:
@@ -104,7 +119,7 @@ def _explain(problem: Exception) -> tuple[str, str, int]:
         verb = context.command_path if context else "fasc"
         return " ".join(problem.format_message().split()), f"see `{verb} --help`", 2
     if isinstance(problem, OSError):
-        full = problem.errno in _FULL
+        full = is_full(problem)
         hint = "free some space or choose another --out" if full else "check the path and its permissions"
         return ("no space left: " if full else "") + str(problem), hint, 2
     if isinstance(problem, MemoryError) or "out of memory" in str(problem).lower():

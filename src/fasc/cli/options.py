@@ -8,12 +8,12 @@ from typing import Annotated, Any, TypeVar
 import typer
 from pydantic import BaseModel, ValidationError
 
+from fasc.errors import UsageError
 from fasc.evaluation.options import EvaluationConfig
 from fasc.model.options import LayersConfig, ModelConfig
 from fasc.options import explain
 from fasc.planning.options import BudgetConfig, MethodConfig
 from fasc.statistics.options import CalibrationConfig
-from fasc.errors import UsageError
 
 Part = TypeVar("Part", bound=BaseModel)
 
@@ -69,6 +69,23 @@ def names(text: str | None) -> tuple[str, ...] | None:
     return found
 
 
+def own_options(given: list[str] | None, damping: float | None = None) -> dict[str, Any]:
+    """``["reading=oblique"]`` → ``{"reading": "oblique"}``: the options that a method declares itself."""
+    options: dict[str, Any] = {} if damping is None else {"damping": damping}
+    for text in given or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise UsageError(f"--method-option is `{text}`", "give name=value, such as reading=oblique")
+        options[name.strip().replace("-", "_")] = value.strip()
+    return options
+
+
+def method(given: Mapping[str, Any], name: str | None = None, **others: Any) -> MethodConfig:
+    """The method from a verb's own arguments, with its own options."""
+    own = own_options(given.get("method_option"), given.get("damping"))
+    return take(MethodConfig, given, name=name or given.get("method"), layouts=names(given.get("layouts")), **own, **others)
+
+
 def fractions(text: str, field: str) -> list[BudgetConfig]:
     """Budgets from numbers separated by commas; ``none`` gives none.
 
@@ -77,6 +94,23 @@ def fractions(text: str, field: str) -> list[BudgetConfig]:
         field: of the budget, `rank_fraction` or `param_fraction`.
     """
     return [] if text.strip() == "none" else [build(BudgetConfig, **{field: part}) for part in names(text) or ()]
+
+
+def inputs(*given: "str | Path | None") -> list[Path]:
+    """The files and folders that a command reads, of names that may also be hub ids or corpora."""
+    parts = [part.strip() for one in given if one is not None for part in (str(one), *str(one).split(","))]
+    return [path for path in map(Path, parts) if path.name and path.expanduser().exists()]
+
+
+def check_outputs(files: "list[Path | None]", *, inputs: list[Path]) -> None:
+    """Refuse an output file that cannot be written or that the command reads, before the work."""
+    from fasc.outputs import require_json_output, require_output
+
+    for file in files:
+        if file is not None and file.suffix.lower() not in (".csv", ".png"):
+            require_json_output(file, inputs=inputs)
+        elif file is not None:
+            require_output(file, overwrite=True, inputs=inputs)
 
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, Hugging Face folder, .gguf file or `smollm2-135m`.")]
@@ -110,6 +144,10 @@ MixedCalibration = Annotated[
     bool | None,
     option(CalibrationConfig, "mixed_precision", "--mixed-precision/--no-mixed-precision"),
 ]
+ChatTemplate = Annotated[
+    bool | None,
+    option(CalibrationConfig, "chat_template", "--chat-template/--no-chat-template"),
+]
 Include = Annotated[list[str] | None, option(LayersConfig, "include", "--include")]
 Exclude = Annotated[list[str] | None, option(LayersConfig, "exclude", "--exclude")]
 
@@ -117,15 +155,30 @@ MethodName = Annotated[str | None, option(MethodConfig, "name", "--method")]
 Methods = Annotated[
     str | None, typer.Option("--methods", help="Methods, separated by commas. [default: fasc,svd]", show_default=False)
 ]
-Damping = Annotated[float | None, option(MethodConfig, "damping", "--damping")]
-Reading = Annotated[str | None, option(MethodConfig, "reading", "--reading")]
+Damping = Annotated[
+    float | None,
+    typer.Option(
+        "--damping",
+        min=0,
+        help="Added to a covariance before it is inverted, as a multiple of its mean eigenvalue. [default: 0.0001]",
+        show_default=False,
+    ),
+]
+MethodOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--method-option",
+        metavar="NAME=VALUE",
+        help="An option that the method declares itself, such as reading=oblique; may be repeated.",
+        show_default=False,
+    ),
+]
 Allocation = Annotated[str | None, option(MethodConfig, "allocation", "--allocation")]
 Layouts = Annotated[str | None, option(MethodConfig, "layouts", "--layouts")]
 Propagate = Annotated[bool | None, option(MethodConfig, "propagate", "--propagate/--no-propagate")]
-Sketch = Annotated[bool | None, option(MethodConfig, "sketch", "--sketch/--no-sketch")]
-SketchTolerance = Annotated[float | None, option(MethodConfig, "sketch_tolerance", "--sketch-tolerance")]
-Gate = Annotated[str | None, option(MethodConfig, "gate", "--gate")]
-GateThreshold = Annotated[float | None, option(MethodConfig, "gate_threshold", "--gate-threshold")]
+Selection = Annotated[str | None, option(MethodConfig, "selection", "--selection")]
+SelectionThreshold = Annotated[float | None, option(MethodConfig, "selection_threshold", "--selection-threshold")]
+SelectionElse = Annotated[str | None, option(MethodConfig, "selection_else", "--selection-else")]
 
 RankFraction = Annotated[float | None, option(BudgetConfig, "rank_fraction", "--rank-fraction")]
 ParamFraction = Annotated[float | None, option(BudgetConfig, "param_fraction", "--param-fraction")]

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from fasc.statistics.moments import Statistics, as_float64
+from fasc.edits.factor import Factor
+from fasc.edits.structure import parsed, structure_of
 from fasc.errors import UsageError
 from fasc.linalg.psd import cholesky, damped
-from fasc.layouts.lowrank import LowRankLinear
 from fasc.progress import say
+from fasc.statistics.moments import Statistics, as_float64
 
 
 def merge(model: PreTrainedModel, statistics: Statistics, damping: float) -> list[str]:
@@ -22,7 +23,7 @@ def merge(model: PreTrainedModel, statistics: Statistics, damping: float) -> lis
     weight as ``b uᵀ``, with ``uᵀx`` the best linear estimate of the constant 1: ``u = Σ⁻¹μ / (1 + μᵀΣ⁻¹μ)``.
 
     Args:
-        model: as :func:`~fasc.compression.compress.compress` left it.
+        model: as :func:`~fasc.compression.compress.carry_out` left it.
         statistics: that it was compressed with.
         damping: relative, of ``Σ_xx`` in the fold.
 
@@ -32,20 +33,23 @@ def merge(model: PreTrainedModel, statistics: Statistics, damping: float) -> lis
     Raises:
         UsageError: MLPs have lost channels, each a number of its own, which no config of an ordinary model can say.
     """
-    units = model.config.quantization_config.units if getattr(model.config, "quantization_config", None) else []
-    if any("channels" in unit for unit in units):
+    structure = structure_of(model)
+    edits = parsed(structure)
+    factored = [edit for edit in edits if isinstance(edit, Factor)]
+    if len(factored) < len(edits):
         raise UsageError(
             "MLPs with fewer channels cannot be merged into an ordinary checkpoint",
             "compress with --layouts that leave channels out",
         )
-    replaced = [name for unit in units for name in unit["layers"]]
+    replaced = [name for edit in factored for name in edit.layers]
     config = _config_with_biases(model, replaced)
     skeleton = _skeleton(model, config)
     group_of = {layer.name: name for name, g in statistics.groups.items() for layer in g.group.layers}
     folded = []
-    dense = {name: _dense(model.get_submodule(name)) for name in replaced}
+    dense = {name: edit.stored.dense(model.get_submodule(name)) for edit in factored for name in edit.layers}
     with torch.no_grad():
         for name, (weight, bias) in dense.items():
+            weight, bias = weight.detach(), bias.detach()
             target = skeleton.get_submodule(name)
             if getattr(target, "bias", None) is None:
                 weight = weight + torch.outer(bias, _constant_functional(statistics, group_of[name], damping).to(bias))
@@ -56,13 +60,6 @@ def merge(model: PreTrainedModel, statistics: Statistics, damping: float) -> lis
     if folded:
         say(f"{type(model).__name__} has no bias for {len(folded)} layers: folded into their weights")
     return folded
-
-
-def _dense(module: nn.Module) -> tuple[Tensor, Tensor]:
-    """Weight [d_out, d_in] and bias of a replaced layer."""
-    if isinstance(module, (LowRankLinear, nn.Linear)):
-        return module.weight.detach(), module.bias.detach()
-    return module.weight.detach().mT, module.bias.detach()  # type: ignore[operator]
 
 
 def _skeleton(model: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
@@ -91,9 +88,9 @@ def _config_with_biases(model: PreTrainedModel, replaced: list[str]) -> Pretrain
 
 
 def _constant_functional(statistics: Statistics, group: str, damping: float) -> Tensor:
-    found = statistics.groups[group]
-    mean, covariance = as_float64(found.input)
-    chol = cholesky(damped(covariance, damping), where=f"`{group}`: the inputs'", tokens=found.tokens)
+    moments = statistics.groups[group]
+    mean, covariance = as_float64(moments.input)
+    chol = cholesky(damped(covariance, damping), where=f"`{group}`: the inputs'", tokens=moments.tokens)
     solved = torch.cholesky_solve(mean[:, None], chol)[:, 0]
     return solved / (1 + mean @ solved)
 

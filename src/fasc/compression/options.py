@@ -23,13 +23,13 @@ class RecoveryConfig(Options):
     batch_tokens: PositiveInt = 1024
     """Tokens per step."""
 
-    learning_rate: Annotated[float, Field(gt=0)] = 3e-5
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3e-5
     """Of AdamW at its highest. At too high a rate nothing is gained: docs/results.md."""
 
     mixed_precision: bool = False
     """Multiply in bfloat16, where the processor has that; weights, steps and the divergence stay in float32."""
 
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the choice of sequences and of their order."""
 
     data_dir: Path | None = None

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,74 +20,63 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fasc.planning.plan import RankPlan, UnitPlan
-from fasc.statistics.moments import GradientMoment, GroupStatistics, Statistics, UnitStatistics, as_float64
-from fasc.compression.trial import options_of
-from fasc.forecast.channels import cut_all, cutting_of
-from fasc.layouts.install import finish, install
-from fasc.planning.options import MethodConfig
-from fasc.forecast.half_j import half_energies
+from fasc.edits import Edit, read_edit
+from fasc.edits.factor import Factor, Problem
+from fasc.edits.narrow import Narrow
+from fasc.edits.structure import record, structure_of
 from fasc.errors import ModelError, StatisticsError, UsageError
-from fasc.linalg.decomposition import Decomposition
-from fasc.statistics.accumulators import Covariance, CrossSum, SymmetricSum, VectorSum
 from fasc.linalg.psd import cholesky, damped
-from fasc.methods import get_method, stacked_weight
 from fasc.model.blocks import BlockInputs, block_inputs, block_names, input_of, run_block
-from fasc.model.groups import evaluating
-from fasc.serving.quantizer import build_structure
+from fasc.model.groups import stacked_weight
+from fasc.model.scopes import evaluating
+from fasc.planning.plan import Plan
 from fasc.progress import progress
+from fasc.statistics.accumulators import Covariance, CrossSum, SymmetricSum, VectorSum
+from fasc.statistics.moments import GradientMoment, GroupStatistics, Statistics, UnitStatistics, as_float64
+from fasc.statistics.narrowing import narrowed
 from fasc.storage import new_file
 
 _TOKENS = 2048
 """Tokens per forward pass of a block."""
 
 
-def compress_in_order(
-    model: PreTrainedModel,
-    statistics: Statistics,
-    plan: RankPlan,
-    options: MethodConfig,
-    work: Path | None,
-) -> RankPlan:
-    """Compress block by block with error propagation; see :func:`~fasc.compression.compress.compress`.
+def compress_in_order(model: PreTrainedModel, statistics: Statistics, plan: Plan, work: Path | None) -> None:
+    """Compress block by block with error propagation; see :func:`~fasc.compression.compress.carry_out`.
 
     Costs one more forward pass per block and group, of the dense and of the compressed block; no backward pass. Nothing is
     kept per token but the hidden states between blocks, twice.
 
     Raises:
-        StatisticsError: the statistics do not hold their tokens.
-        UsageError: the method uses a moment that cannot be propagated.
+        StatisticsError: the statistics do not hold their text.
+        UsageError: the method uses a moment that cannot be propagated, or the plan has edits that cannot be.
         ModelError: the model's blocks cannot be run one by one.
     """
-    if "cross" in get_method(plan.method).moments:
-        raise UsageError(f"`{plan.method}` ranks by Σ_xg, which is not known for propagated inputs", "leave --propagate out")
-    if statistics.tokens is None:
-        raise StatisticsError("the statistics do not hold the tokens they were measured on", "run `fasc collect` again")
-    names = block_names(model, [layer for unit in plan.units for layer in unit.layers])
-    structure: list[dict[str, Any]] = []
-    losses: dict[str, float] = {unit.unit: 0.0 for unit in plan.units if unit.layout == "dense"}
+    for edit in plan.edits:
+        if isinstance(edit, Factor) and "cross" in edit.solver.method.moments:
+            raise UsageError(f"`{edit.method}` ranks by Σ_xg, which is not known for propagated inputs", "leave --propagate out")
+    if statistics.text is None:
+        raise StatisticsError("the statistics do not hold the text they were measured on", "run `fasc collect` again")
+    names = block_names(model, [name for edit in plan.edits for name in edit.touches])
     with progress("compressing with propagation", len(names), "blocks") as advance, torch.no_grad(), evaluating(model):
-        states = _States.start(model, statistics.tokens, names)
+        states = _States.start(model, statistics.text, names)
         for name in names:
-            units = [unit for unit in plan.units if unit.layers[0].startswith(f"{name}.")]
+            edits = [edit for edit in plan.edits if edit.touches[0].startswith(f"{name}.")]
             dense = deepcopy(model.get_submodule(name))
             stored = None if work is None else work / f"{name}.safetensors"
             if stored is not None and stored.is_file():
-                found = _load_block(model, stored)
+                _load_block(model, stored)
             else:
-                cuts = [cut for cut in plan.cuts if cut.reader.startswith(f"{name}.")]
-                cuttings = (cutting_of(model, statistics, cut, options.damping) for cut in cuts)
-                narrow, kept, structure_of_cuts = cut_all(model, statistics, cuttings)
-                found = _compress_block(_Block(model, name, dense, states, kept), narrow, units, options)
-                found["structure"] = structure_of_cuts + found["structure"]
+                before = len(_structure(model))
+                _compress_block(_Block(model, name, dense, states, {}), statistics, edits)
                 if stored is not None:
-                    _save_block(model, found, stored)
-            structure += found["structure"]
-            losses |= found["losses"]
+                    _save_block(model, _structure(model)[before:], stored)
             states.advance(name, dense, model.get_submodule(name))
             advance()
-    finish(model, structure)
-    return plan.with_predicted_losses(losses)
+
+
+def _structure(model: PreTrainedModel) -> list[dict[str, Any]]:
+    structure = structure_of(model)
+    return [] if structure is None else structure.edits
 
 
 @dataclass
@@ -119,10 +108,10 @@ class _Block:
     """A copy from before."""
 
     states: _States
-    kept: Mapping[str, Tensor]
+    channels: dict[str, Tensor]
     """By layer: the inputs that it still has, where its MLP has lost channels."""
 
-    def readers(self, layer: str) -> Iterator[tuple[Tensor, Tensor]]:
+    def inputs_of(self, layer: str) -> Iterator[tuple[Tensor, Tensor]]:
         """What a layer reads in the dense and in the compressed block, [tokens, d_in], batch by batch."""
         inner = layer.removeprefix(f"{self.name}.")
         compressed = self.model.get_submodule(self.name)
@@ -130,24 +119,26 @@ class _Block:
             x = input_of(self.dense, inner, lambda: run_block(self.dense, plain, self.states.inputs.rest(self.name, plain)))  # noqa: B023
             y = input_of(compressed, inner, lambda: run_block(compressed, changed, self.states.inputs.rest(self.name, changed)))  # noqa: B023
             x = x.flatten(0, -2).float()
-            yield x if layer not in self.kept else x[:, self.kept[layer].to(x.device)], y.flatten(0, -2).float()
+            yield x if layer not in self.channels else x[:, self.channels[layer].to(x.device)], y.flatten(0, -2).float()
 
 
-def _compress_block(block: _Block, statistics: Statistics, units: Sequence[UnitPlan], options: MethodConfig) -> dict[str, Any]:
-    structure, losses = [], {}
-    for group in dict.fromkeys(unit.group for unit in units):
-        members = [unit for unit in units if unit.group == group and unit.layout != "dense"]
-        if not members:
-            continue
-        found = statistics.groups[group]
-        change = _measure(block, found, options.damping)
-        pairs = [(unit, _decompose(block.model, statistics, unit, options, change)) for unit in members]
-        for unit, (decomposition, target) in pairs:
-            if get_method(options_of(unit, options).name).is_loss:
-                losses[unit.unit] = float(half_energies(decomposition)[unit.rank])
-            factors = decomposition.truncate(unit.rank, change.inputs.mean.to(decomposition.down), target)
-            structure.append(install(block.model, unit, factors, change.inputs))
-    return {"structure": structure, "losses": losses}
+def _compress_block(block: _Block, statistics: Statistics, edits: Sequence[Edit]) -> None:
+    """Narrow first; then factor group by group, each from the inputs that the edits before it leave."""
+    for edit in edits:
+        if isinstance(edit, Narrow):
+            narrowing = edit.choose(block.model, statistics)
+            edit.carry_out(block.model, statistics, narrowing)
+            block.channels[edit.consumer.name] = narrowing.channels
+            statistics = narrowed(statistics, narrowing)
+    factors = [edit for edit in edits if isinstance(edit, Factor)]
+    for name in dict.fromkeys(edit.group for edit in factors):
+        members = [edit for edit in factors if edit.group == name]
+        group = statistics.group(name)
+        change = _measure(block, group, members[0].solver.damping)
+        problems = [_problem(block.model, group, edit, change) for edit in members]  # of the layers before any is replaced
+        for edit, problem in zip(members, problems, strict=True):
+            own = edit.with_loss(None) if edit.solver.method.is_loss else edit
+            own.fit(block.model, problem)
 
 
 @dataclass(frozen=True)
@@ -168,7 +159,7 @@ def _measure(block: _Block, group: GroupStatistics, damping: float) -> _Change:
     size, device = group.group.d_in, block.model.device
     sums = VectorSum(size, device), VectorSum(size, device), SymmetricSum(size, device), CrossSum((size, size), device)
     tokens = 0
-    for x, y in block.readers(group.group.layers[0].name):
+    for x, y in block.inputs_of(group.group.layers[0].name):
         sums[0].add(x)
         sums[1].add(y)
         sums[2].add(y)
@@ -201,19 +192,16 @@ def propagated(weight: Tensor, unit: UnitStatistics, predictor: Tensor, inputs: 
     if gradient is not None and gradient.side == "input":
         mean, covariance = as_float64(gradient.covariance, predictor.device)
         gradient = GradientMoment("input", Covariance(predictor.mT @ mean, predictor.mT @ covariance @ predictor))
-    return weight @ predictor, UnitStatistics(unit.name, unit.tokens, inputs, gradient)
+    return weight @ predictor, UnitStatistics(unit.name, unit.tokens, inputs, gradient, share=unit.share)
 
 
-def _decompose(
-    model: PreTrainedModel, statistics: Statistics, unit: UnitPlan, options: MethodConfig, change: _Change
-) -> tuple[Decomposition, Tensor]:
-    """The decomposition, and the mean output that it shall have."""
-    weight = stacked_weight(model, statistics, unit)
-    one = statistics.groups[unit.group].unit(unit.unit)
-    predictor = change.predictor.to(weight.device)
-    fitted, changed = propagated(weight, one, predictor, change.inputs)
-    chosen = options_of(unit, options)
-    return get_method(chosen.name).decompose(fitted, changed, chosen), weight @ change.dense_mean.to(weight)
+def _problem(model: PreTrainedModel, group: GroupStatistics, edit: Factor, change: _Change) -> Problem:
+    """What the unit is fitted to, and the mean output that it shall have."""
+    weight = stacked_weight(model, edit.unit)
+    fitted, unit = propagated(weight, group.unit(edit.unit.name), change.predictor.to(weight.device), change.inputs)
+    if not edit.solver.method.is_loss:  # its forecast would be of other gradients than those that were measured
+        unit = replace(unit, gradient=None)
+    return Problem(fitted, unit, weight @ change.dense_mean.to(weight))
 
 
 @contextmanager
@@ -224,22 +212,22 @@ def _as_model_error(path: Path) -> Iterator[None]:
         raise ModelError(f"`{path}` is damaged: {problem}", "delete it and run the same command again") from problem
 
 
-def _save_block(model: nn.Module, found: Mapping[str, Any], path: Path) -> None:
+def _save_block(model: nn.Module, edits: Sequence[Mapping[str, Any]], path: Path) -> None:
     tensors: dict[str, Tensor] = {}
-    for entry in found["structure"]:
-        for layer in entry["layers"]:
-            module = model.get_submodule(layer)
-            tensors |= {f"{layer}.{key}": value.contiguous() for key, value in module.state_dict().items()}
+    for edit in edits:
+        for name in read_edit(edit, f"`{path}`").touches:
+            module = model.get_submodule(name)
+            tensors |= {f"{name}.{key}": value.contiguous() for key, value in module.state_dict().items()}
     with new_file(path) as scratch:
-        save_file(tensors, scratch, metadata={"block": json.dumps(found)})
+        save_file(tensors, scratch, metadata={"edits": json.dumps(edits)})
 
 
-def _load_block(model: nn.Module, path: Path) -> dict[str, Any]:
+def _load_block(model: PreTrainedModel, path: Path) -> None:
     with _as_model_error(path), safe_open(path, framework="pt") as file:
-        found: dict[str, Any] = json.loads(file.metadata()["block"])
-        build_structure(model, found["structure"])
-        for entry in found["structure"]:
-            for layer in entry["layers"]:
-                module = model.get_submodule(layer)
-                module.load_state_dict({key: file.get_tensor(f"{layer}.{key}") for key in module.state_dict()})
-    return found
+        edits = [read_edit(raw, f"`{path}`") for raw in json.loads(file.metadata()["edits"])]
+        for edit in edits:
+            edit.build(model)
+            record(model, edit)
+        for name in {name for edit in edits for name in edit.touches}:
+            module = model.get_submodule(name)
+            module.load_state_dict({key: file.get_tensor(f"{name}.{key}") for key in module.state_dict()})

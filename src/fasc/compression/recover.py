@@ -4,8 +4,7 @@ Compressing layer by layer adds up errors that no layer can see. A short distill
 (nothing else) minimise the KL divergence of its next-token distribution from the dense model's on unlabelled text.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -14,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fasc.compression.distillation import distil, divergence, rows_of
+from fasc.compression.distillation import distil, divergence_of, rows_of
 from fasc.compression.options import RecoveryConfig
+from fasc.edits.structure import edited_layers
 from fasc.errors import ModelError, NonFiniteError, UsageError
+from fasc.model.scopes import evaluating, frozen
 from fasc.progress import progress
 
 
@@ -39,8 +40,18 @@ class Recovered(NamedTuple):
     """Of each step's batch, before the step."""
 
 
+_HELD_OUT, _LEAST = 16, 2
+"""One sequence of so many is held out; the fewest sequences that leave one to train on."""
+
+
 def recover(
-    model: PreTrainedModel, dense: PreTrainedModel, tokens: Tensor, config: RecoveryConfig, work: Path | None = None
+    model: PreTrainedModel,
+    dense: PreTrainedModel,
+    tokens: Tensor,
+    config: RecoveryConfig,
+    work: Path | None = None,
+    *,
+    layers: Sequence[nn.Module] | None = None,
 ) -> Recovered:
     """Train the replaced layers of a compressed model towards the dense model's distributions, in place.
 
@@ -51,55 +62,71 @@ def recover(
     copies of the trained weights lie in the CPU's memory meanwhile.
 
     Args:
-        model: compressed; weights in float32, because steps are smaller than what bfloat16 resolves.
+        model: compressed.
         dense: what it was compressed from.
         tokens: text, int64 [sequences, length]; no labels are used.
         config: sizes and rates.
         work: folder in which an interrupted training goes on, as :func:`~fasc.compression.distillation.distil` says.
+        layers: what is trained, if not the layers that compression replaced.
 
     Raises:
-        UsageError: compression replaced no layer of the model, or there is only one sequence.
+        UsageError: compression replaced no layer of the model, their weights are not in float32, or there is only one sequence.
         ModelError: the two models do not have the same vocabulary.
         NonFiniteError: the divergence of the model as it was, or of a step, is not finite.
     """
-    layers = replaced(model)
-    if not layers:
-        raise UsageError("the checkpoint has no compressed layers to train", "recover what `fasc compress` wrote without --merge")
-    if model.config.vocab_size != dense.config.vocab_size:
-        raise ModelError(
-            f"the vocabularies differ: {model.config.vocab_size} and {dense.config.vocab_size}",
-            "pass the --dense it was made from",
-        )
-    if len(tokens) < _LEAST:
-        raise UsageError(f"{len(tokens)} sequence is too few: one is held out", "raise --sequences")
+    layers = [model.get_submodule(name) for name in edited_layers(model)] if layers is None else layers
+    parameters = list(dict.fromkeys(parameter for layer in layers for parameter in layer.parameters()))
+    _require_trainable(model, dense, parameters, tokens)
     held_out = max(1, len(tokens) // _HELD_OUT)
     text, unseen = tokens[:-held_out], tokens[-held_out:]
-    rows = rows_of(config, tokens)
-    measure = partial(_divergence_on, model.eval(), dense.eval(), unseen, rows, mixed=config.mixed_precision)
-    before = measure()
-    if not before < float("inf"):
-        raise NonFiniteError(
-            "the divergence of the compressed model from the dense one", "compress again: its weights are damaged"
-        )
-    parameters = list(dict.fromkeys(parameter for layer in layers for parameter in layer.parameters()))
-    start = [parameter.detach().to("cpu", copy=True) for parameter in parameters]
-    with _only(model, layers):
-        losses = distil(model, dense, text, config, work)
-    model.eval()
-    share, after = _go_as_far_as_it_helps(parameters, start, before, measure)
+    with evaluating(model, dense):
+        measure = partial(_mean_divergence, model, dense, unseen.split(rows_of(config, tokens)), mixed=config.mixed_precision)
+        before = measure()
+        if not before < float("inf"):
+            raise NonFiniteError(
+                "the divergence of the compressed model from the dense one", "compress again: its weights are damaged"
+            )
+        start = [parameter.detach().to("cpu", copy=True) for parameter in parameters]
+        with frozen(model, except_=layers):
+            losses = distil(model, dense, parameters, text, config, work)
+        share, after = _go_as_far_as_it_helps(parameters, start, before, measure)
     return Recovered(before, after, share, unseen.numel(), tuple(losses))
 
 
-_HELD_OUT, _LEAST = 16, 2
-"""One sequence of so many is held out; the fewest sequences that leave one to train on."""
+def _require_trainable(
+    model: PreTrainedModel, dense: PreTrainedModel, parameters: Sequence[nn.Parameter], tokens: Tensor
+) -> None:
+    if not parameters:
+        raise UsageError("the checkpoint has no compressed layers to train", "recover what `fasc compress` wrote without --merge")
+    coarse = next((parameter.dtype for parameter in parameters if parameter.dtype != torch.float32), None)
+    if coarse is not None:
+        raise UsageError(f"the weights to train are {coarse}, which steps so small cannot change", "load the model as float32")
+    ours, theirs = (one.config.get_text_config().vocab_size for one in (model, dense))
+    if ours != theirs:
+        raise ModelError(f"the vocabularies differ: {ours} and {theirs}", "pass the --dense it was made from")
+    if len(tokens) < _LEAST:
+        raise UsageError(f"{len(tokens)} sequence is too few: one is held out", "raise --sequences")
+
+
+def _mean_divergence(model: PreTrainedModel, dense: PreTrainedModel, batches: Sequence[Tensor], *, mixed: bool) -> float:
+    """KL(dense ‖ compressed) on sequences, nats per token."""
+    tokens, total = sum(ids.numel() for ids in batches), 0.0
+    with progress("measuring on held-out text", tokens, "tokens") as advance, torch.no_grad():
+        for ids in batches:
+            total += float(divergence_of(model, dense, ids, mixed=mixed).double().sum())
+            advance(ids.numel())
+    return total / tokens
 
 
 def _go_as_far_as_it_helps(
     parameters: Sequence[nn.Parameter], start: Sequence[Tensor], before: float, measure: Callable[[], float]
 ) -> tuple[float, float]:
-    """Leave the weights at the best point found between ``start`` and where they are; gives its share and its divergence.
+    """Leave the weights at the best point tried between ``start`` and where they are.
 
     Near its least the divergence is a parabola along a line, so three points give a fourth.
+
+    Returns:
+        The share of the way, and the divergence there.
     """
     end = [parameter.detach().to("cpu", copy=True) for parameter in parameters]
 
@@ -108,54 +135,17 @@ def _go_as_far_as_it_helps(
             for parameter, old, new in zip(parameters, start, end, strict=True):
                 parameter.copy_(old if share == 0 else torch.lerp(old, new, share))
 
-    def tried(share: float) -> float:
+    def at(share: float) -> float:
         go(share)
         value = measure()
         return value if value < float("inf") else float("inf")
 
-    found = {0.0: before, 1.0: tried(1.0), 0.5: tried(0.5)}
-    bend = 2 * (found[1.0] - 2 * found[0.5] + found[0.0])
+    divergence = {0.0: before, 1.0: at(1.0), 0.5: at(0.5)}
+    bend = 2 * (divergence[1.0] - 2 * divergence[0.5] + divergence[0.0])
     if 0 < bend < float("inf"):
-        least = (3 * found[0.0] + found[1.0] - 4 * found[0.5]) / (2 * bend)
+        least = (3 * divergence[0.0] + divergence[1.0] - 4 * divergence[0.5]) / (2 * bend)
         if 0 < least < 1:
-            found[least] = tried(least)
-    best = min(found, key=lambda share: found[share])
+            divergence[least] = at(least)
+    best = min(divergence, key=lambda share: divergence[share])
     go(best)
-    return best, found[best]
-
-
-def _divergence_on(model: PreTrainedModel, dense: PreTrainedModel, tokens: Tensor, rows: int, *, mixed: bool) -> float:
-    """KL(dense ‖ compressed) on sequences, nats per token."""
-    total = 0.0
-    with (
-        progress("measuring on held-out text", tokens.numel(), "tokens") as advance,
-        torch.no_grad(),
-        torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=mixed),
-    ):
-        for ids in tokens.split(rows):
-            target = dense(input_ids=ids.to(dense.device), use_cache=False).logits.flatten(0, 1)
-            found = model(input_ids=ids.to(model.device), use_cache=False).logits.flatten(0, 1)
-            total += divergence(found, target.to(found.device)).item() * ids.numel()
-            advance(ids.numel())
-    return total / tokens.numel()
-
-
-def replaced(model: PreTrainedModel) -> list[nn.Module]:
-    """The modules that stand where compression replaced a layer."""
-    units = getattr(getattr(model.config, "quantization_config", None), "units", ())
-    return [model.get_submodule(name) for name in dict.fromkeys(name for unit in units for name in unit["layers"])]
-
-
-@contextmanager
-def _only(model: nn.Module, layers: Sequence[nn.Module]) -> Iterator[None]:
-    """Only these layers are trained; afterwards everything is as trainable as before."""
-    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    model.requires_grad_(requires_grad=False)
-    for layer in layers:
-        layer.requires_grad_()
-    try:
-        yield
-    finally:
-        for parameter, trainable in before:
-            parameter.requires_grad_(trainable)
-            parameter.grad = None
+    return best, divergence[best]

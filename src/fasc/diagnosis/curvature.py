@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
-from fasc.statistics.objective import summed_nll
-from fasc.statistics.moments import Statistics, as_float64
-from fasc.planning.options import MethodConfig
 from fasc.diagnosis.dependence import dependence_violation, group_weight
 from fasc.diagnosis.overlap import chance, overlap
 from fasc.errors import NonFiniteError
 from fasc.linalg.psd import cholesky, damped, descending_eigh
-from fasc.model.groups import InputGroup, evaluating
+from fasc.model.groups import InputGroup
+from fasc.model.scopes import evaluating
 from fasc.progress import progress
+from fasc.statistics.moments import Statistics, as_float64
+from fasc.statistics.objective import summed_nll
 
 Product = Callable[[Tensor], Tensor]
 
@@ -116,7 +116,7 @@ def compare_with_hessian(
     tokens: Tensor,
     groups: Sequence[str],
     k: int,
-    options: MethodConfig | None = None,
+    damping: float = 1e-4,
 ) -> list[dict[str, Any]]:
     """Overlap of the Hessian's k leading eigenvectors at a group's input with what the Fisher moments and the methods choose.
 
@@ -130,26 +130,25 @@ def compare_with_hessian(
         tokens: held-out or calibration text, [sequences, length], for the Hessian.
         groups: names.
         k: eigenvectors.
-        options: for the damping of Σ_xx.
+        damping: of Σ_xx, relative.
 
     Raises:
         StatisticsError: a group or its gradient moment is missing.
         NonFiniteError: Lanczos did not converge.
     """
     rows = []
-    damping = (options or MethodConfig()).damping
     for name in groups:
-        found = statistics.groups[name]
-        weight = group_weight(model, found.group)
-        gg, _ = found.unit(name).require_gradient().at_input(weight)
-        _, xx = as_float64(found.input)
-        chol = cholesky(damped(xx, damping), where=f"`{name}`: the inputs'", tokens=found.tokens)
-        with hessian_product(model, tokens, found.group) as product:
-            d = found.group.d_in
+        moments = statistics.group(name)
+        weight = group_weight(model, moments.group)
+        gg, _ = moments.unit(name).require_gradient().at_input(weight)
+        _, xx = as_float64(moments.input)
+        chol = cholesky(damped(xx, damping), where=f"`{name}`: the inputs'", tokens=moments.tokens)
+        with hessian_product(model, tokens, moments.group) as product:
+            d = moments.group.d_in
             values, plain = leading_eigenvectors(product, d, k, what=name)
             white = partial(_white, product, chol)
             _, whitened = leading_eigenvectors(white, d, k, what=f"{name}, white inputs")
-        dependence = dependence_violation(found, weight)
+        dependence = dependence_violation(moments.unit(name), weight)
         rows.append(
             {
                 "group": name,

@@ -1,4 +1,4 @@
-"""ρ, the dependence violation score: how far a group's inputs and their gradients are from uncorrelated (paper Eq. 2)."""
+"""ρ, the dependence violation score: how far inputs and their gradients are from uncorrelated (paper Eq. 2)."""
 
 from dataclasses import dataclass
 
@@ -6,9 +6,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fasc.statistics.moments import GroupStatistics, as_float64
 from fasc.model.groups import InputGroup
 from fasc.model.layers import weight_of
+from fasc.statistics.moments import GroupStatistics, Need, UnitStatistics, as_float64
+
+DEPENDENCE_NEEDS = frozenset({Need("input", "group"), Need("gradient", "group"), Need("cross", "group")})
+"""What ρ is computed from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,24 +31,24 @@ class Dependence:
     """``‖Σ_gg‖_F``, nats² per token and squared input."""
 
 
-def dependence_violation(statistics: GroupStatistics, weight: Tensor) -> Dependence | None:
-    """ρ, its noise floor and the debiased score of one group (arXiv:2601.07197 Eq. 2).
+def dependence_violation(statistics: UnitStatistics, weight: Tensor) -> Dependence | None:
+    """ρ, its noise floor and the debiased score of one unit (arXiv:2601.07197 Eq. 2).
 
     If x and g were independent, ``E‖Σ̂_xg‖² = tr Σ_xx · tr Σ_gg / n`` over n independent tokens. Tokens of one sequence are not
     independent, so the true floor is somewhat higher.
 
     Args:
-        statistics: of the group; the gradient moments may lie on either side.
-        weight: the group's stacked weight [d_out, d_in], to bring moments of the output side to the input.
+        statistics: of the unit; the gradient moments may lie on either side.
+        weight: the unit's stacked weight [d_out, d_in], to bring moments of the output side to the input.
 
     Returns:
-        The scores, or ``None`` if the statistics hold no cross covariance of the group.
+        The scores, or ``None`` if the statistics hold no cross covariance.
     """
-    gradient = statistics.gradients.get(statistics.group.name)
+    gradient = statistics.gradient
     if gradient is None or gradient.cross is None:
         return None
     _, xx = as_float64(statistics.input)
-    gg, cross = gradient.at_input(weight)
+    gg, cross = gradient.at_input(weight.cpu())
     assert cross is not None  # noqa: S101 - seen above
     scale = float((torch.linalg.matrix_norm(xx) * torch.linalg.matrix_norm(gg)).clamp_min(torch.finfo(torch.float64).tiny).sqrt())
     rho = float(torch.linalg.matrix_norm(cross)) / scale
@@ -55,7 +58,7 @@ def dependence_violation(statistics: GroupStatistics, weight: Tensor) -> Depende
 
 def group_dependence(model: PreTrainedModel, statistics: GroupStatistics) -> Dependence | None:
     """:func:`dependence_violation` of a group of a dense model, on the CPU."""
-    return dependence_violation(statistics, group_weight(model, statistics.group))
+    return dependence_violation(statistics.unit(statistics.group.name), group_weight(model, statistics.group))
 
 
 def group_weight(model: PreTrainedModel, group: InputGroup) -> Tensor:

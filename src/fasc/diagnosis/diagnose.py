@@ -1,30 +1,32 @@
 """The per-group table: spectra, energies, and what a rank would cost."""
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from fasc.statistics.moments import GroupStatistics, Need, Statistics
-from fasc.planning.options import MethodConfig
 from fasc.diagnosis.bootstrap import rho_by_tokens, rho_interval
-from fasc.diagnosis.dependence import group_dependence
-from fasc.paper.exclusions import Policy, excluded
-from fasc.forecast.half_j import loss_curve
+from fasc.diagnosis.dependence import DEPENDENCE_NEEDS, group_dependence
 from fasc.diagnosis.spectra import effective_rank, principal_angles, rank_keeping, stable_rank
+from fasc.forecast.half_j import loss_curve
 from fasc.linalg.decomposition import Decomposition
-from fasc.statistics.accumulators import Covariance
-from fasc.methods import Unit, decompose_unit, get_method, unit_in
-from fasc.model.groups import InputGroup
+from fasc.methods import Solver, get_method
+from fasc.model.groups import InputGroup, Unit, stacked_weight
+from fasc.outputs import write_artifact
+from fasc.planning.needs import solver_of
+from fasc.planning.options import MethodConfig
 from fasc.progress import progress
-from fasc.storage import new_file, read_json, write_json
+from fasc.statistics.accumulators import Covariance
+from fasc.statistics.moments import GroupStatistics, Need, Statistics, UnitStatistics
+from fasc.storage import new_file, read_json
 
-DEPENDENCE_NEEDS = frozenset({Need("input", "group"), Need("gradient", "group"), Need("cross", "group")})
-"""What ρ is computed from."""
+Exclude = Callable[[Sequence[Mapping[str, Any]]], list[str | None]]
+"""Rows → why each is excluded, or ``None``."""
 
 INTERVAL_NEED = Need("sequences", "group")
 """What the interval of ρ is computed from."""
@@ -59,7 +61,7 @@ class Diagnosis:
 
     def save(self, path: Path) -> Path:
         """Write ``diagnosis.json``: an object with ``groups`` and ``meta``."""
-        return write_json(path, {"groups": list(self.rows), "meta": dict(self.meta)})
+        return write_artifact(path, "diagnosis", {"groups": list(self.rows), "meta": dict(self.meta)})
 
     @staticmethod
     def load(path: Path) -> "Diagnosis":
@@ -81,9 +83,9 @@ def _flat(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 def diagnosis_needs(methods: Sequence[MethodConfig]) -> frozenset[Need]:
     """The moments that the whole table needs: the methods' own, those of ρ and its interval, and the gradients of ½J."""
-    found = [get_method(options.name) for options in methods]
-    own = frozenset().union(*(method.needs for method in found))
-    return own | DEPENDENCE_NEEDS | {INTERVAL_NEED} | {Need("gradient", method.scope) for method in found}
+    chosen = [get_method(options.name) for options in methods]
+    own = frozenset().union(*(method.needs for method in chosen))
+    return own | DEPENDENCE_NEEDS | {INTERVAL_NEED} | {Need("gradient", method.scope) for method in chosen}
 
 
 def diagnose(
@@ -92,7 +94,7 @@ def diagnose(
     methods: Sequence[MethodConfig],
     *,
     rank_fraction: float,
-    policy: Policy = "paper",
+    exclude: Exclude | None = None,
 ) -> Diagnosis:
     """Spectra of the moments, ρ, and each method's energies and forecast, for every group.
 
@@ -101,25 +103,29 @@ def diagnose(
         statistics: with the moments that the methods need; what else is there (cross moments, sketches, gradients) adds columns.
         methods: whose energies to look at.
         rank_fraction: ½J is given at the rank that a uniform plan of it has, the angles at this fraction of the directions.
-        policy: which groups are marked as excluded; see :func:`~fasc.paper.exclusions.excluded`.
+            Angles are between the first and the last method whose projectors are of whole groups.
+        exclude: says of each row why it is not to be trusted; none is by default.
 
     Raises:
         StatisticsError: a method's moments are missing.
     """
-    for options in methods:
-        statistics.require(get_method(options.name).needs)
+    solvers = [solver_of(options) for options in methods]
+    for chosen in solvers:
+        statistics.require(chosen.method.needs)
+    whole = [one.name for one in solvers if one.method.scope == "group"]
+    compared = (whole[0], whole[-1]) if len(whole) > 1 else None
     rows = []
     with progress("diagnosing", len(statistics.groups), "groups") as advance, torch.no_grad():
         for group in statistics.groups.values():
-            parts = {options.name: _decompose(model, statistics, group.group, options) for options in methods}
-            energies = {name: _energies(model, statistics, found, name, rank_fraction) for name, found in parts.items()}
+            parts = {one.name: _decompose(model, statistics, group.group, one) for one in solvers}
+            energies = {one.name: _energies(one, parts[one.name], rank_fraction) for one in solvers}
             losses = {name: e["predicted_loss"] for name, e in energies.items() if "predicted_loss" in e}
-            scores = _dependence(model, group) | {"angle": _angle(parts, rank_fraction)}
+            scores = _dependence(model, group) | {"angle": compared and _angle(parts, compared, rank_fraction)}
             rows.append(_row(group) | scores | {"methods": energies, "predicted_loss": losses})
             advance()
-    reasons = excluded(rows, policy)
+    reasons = [None] * len(rows) if exclude is None else exclude(rows)
     rows = [row | {"excluded": reason} for row, reason in zip(rows, reasons, strict=True)]
-    return Diagnosis(tuple(rows), {"rank_fraction": rank_fraction, "policy": policy, **statistics.meta})
+    return Diagnosis(tuple(rows), {"rank_fraction": rank_fraction, "angles_between": compared, **statistics.meta})
 
 
 def _row(group: GroupStatistics) -> dict[str, Any]:
@@ -141,27 +147,25 @@ def _row(group: GroupStatistics) -> dict[str, Any]:
 
 
 def _dependence(model: PreTrainedModel, group: GroupStatistics) -> dict[str, Any]:
-    found = group_dependence(model, group)
-    if found is None:
+    scores = group_dependence(model, group)
+    if scores is None:
         return dict.fromkeys(("rho", "rho_floor", "rho_debiased", "rho_low", "rho_high", "rho_by_tokens", "gradient_norm"))
     resampled = "sequences/xg" in group.extras
-    low, high = rho_interval(group.extras, found.rho) if resampled else (None, None)
+    low, high = rho_interval(group.extras, scores.rho) if resampled else (None, None)
     return {
-        "rho": found.rho,
-        "rho_floor": found.floor,
-        "rho_debiased": found.debiased,
+        "rho": scores.rho,
+        "rho_floor": scores.floor,
+        "rho_debiased": scores.debiased,
         "rho_low": low,
         "rho_high": high,
-        "rho_by_tokens": rho_by_tokens(group.extras, found.rho) if resampled else None,
-        "gradient_norm": found.gradient_norm,
+        "rho_by_tokens": rho_by_tokens(group.extras, scores.rho) if resampled else None,
+        "gradient_norm": scores.gradient_norm,
     }
 
 
-def _angle(parts: Mapping[str, Sequence[tuple[Unit, Decomposition]]], rank_fraction: float) -> float | None:
-    """Median principal angle, in degrees, between what ``svd`` and ``fasc`` read of the input at this rank."""
-    if not {"svd", "fasc"} <= parts.keys():
-        return None
-    one, other = (parts[name][0][1].down for name in ("svd", "fasc"))
+def _angle(parts: Mapping[str, Sequence["_Part"]], compared: tuple[str, str], rank_fraction: float) -> float:
+    """Median principal angle, in degrees, between what two methods of whole groups read of the input at this rank."""
+    one, other = (parts[name][0].full.down for name in compared)
     rank = max(1, round(rank_fraction * min(one.shape[0], other.shape[0])))
     return float(principal_angles(one[:rank].mT, other[:rank].mT).median())
 
@@ -176,39 +180,39 @@ def _spectrum(covariance: Covariance) -> dict[str, Any]:
     }
 
 
-def _decompose(
-    model: PreTrainedModel, statistics: Statistics, group: InputGroup, options: MethodConfig
-) -> list[tuple[Unit, Decomposition]]:
+class _Part(NamedTuple):
+    """One unit, decomposed."""
+
+    unit: Unit
+    weight: Tensor
+    moments: UnitStatistics
+    full: Decomposition
+
+
+def _decompose(model: PreTrainedModel, statistics: Statistics, group: InputGroup, chosen: Solver) -> list[_Part]:
     """The group as one unit, or each of its layers, whichever is the method's own way."""
-    units = [unit_in(group, layers) for layers in group.parts(get_method(options.name).scope)]
-    return [(unit, decompose_unit(model, statistics, unit, options)) for unit in units]
+    parts = []
+    for unit in group.units(chosen.method.scope):
+        weight, moments = stacked_weight(model, unit), statistics.unit(unit)
+        parts.append(_Part(unit, weight, moments, chosen.decompose(weight, moments)))
+    return parts
 
 
-def _energies(
-    model: PreTrainedModel, statistics: Statistics, parts: Sequence[tuple[Unit, Decomposition]], name: str, rank_fraction: float
-) -> dict[str, Any]:
+def _energies(chosen: Solver, parts: Sequence[_Part], rank_fraction: float) -> dict[str, Any]:
     """One method on one group; the per-layer methods' energies are pooled over the layers."""
-    method = get_method(name)
-    pooled = torch.cat([full.energies for _, full in parts]).sort(descending=True).values
+    pooled = torch.cat([part.full.energies for part in parts]).sort(descending=True).values
     result: dict[str, Any] = {
         "energy": float(pooled.sum()),
-        "energy_unit": method.energy_unit,
+        "energy_unit": chosen.method.energy_unit,
         "directions": pooled.shape[0],
         **{f"rank_{share:.0%}".rstrip("%"): rank_keeping(pooled, share) for share in SHARES},
-        "curve": _curve([full for _, full in parts]),
+        "curve": _curve([part.full for part in parts]),
     }
-    if all(unit.unit in statistics.groups[unit.group].gradients for unit, _ in parts):
-        curves = [loss_curve(model, statistics, unit, name, full) for unit, full in parts]
-        ranks = [int(rank_fraction * _full_rank(statistics.groups[unit.group].group, unit) + 1e-9) for unit, _ in parts]
+    if all(part.moments.gradient is not None for part in parts):
+        curves = [loss_curve(chosen, part.full, part.weight, part.moments) for part in parts]
+        ranks = [int(rank_fraction * part.unit.full_rank + 1e-9) for part in parts]
         result["predicted_loss"] = sum(float(curve[min(rank, len(curve) - 1)]) for curve, rank in zip(curves, ranks, strict=True))
     return result
-
-
-def _full_rank(group: InputGroup, unit: Unit) -> int:
-    """The whole of a rank fraction, as for a plan: ``d_in`` of a shared projector, ``min(d_in, d_out)`` of a layer."""
-    if len(unit.layers) > 1:
-        return group.d_in
-    return min(group.d_in, next(layer.d_out for layer in group.layers if layer.name == unit.layers[0]))
 
 
 def _curve(parts: Sequence[Decomposition]) -> list[float]:

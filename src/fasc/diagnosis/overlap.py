@@ -10,11 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fasc.statistics.moments import Statistics
-from fasc.planning.options import MethodConfig
 from fasc.errors import StatisticsError
-from fasc.methods import decompose_unit, unit_in
+from fasc.methods import Solver
+from fasc.model.groups import stacked_weight
 from fasc.progress import progress
+from fasc.statistics.moments import Statistics
 
 Row = dict[str, Any]
 
@@ -45,7 +45,7 @@ class Basis(NamedTuple):
     """Of the whole decomposition: a rank fraction is of these."""
 
 
-def reading_bases(model: PreTrainedModel, statistics: Statistics, options: MethodConfig, most: float = 1.0) -> dict[str, Basis]:
+def reading_bases(model: PreTrainedModel, statistics: Statistics, chosen: Solver, most: float = 1.0) -> dict[str, Basis]:
     """What a method reads of every group's input; all that a comparison needs to keep.
 
     A method of single layers is applied to all layers of a group as one.
@@ -53,18 +53,19 @@ def reading_bases(model: PreTrainedModel, statistics: Statistics, options: Metho
     Args:
         model: dense.
         statistics: with what the method needs of whole groups.
-        options: the method.
+        chosen: the method.
         most: the largest rank fraction that will be compared.
 
     Raises:
         StatisticsError: a moment is missing.
     """
     bases = {}
-    with progress(f"decomposing with {options.name}", len(statistics.groups), "groups") as advance, torch.no_grad():
-        for name, found in statistics.groups.items():
-            down = decompose_unit(model, statistics, unit_in(found.group, found.group.layers), options).down
-            kept = max(1, int(most * len(down) + 1e-9))
-            bases[name] = Basis(torch.linalg.qr(down[:kept].mT)[0].float(), len(down))
+    with progress(f"decomposing with {chosen.name}", len(statistics.groups), "groups") as advance, torch.no_grad():
+        for name, group in statistics.groups.items():
+            unit = group.group.unit()
+            down = chosen.decompose(stacked_weight(model, unit), statistics.unit(unit)).down
+            rank = max(1, int(most * len(down) + 1e-9))
+            bases[name] = Basis(torch.linalg.qr(down[:rank].mT)[0].float(), len(down))
             advance()
     return bases
 
@@ -90,8 +91,8 @@ def compare_subspaces(
         if bases.keys() != statistics.groups.keys():
             raise StatisticsError(f"`{label}` was measured on other layers than the first", "measure both with the same layers")
     rows: list[Row] = []
-    for name, found in statistics.groups.items():
-        place = {"group": name, "block": found.group.block, "kind": found.group.kind}
+    for name, group in statistics.groups.items():
+        place = {"group": name, "block": group.group.block, "kind": group.group.kind}
         for a, b in combinations(chosen, 2):
             one, other = chosen[a][name], chosen[b][name]
             rows += [place | {"a": a, "b": b} | row for row in _overlaps(one, other, rank_fractions)]
@@ -115,13 +116,13 @@ def summarise_overlaps(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
         ``above_chance``: the median of ``(overlap − chance) / (1 − chance)``, 0 for random subspaces and 1 for equal ones.
     """
     cases = dict.fromkeys((row["a"], row["b"], row["rank_fraction"]) for row in rows)
-    found = []
+    summary = []
     for a, b, fraction in cases:
         chosen = [row for row in rows if (row["a"], row["b"], row["rank_fraction"]) == (a, b, fraction)]
         low, middle, high = _quartiles([row["overlap"] for row in chosen])
         expected = _quartiles([row["chance"] for row in chosen])[1]
         excess = [(row["overlap"] - row["chance"]) / (1 - row["chance"]) for row in chosen if row["chance"] < 1]
-        found.append(
+        summary.append(
             {
                 "a": a,
                 "b": b,
@@ -134,7 +135,7 @@ def summarise_overlaps(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
                 "above_chance": _quartiles(excess)[1] if excess else None,
             }
         )
-    return found
+    return summary
 
 
 def _quartiles(values: Sequence[float]) -> list[float]:

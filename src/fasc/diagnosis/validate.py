@@ -1,8 +1,6 @@
 """How well ρ and ½J predict what compressing one group really costs."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -12,22 +10,31 @@ from scipy import stats
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fasc.planning.candidates import unit_of
-from fasc.planning.plan import UnitPlan
-from fasc.statistics.collect import collect
-from fasc.statistics.moments import GroupStatistics, Need, Scope, Statistics
-from fasc.compression.trial import UnitTester
-from fasc.forecast.channels import cut_loss, cuttings_of, narrowed
-from fasc.planning.make import Curves, plan_model
-from fasc.planning.options import BudgetConfig, MethodConfig
-from fasc.statistics.options import CalibrationConfig
+from fasc.compression.trial import Trial
 from fasc.diagnosis.dependence import group_dependence
-from fasc.forecast.half_j import loss_curve, loss_on
+from fasc.edits.factor import Factor, Problem
+from fasc.edits.narrow import Narrow
+from fasc.forecast.channels import narrowing_loss
+from fasc.forecast.half_j import fisher_loss_curve, loss_curve
+from fasc.layouts import LAYOUTS
 from fasc.linalg.decomposition import Decomposition
-from fasc.methods import decompose_unit, get_method
+from fasc.methods import AtRank, Solver
+from fasc.model.groups import Scope, Unit, stacked_weight
+from fasc.planning.alternatives import Curves
+from fasc.planning.make import plan_model
+from fasc.planning.needs import solver_of
+from fasc.planning.options import BudgetConfig, MethodConfig
+from fasc.planning.plan import Plan
 from fasc.progress import Advance, progress
+from fasc.statistics.collect import collect_moments
+from fasc.statistics.moments import GroupStatistics, Need, Statistics
+from fasc.statistics.narrowing import narrowed
+from fasc.statistics.options import CalibrationConfig
 
 Row = dict[str, Any]
+
+_EQUAL = 1e-9
+"""Relative spread of numbers that are the same."""
 
 
 def validate(
@@ -53,18 +60,17 @@ def validate(
         A row per group, method and fraction: ``half_j``, ``half_j_held_out`` (if there are such moments), ``kl``, ``kl_error``
         (standard error) in nats per token, ``rho``, ``rho_debiased``.
     """
-    tester = UnitTester(model, statistics, tokens)
+    trial = Trial(model, statistics, tokens)
     total = len(statistics.groups) * len(methods)
     rows: list[Row] = []
     with progress("compressing groups one at a time", total, "groups") as advance, torch.no_grad():
         for group in statistics.groups.values():
-            found = group_dependence(model, group)
-            scores = {"rho": found and found.rho, "rho_debiased": found and found.debiased}
+            dependence = group_dependence(model, group)
+            scores = {"rho": dependence and dependence.rho, "rho_debiased": dependence and dependence.debiased}
             for options in methods:
-                parts = _parts(model, statistics, group, options)
+                solutions = _solutions(model, statistics, group, solver_of(options))
                 for fraction in rank_fractions:
-                    case = _Case(parts, fraction, options.name)
-                    rows.append(_measure(model, (statistics, held_out), case, tester) | scores)
+                    rows.append(_measure(model, (statistics, held_out), solutions, fraction, trial) | scores)
                 advance()
     return rows
 
@@ -92,22 +98,17 @@ def validate_plans(
         A row per budget: ``budget``, ``param_fraction``, ``half_j`` (Σ½J), ``half_j_held_out``, ``kl``, ``kl_error``, ``ratio``
         (kl ÷ Σ½J), ``nll_increase``, all in nats per token.
     """
-    tester = UnitTester(model, statistics, tokens)
+    trial = Trial(model, statistics, tokens)
     groups = [group.group for group in statistics.groups.values()]
     known: dict[str, Curves] = {}
     rows: list[Row] = []
     for budget in budgets:
         plan = plan_model(model, groups, options, budget, statistics, known=known)
-        units = [unit for unit in plan.units if unit.layout != "dense"]
-        if not units and not plan.cuts:
+        if not plan.edits:
             continue
-        cuttings = list(cuttings_of(model, statistics, plan.cuts, options.damping))
-        narrow = narrowed(statistics, cuttings)
-        judge = None if held_out is None else narrowed(held_out, cuttings)
-        with progress(f"measuring {options.name} at {budget.label}", len(units), "units") as advance:
-            unseen = [] if held_out is None else [cut_loss(model, held_out, one) for one in cuttings]
-            decompose = partial(_decompose, model, (narrow, judge), options, unseen, advance)
-            measured = tester.measure_plan(units, decompose, cuttings)
+        unseen: list[float] = []
+        with progress(f"measuring {options.name} at {budget.label}", len(plan.edits), "edits") as advance:
+            measured = trial.measure(plan.edits, _carrying_out(model, (statistics, held_out), plan, unseen, advance))
         half_j = plan.predicted_loss
         rows.append(
             {
@@ -125,53 +126,82 @@ def validate_plans(
     return rows
 
 
-def _decompose(
+def _carrying_out(
+    model: PreTrainedModel, moments: tuple[Statistics, Statistics | None], plan: Plan, unseen: list[float], advance: Advance
+) -> Callable[[], None]:
+    """Makes a plan's edits, and notes the ½J of each by held-out moments."""
+
+    def make() -> None:
+        statistics, held_out = moments
+        for edit in plan.edits:
+            if isinstance(edit, Narrow):
+                narrowing = edit.choose(model, statistics)
+                if held_out is not None:
+                    unseen.append(narrowing_loss(model, held_out, narrowing))
+                    held_out = narrowed(held_out, narrowing)
+                edit.carry_out(model, statistics, narrowing)
+                statistics = narrowed(statistics, narrowing)
+            elif isinstance(edit, Factor):
+                problem = Problem(stacked_weight(model, edit.unit), statistics.unit(edit.unit))
+                full = edit.solver.decompose(*problem[:2])
+                if held_out is not None:
+                    unseen.append(float(fisher_loss_curve(full, problem.weight, held_out.unit(edit.unit))[edit.rank]))
+                edit.place(model, problem, AtRank(full))
+            else:
+                statistics = edit.apply(model, statistics)
+            advance()
+
+    return make
+
+
+class _Solution(NamedTuple):
+    """One unit, decomposed by one method."""
+
+    unit: Unit
+    solver: Solver
+    problem: Problem
+    full: Decomposition
+
+
+def _solutions(model: PreTrainedModel, statistics: Statistics, group: GroupStatistics, chosen: Solver) -> list[_Solution]:
+    solutions = []
+    for unit in group.group.units(chosen.method.scope):
+        problem = Problem(stacked_weight(model, unit), statistics.unit(unit))
+        solutions.append(_Solution(unit, chosen, problem, chosen.decompose(*problem[:2])))
+    return solutions
+
+
+def _measure(
     model: PreTrainedModel,
     moments: tuple[Statistics, Statistics | None],
-    options: MethodConfig,
-    unseen: list[float],
-    advance: Advance,
-    unit: UnitPlan,
-) -> Decomposition:
-    """The decomposition of a unit, and its ½J by held-out moments noted."""
-    full = decompose_unit(model, moments[0], unit, options)
-    if moments[1] is not None:
-        unseen.append(float(loss_on(model, moments[1], unit, full)[unit.rank]))
-    advance()
-    return full
-
-
-def _parts(
-    model: PreTrainedModel, statistics: Statistics, group: GroupStatistics, options: MethodConfig
-) -> list[tuple[UnitPlan, Decomposition]]:
-    plans = [unit_of(group.group, layers) for layers in group.group.parts(get_method(options.name).scope)]
-    return [(unit, decompose_unit(model, statistics, unit, options)) for unit in plans]
-
-
-class _Case(NamedTuple):
-    parts: Sequence[tuple[UnitPlan, Decomposition]]
-    fraction: float
-    method: str
-
-
-def _measure(model: PreTrainedModel, moments: tuple[Statistics, Statistics | None], case: _Case, tester: UnitTester) -> Row:
+    solutions: Sequence[_Solution],
+    fraction: float,
+    trial: Trial,
+) -> Row:
     statistics, held_out = moments
-    units: list[tuple[UnitPlan, Decomposition]] = []
+    edits: list[Factor] = []
     half_j, unseen = 0.0, 0.0
-    for unit, full in case.parts:
-        rank = max(1, int(case.fraction * unit.full_rank + 1e-9))
-        units.append((replace(unit, rank=rank, layout="factors" if len(unit.layers) == 1 else "shared"), full))
-        kept = min(rank, full.full_rank)
-        half_j += float(loss_curve(model, statistics, unit, case.method, full)[kept])
-        unseen += 0.0 if held_out is None else float(loss_on(model, held_out, unit, full)[kept])
-    measured = tester.measure(units)
-    group = statistics.groups[case.parts[0][0].group].group
+    for one in solutions:
+        rank = max(1, int(fraction * one.unit.full_rank + 1e-9))
+        layout = next(layout for layout in LAYOUTS.values() if layout.asks_for == one.unit.scope)
+        edits.append(Factor.of(one.unit, rank, layout, one.solver))
+        directions = min(rank, one.full.full_rank)
+        half_j += float(loss_curve(one.solver, one.full, *one.problem[:2])[directions])
+        if held_out is not None:
+            unseen += float(fisher_loss_curve(one.full, one.problem.weight, held_out.unit(one.unit))[directions])
+
+    def make() -> None:
+        for edit, one in zip(edits, solutions, strict=True):
+            edit.place(model, one.problem, AtRank(one.full))
+
+    measured = trial.measure(edits, make)
+    group = statistics.group(solutions[0].unit.group).group
     return {
         "group": group.name,
         "block": group.block,
         "kind": group.kind,
-        "method": case.method,
-        "rank_fraction": case.fraction,
+        "method": solutions[0].solver.name,
+        "rank_fraction": fraction,
         "half_j": half_j,
         "half_j_held_out": None if held_out is None else unseen,
         "kl": measured.nats,
@@ -190,7 +220,7 @@ def held_out_moments(
         "group" if unit == name else "layer" for name, group in statistics.groups.items() for unit in group.gradients
     }
     needs = frozenset({Need("input", "group"), *(Need("gradient", scope) for scope in scopes)})
-    return collect(model, tokens, needs, calibration=calibration)
+    return collect_moments(model, tokens, needs, calibration=calibration)
 
 
 def summarise(rows: Sequence[Mapping[str, Any]], *, better: str = "fasc", worse: str = "svd") -> list[Row]:
@@ -244,9 +274,15 @@ def _gains(rows: Sequence[Mapping[str, Any]], fraction: float | None, better: st
 
 def _row(what: str, method: str, fraction: float | None, pairs: Sequence[tuple[float, float]], *, logs: bool) -> Row:
     row: Row = {"forecast": what, "method": method, "rank_fraction": fraction, "n": len(pairs)}
+    row |= dict.fromkeys(("pearson", "pearson_p", "spearman", "spearman_p", "median_ratio"))
     if len(pairs) < 3:
-        return row | dict.fromkeys(("pearson", "pearson_p", "spearman", "spearman_p", "median_ratio"))
+        return row
     x, y = np.array(pairs).T
+    row["median_ratio"] = float(np.median(y / x)) if logs else None
+    if (
+        np.ptp(x) <= _EQUAL * np.abs(x).max() or np.ptp(y) <= _EQUAL * np.abs(y).max()
+    ):  # a correlation needs something that varies
+        return row
     linear = stats.pearsonr(np.log(x), np.log(y)) if logs else stats.pearsonr(x, y)
     ranked = stats.spearmanr(x, y)
     return row | {
@@ -254,5 +290,4 @@ def _row(what: str, method: str, fraction: float | None, pairs: Sequence[tuple[f
         "pearson_p": float(linear.pvalue),
         "spearman": float(ranked.statistic),
         "spearman_p": float(ranked.pvalue),
-        "median_ratio": float(np.median(y / x)) if logs else None,
     }

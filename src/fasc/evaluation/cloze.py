@@ -4,22 +4,20 @@ Exact, and cheaper than scoring every candidate: log-probabilities only fall as 
 already below the best complete answer can be dropped (branch and bound over a trie of the candidates' tokens).
 """
 
-import inspect
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from fasc.errors import CorpusError
+from fasc.evaluation.likelihood import last_log_probabilities
 from fasc.evaluation.options import EvaluationConfig
-from fasc.errors import NonFiniteError
 from fasc.evaluation.registry import Subject
-from fasc.evaluation.score import Score, proportion_interval
-from fasc.progress import progress
+from fasc.evaluation.score import FEW, Score, proportion_interval
+from fasc.progress import progress, say
 
 _BRANCHES = 8
 """Prefixes expanded per item and round, most probable first."""
@@ -143,32 +141,32 @@ def _expand_all(model: PreTrainedModel, work: list[tuple[_Search, Prefix]], what
         for start in range(0, len(same), rows):
             part = same[start : start + rows]
             tokens = torch.tensor([[*search.prompt, *prefix] for search, prefix in part])
-            scores = _last_log_probabilities(model, tokens, f"a batch of `{what}` (prompts of {length} tokens)")
+            scores = last_log_probabilities(model, tokens, f"a batch of `{what}` (prompts of {length} tokens)")
             for row, (search, prefix) in zip(scores, part, strict=True):
                 search.expand(prefix, row[search.trie[prefix].tokens].tolist())
 
 
-def _last_log_probabilities(model: PreTrainedModel, tokens: Tensor, where: str) -> Tensor:
-    only_last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-    with torch.no_grad():
-        logits = model(input_ids=tokens.to(model.device), use_cache=False, **only_last).logits[:, -1]
-    if not bool(torch.isfinite(logits).all()):
-        raise NonFiniteError(f"the logits of {where}", "the model is damaged or overflows: load it as --dtype float32")
-    return F.log_softmax(logits.float(), dim=-1).cpu()
-
-
 def score_items(name: str, subject: Subject, items: Sequence[ClozeItem], config: EvaluationConfig) -> list[Score]:
-    """Accuracy over all items first, then by type and by relation, each with Wilson's interval."""
+    """Accuracy over all items first, then by type and by relation, each with Wilson's interval.
+
+    Raises:
+        CorpusError: there are no items.
+        NonFiniteError: the model produced NaN or infinity; names the items' batch.
+    """
+    if not items:
+        raise CorpusError(f"`{name}` has no items", "check the file that it is read from")
     if config.limit is not None and config.limit < len(items):
         items = random.Random(config.seed).sample(list(items), config.limit)
+    if len(items) < FEW:
+        say(f"warning: `{name}` asks {len(items)} items; of fewer than {FEW} the interval says nothing of use")
     choices = best_candidates(subject, items, name, config.batch_tokens)
     right = [choice == item.answer for choice, item in zip(choices, items, strict=True)]
-    words = "top-1 among the relation's candidate objects, log-probability of the whole answer"
+    protocol = "top-1 among the relation's candidate objects, log-probability of the whole answer"
 
     def score(metric: str, chosen: Callable[[ClozeItem], bool]) -> Score:
         hits = [hit for hit, item in zip(right, items, strict=True) if chosen(item)]
         low, high = proportion_interval(sum(hits), len(hits))
-        return Score(name, metric, sum(hits) / len(hits), low, high, len(hits), words)
+        return Score(name, metric, sum(hits) / len(hits), low, high, len(hits), protocol)
 
     scores = [score("accuracy", lambda _: True)]
     for kind in sorted({item.type for item in items}):

@@ -5,14 +5,14 @@ from dataclasses import replace
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fasc.text.corpus import TokenBlock
-from fasc.evaluation.options import EvaluationConfig
 from fasc.errors import UsageError
+from fasc.evaluation.options import EvaluationConfig
 from fasc.evaluation.registry import Subject, WindowScores, get_benchmark
 from fasc.evaluation.score import Score
 from fasc.evaluation.text import evaluation_texts
-from fasc.model.groups import evaluating
+from fasc.model.scopes import evaluating
 from fasc.progress import say
+from fasc.text.corpus import TokenBlock
 
 
 def evaluate(
@@ -27,7 +27,7 @@ def evaluate(
     """Run the benchmarks of ``config`` in order.
 
     Args:
-        model: dense or compressed; scored in evaluation mode and left as it was.
+        model: dense or compressed; scored in evaluation mode and left as it was, as is ``dense``.
         tokenizer: the model's own.
         config: benchmarks, text, limits.
         dense: what ``kl`` compares with.
@@ -40,25 +40,25 @@ def evaluate(
         UsageError: a benchmark needs the dense model.
         NonFiniteError: a model produced NaN or infinity; names the batch.
     """
-    chosen = [get_benchmark(name) for name in config.benchmarks]
-    for found in chosen:
-        if found.needs_dense and dense is None:
-            raise UsageError(f"`{found.name}` compares with the dense model and none is known", "pass --dense MODEL")
-    needed = any(found.needs_text for found in chosen)
+    benchmarks = [get_benchmark(name) for name in config.benchmarks]
+    for benchmark in benchmarks:
+        if benchmark.needs_dense and dense is None:
+            raise UsageError(f"`{benchmark.name}` compares with the dense model and none is known", "pass --dense MODEL")
+    needs_text = any(benchmark.needs_text for benchmark in benchmarks)
     if texts is None:
-        texts = evaluation_texts(model if dense is None else dense, tokenizer, config) if needed else []
+        texts = evaluation_texts(model if dense is None else dense, tokenizer, config) if needs_text else []
     for corpus in [text.corpus for text in texts if text.text_digest in seen]:
         say(f"warning: `{corpus}` is the text this model was calibrated on; its scores will flatter it")
     scores: list[Score] = []
-    compared = dense if any(found.needs_dense for found in chosen) else None
+    compared = dense if any(benchmark.needs_dense for benchmark in benchmarks) else None
     passes: dict[str, dict[str, WindowScores]] = {text.corpus: {} for text in texts}
-    with evaluating(model):
-        for found in chosen:
-            if not found.needs_text:
-                scores += found.measure(Subject(model, tokenizer, compared), config)
+    with evaluating(model) if compared is None else evaluating(model, compared):
+        for benchmark in benchmarks:
+            if not benchmark.needs_text:
+                scores += benchmark.measure(Subject(model, tokenizer, compared), config)
                 continue
             for text in texts:
-                measured = found.measure(Subject(model, tokenizer, compared, text, passes[text.corpus]), config)
+                measured = benchmark.measure(Subject(model, tokenizer, compared, text, passes[text.corpus]), config)
                 scores += [_named(one, text.corpus, several=len(texts) > 1) for one in measured]
     return scores
 

@@ -29,11 +29,20 @@ class EvaluationConfig(Options):
     batch_tokens: PositiveInt = 2048
     """Tokens per forward pass: memory against speed, no effect on the scores."""
 
-    seed: Annotated[int, Field(ge=0)] = 1
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
     """Seed of the choice of items under a limit, and of evaluation text sampled from the model."""
 
     data_dir: Path | None = None
     """Folder that holds the named corpora and benchmarks. Also read from FASC_DATA."""
+
+    prompts: tuple[str, ...] = ()
+    """In a run: each model continues these, greedily."""
+
+    continuation: PositiveInt = 24
+    """Tokens of each continuation."""
+
+    speed: bool = False
+    """In a run: each compressed model is timed beside the dense one."""
 
     @property
     def corpora(self) -> tuple[str, ...]:
@@ -53,7 +62,7 @@ class SpeedConfig(Options):
     decode: PositiveInt = 32
     """Tokens decoded, greedily."""
 
-    batches: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 8)
+    batches: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 4)
     """Sequences decoded at once; each is timed."""
 
     repeats: PositiveInt = 5

@@ -1,43 +1,49 @@
-"""The registry of benchmarks."""
+"""The registry of benchmarks, and what a benchmark is given."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from fasc.text.corpus import TokenBlock
 from fasc.evaluation.options import EvaluationConfig
-from fasc.errors import UnknownNameError
-from fasc.evaluation.score import Score
+from fasc.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from fasc.evaluation.score import Score
+    from fasc.text.corpus import TokenBlock
 
 
 class WindowScores(NamedTuple):
-    """Means over the tokens of each window."""
+    """What one pass over windows of text gives; on the CPU."""
 
-    nll: list[float]
-    """Nats per predicted token."""
+    nll: "Tensor"
+    """Mean over the predicted tokens of each window, nats per token; float64 [windows]."""
 
-    kl: list[float] | None
-    """KL(dense ‖ compressed), nats per token; ``None`` where no dense model is known."""
+    kl: "Tensor | None"
+    """KL(dense ‖ compressed) of each token, nats; float32 [windows, length]. ``None`` where no dense model is known."""
+
+    agreement: "Tensor | None"
+    """Whether both models hold the same next token for the most probable one; bool [windows, length]."""
 
 
 class Subject(NamedTuple):
     """What a benchmark is given."""
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    dense: PreTrainedModel | None
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    dense: "PreTrainedModel | None"
     """The model it was compressed from, for ``kl``."""
 
-    text: TokenBlock | None = None
+    text: "TokenBlock | None" = None
     """The windows of held-out text, for the benchmarks that need text."""
 
     passes: dict[str, WindowScores] | None = None
     """What was measured on these windows already: two benchmarks of one text share a forward pass."""
 
 
-Measure = Callable[[Subject, EvaluationConfig], Sequence[Score]]
+Measure = Callable[[Subject, EvaluationConfig], "Sequence[Score]"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +62,12 @@ class Benchmark:
         return (self.measure.__doc__ or "").strip().splitlines()[0]
 
 
-BENCHMARKS: dict[str, Benchmark] = {}
+BENCHMARKS: Registry[Benchmark] = Registry("benchmark", "fasc.evaluation.benchmarks")
 """Every registered benchmark by name."""
 
 
 def benchmark(name: str, *, reference: str, needs_dense: bool = False, needs_text: bool = False) -> Callable[[Measure], Measure]:
-    """Register ``measure(subject, config) → scores`` as a benchmark.
+    """Register ``measure(subject, config) → scores`` as a benchmark; the first score is its headline.
 
     Args:
         name: as given to ``--benchmarks``.
@@ -71,7 +77,7 @@ def benchmark(name: str, *, reference: str, needs_dense: bool = False, needs_tex
     """
 
     def register(measure: Measure) -> Measure:
-        BENCHMARKS[name] = Benchmark(name, reference, needs_dense, needs_text, measure)
+        BENCHMARKS.add(name, Benchmark(name, reference, needs_dense, needs_text, measure))
         return measure
 
     return register
@@ -83,6 +89,4 @@ def get_benchmark(name: str) -> Benchmark:
     Raises:
         UnknownNameError: there is none; suggests the nearest.
     """
-    if name not in BENCHMARKS:
-        raise UnknownNameError("benchmark", name, BENCHMARKS)
-    return BENCHMARKS[name]
+    return BENCHMARKS.find(name)

@@ -4,14 +4,15 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fasc.text.corpus import TextRequest, TokenBlock, load_corpus
+from fasc.errors import UsageError
+from fasc.evaluation.likelihood import finite_logits, window_losses
 from fasc.evaluation.options import EvaluationConfig
-from fasc.errors import NonFiniteError, UsageError
 from fasc.evaluation.registry import Subject, WindowScores
-from fasc.progress import progress
+from fasc.linalg.divergence import kl_divergence
+from fasc.progress import progress, say
+from fasc.text.corpus import TextRequest, TokenBlock, load_corpus
 
 
 def evaluation_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: EvaluationConfig) -> list[TokenBlock]:
@@ -43,31 +44,8 @@ def text_of(subject: Subject) -> TokenBlock:
     return subject.text
 
 
-def batches(block: TokenBlock, config: EvaluationConfig, what: str) -> Iterator[tuple[int, Tensor]]:
-    """Rows of windows with the index of the first, with progress."""
-    rows = max(1, config.batch_tokens // block.tokens.shape[1])
-    with progress(what, block.tokens.numel(), "tokens") as advance:
-        for start in range(0, block.tokens.shape[0], rows):
-            batch = block.tokens[start : start + rows]
-            yield start, batch
-            advance(batch.numel())
-
-
-def log_probabilities(model: PreTrainedModel, tokens: Tensor, where: str) -> Tensor:
-    """Log p(next token | window so far), float32 [batch, length, vocabulary].
-
-    Raises:
-        NonFiniteError: the model produced NaN or infinity; names the batch. It is never dropped.
-    """
-    with torch.no_grad():
-        logits = model(input_ids=tokens.to(model.device), use_cache=False).logits
-    if not bool(torch.isfinite(logits).all()):
-        raise NonFiniteError(f"the logits of {where}", "the model is damaged or overflows: load it as --dtype float32")
-    return F.log_softmax(logits.float(), dim=-1)
-
-
 def window_scores(subject: Subject, config: EvaluationConfig) -> WindowScores:
-    """Loss and divergence of every window, from one forward pass of each model.
+    """Loss, divergence and agreement on every window, from one forward pass of each model.
 
     Raises:
         NonFiniteError: a model produced NaN or infinity; names the windows.
@@ -82,21 +60,34 @@ _PASS = "windows"
 
 
 def _run_windows(subject: Subject, config: EvaluationConfig) -> WindowScores:
-    losses: list[float] = []
-    divergences: list[float] = []
-    what = "perplexity" if subject.dense is None else "perplexity and kl"
-    for start, tokens in batches(text_of(subject), config, what):
-        where = f"{what}, windows {start}-{start + len(tokens) - 1}"
-        scores = log_probabilities(subject.model, tokens, where)
-        targets = tokens[:, 1:].to(scores.device)
-        nll = -scores[:, :-1].gather(-1, targets[..., None]).squeeze(-1)
-        losses += nll.double().mean(-1).tolist()
+    block, what = text_of(subject), "perplexity" if subject.dense is None else "perplexity and kl"
+    if len(block.tokens) == 1:
+        say(f"warning: `{block.corpus}` gives one window of text, so its scores have no interval: raise --limit or --windows")
+    losses: list[Tensor] = []
+    divergences: list[Tensor] = []
+    agreements: list[Tensor] = []
+    for start, ids in _batches(block, config, what):
+        where = f"{what}, windows {start}-{start + len(ids) - 1}"
+        logits = finite_logits(subject.model, ids, where)
+        losses.append(window_losses(logits, ids))
         if subject.dense is not None:
-            reference = log_probabilities(subject.dense, tokens, f"{where} (dense model)")
-            scores = scores.to(reference.device)
-            scores.sub_(reference).mul_(reference.exp_()).neg_()  # p (log p − log q), in place: vocabularies are wide
-            divergences += scores.sum(-1).double().mean(-1).tolist()
-    return WindowScores(losses, divergences if subject.dense is not None else None)
+            reference = finite_logits(subject.dense, ids, f"{where} (dense model)").to(logits.device)
+            divergences.append(kl_divergence(logits, reference).cpu())
+            agreements.append(logits.argmax(-1).eq(reference.argmax(-1)).cpu())
+    compared = subject.dense is not None
+    return WindowScores(
+        torch.cat(losses), torch.cat(divergences) if compared else None, torch.cat(agreements) if compared else None
+    )
+
+
+def _batches(block: TokenBlock, config: EvaluationConfig, what: str) -> Iterator[tuple[int, Tensor]]:
+    """Rows of windows with the index of the first, with progress."""
+    rows = max(1, config.batch_tokens // block.tokens.shape[1])
+    with progress(what, block.tokens.numel(), "tokens") as advance:
+        for start in range(0, block.tokens.shape[0], rows):
+            batch = block.tokens[start : start + rows]
+            yield start, batch
+            advance(batch.numel())
 
 
 def protocol(config: EvaluationConfig, block: TokenBlock) -> str:

@@ -1,0 +1,1 @@
+"""What an edit will cost before it is made: ½J in nats per token."""

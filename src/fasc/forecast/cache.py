@@ -1,7 +1,7 @@
 """Forecasts kept in the cache: planning another rate from the same moments does not compute them again."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from fasc.planning.make import Curves
 from fasc.provenance import digest
 from fasc.storage import cache_root
+
+Curves = Mapping[str, NDArray[np.float64]]
 
 _FILES = 16
 """So many files are kept, the last used; one of a model of 135M parameters has 4 MB for each way to forecast."""

@@ -1,7 +1,10 @@
-"""½J at every rank: what compressing a unit is predicted to cost, in nats per token, for any method."""
+"""½J at every rank: what factoring a unit is predicted to cost, for any method.
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+½J is a forecast of the KL divergence to the dense model in nats per token of text. Moments of an expert are means over the tokens
+that were routed to it, so its loss counts by its share π of the tokens: the forecast of a model is ``Σ π ½J`` (docs/method.md).
+"""
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -10,38 +13,30 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fasc.statistics.moments import Statistics, UnitStatistics, as_float64
-from fasc.planning.options import MethodConfig
 from fasc.linalg.decomposition import Decomposition
-from fasc.methods import Unit, decompose_unit, get_method, stacked_weight, unit_energies
+from fasc.methods import Solver
+from fasc.model.groups import Unit, stacked_weight
 from fasc.progress import progress
+from fasc.statistics.moments import Statistics, UnitStatistics, as_float64
 
 _SINGULAR = 1e-9
 """Relative size of a diagonal entry of R below which a weight is taken for rank-deficient."""
 
 
-class RankedUnit(Unit, Protocol):
-    """A unit at a rank."""
-
-    @property
-    def rank(self) -> int:
-        """Directions kept."""
-
-
 def loss_curves(
     model: PreTrainedModel,
     statistics: Statistics,
-    options: MethodConfig,
+    solver: Solver,
     units: Sequence[Unit],
     *,
     held_out: Statistics | None = None,
 ) -> dict[str, NDArray[np.float64]]:
-    """½J of each unit at each rank, from 0 to its number of directions.
+    """½J of each unit at each rank, from 0 to its number of directions, in nats per token of text.
 
     Args:
         model: the dense model that the statistics were measured on.
         statistics: with what the method needs, and the units' gradient moments.
-        options: the method.
+        solver: the method.
         units: whole groups or single layers.
         held_out: moments of other text to forecast by; takes whole decompositions.
 
@@ -49,61 +44,41 @@ def loss_curves(
         StatisticsError: a moment is missing.
     """
     curves = {}
-    with progress(f"forecasting the loss of {options.name}", len(units), "units") as advance, torch.no_grad():
+    with progress(f"forecasting the loss of {solver.name}", len(units), "units") as advance, torch.no_grad():
         for unit in units:
-            quick = held_out is None and get_method(options.name).is_loss
-            energies = unit_energies(model, statistics, unit, options) if quick else None
-            if held_out is not None:
-                curve = loss_on(model, held_out, unit, decompose_unit(model, statistics, unit, options))
-            elif energies is not None:
-                curve = half_tails(energies)
+            weight, moments = stacked_weight(model, unit), statistics.unit(unit)
+            quick = held_out is None and solver.method.is_loss
+            energies = solver.energies(weight, moments) if quick else None
+            if energies is not None:
+                curve = half_tails(energies) * moments.share
+            elif held_out is not None:
+                curve = fisher_loss_curve(solver.decompose(weight, moments), weight, held_out.unit(unit))
             else:
-                curve = loss_curve(model, statistics, unit, options.name, decompose_unit(model, statistics, unit, options))
-            curves[unit.unit] = curve.numpy(force=True)
+                curve = loss_curve(solver, solver.decompose(weight, moments), weight, moments)
+            curves[unit.name] = curve.numpy(force=True)
             advance()
     return curves
 
 
 def loss_curve(
-    model: PreTrainedModel, statistics: Statistics, unit: Unit, method: str, decomposition: Decomposition
+    solver: Solver, decomposition: Decomposition, weight: Float[Tensor, "o i"], moments: UnitStatistics
 ) -> Float[Tensor, " r1"]:
-    """½J at each rank of a unit that any method has decomposed."""
-    if get_method(method).is_loss:
-        return half_energies(decomposition)
-    return loss_on(model, statistics, unit, decomposition)
-
-
-def loss_on(model: PreTrainedModel, moments: Statistics, unit: Unit, decomposition: Decomposition) -> Float[Tensor, " r1"]:
-    """½J at each rank of a decomposition by moments that did not choose it, such as those of held-out text.
-
-    Raises:
-        StatisticsError: those moments lack the unit.
-    """
-    return fisher_loss_curve(decomposition, stacked_weight(model, moments, unit), moments.groups[unit.group].unit(unit.unit))
-
-
-def predicted_losses(
-    model: PreTrainedModel, statistics: Statistics, unit: RankedUnit, found: Mapping[str, Decomposition]
-) -> dict[str, float]:
-    """½J of a unit at its rank, by method."""
-    return {name: float(loss_curve(model, statistics, unit, name, full)[unit.rank]) for name, full in found.items()}
-
-
-def half_energies(decomposition: Decomposition) -> Float[Tensor, " r1"]:
-    """½ Σ of the energies dropped at each rank from 0 to full: ½J where energies are in nats²."""
-    return half_tails(decomposition.energies)
+    """½J at each rank of a unit that this method has decomposed by these moments."""
+    if solver.method.is_loss:
+        return half_tails(decomposition.energies) * moments.share
+    return fisher_loss_curve(decomposition, weight, moments)
 
 
 def half_tails(energies: Float[Tensor, " r"]) -> Float[Tensor, " r1"]:
-    """½ Σ of the energies from each position on, and 0 after the last."""
+    """½ Σ of the energies from each position on, and 0 after the last: ½J at each rank where energies are in nats²."""
     tails = energies.flip(0).cumsum(0).flip(0)
     return 0.5 * torch.cat([tails, tails.new_zeros(1)])
 
 
 def fisher_loss_curve(
-    decomposition: Decomposition, weight: Float[Tensor, "o i"], statistics: UnitStatistics
+    decomposition: Decomposition, weight: Float[Tensor, "o i"], moments: UnitStatistics
 ) -> Float[Tensor, " r1"]:
-    """½ tr((W−W')ᵀ Σ_hh (W−W') Σ_xx) at each rank, of a decomposition that minimises something else.
+    """π · ½ tr((W−W')ᵀ Σ_hh (W−W') Σ_xx) at each rank, by moments that need not be those that chose the decomposition.
 
     The error of rank k is ``Σ_{j≥k} up_j down_jᵀ``, so its loss is the sum of the lower right block, from k on, of
     ``(upᵀ Σ_hh up) ∘ (down Σ_xx downᵀ)``: one matrix holds every rank.
@@ -111,18 +86,18 @@ def fisher_loss_curve(
     Args:
         decomposition: of any method.
         weight: what it decomposes; brings gradient moments of the input side to the outputs (``up = W B``).
-        statistics: of the unit.
+        moments: of the unit, such as those of held-out text.
 
     Raises:
         StatisticsError: the unit has no gradient moment.
     """
-    gradient = statistics.require_gradient()
-    _, covariance_x = as_float64(statistics.input, weight.device)
+    gradient = moments.require_gradient()
+    _, covariance_x = as_float64(moments.input, weight.device)
     _, covariance_g = as_float64(gradient.covariance, weight.device)
     up = decomposition.up if gradient.side == "output" else _at_input(weight, decomposition.up)
     both = (up.mT @ covariance_g @ up) * (decomposition.down @ covariance_x @ decomposition.down.mT)
     blocks = both.flip(0, 1).cumsum(0).cumsum(1).flip(0, 1).diagonal()
-    return 0.5 * torch.cat([blocks.clamp_min(0), blocks.new_zeros(1)])
+    return 0.5 * moments.share * torch.cat([blocks.clamp_min(0), blocks.new_zeros(1)])
 
 
 def _at_input(weight: Float[Tensor, "o i"], up: Float[Tensor, "o r"]) -> Float[Tensor, "i r"]:
@@ -130,7 +105,7 @@ def _at_input(weight: Float[Tensor, "o i"], up: Float[Tensor, "o r"]) -> Float[T
     q, r = torch.linalg.qr(weight)
     size = r.diagonal().abs()
     if r.shape[0] == r.shape[1] and float(size.min()) > _SINGULAR * float(size.max()):
-        found: Tensor = torch.linalg.solve_triangular(r, q.mT @ up, upper=True)
-        return found
+        solved: Tensor = torch.linalg.solve_triangular(r, q.mT @ up, upper=True)
+        return solved
     shortest: Tensor = torch.linalg.pinv(weight) @ up
     return shortest

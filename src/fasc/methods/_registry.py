@@ -1,50 +1,41 @@
-"""The registry of methods: a name, what it must be given, where it comes from."""
+"""The registry of methods: a name, what it must be given, what it can be told, where it comes from."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from torch import Tensor
 
-from fasc.statistics.moments import Moment, Need, Scope, UnitStatistics
-from fasc.planning.options import MethodConfig
-from fasc.errors import UnknownNameError
 from fasc.linalg.decomposition import Decomposition
+from fasc.methods.options import MethodOptions
+from fasc.model.groups import Scope
+from fasc.options import parse
+from fasc.registry import Registry
+from fasc.statistics.moments import Moment, Need, UnitStatistics
 
 EnergyUnit = Literal["nats²/token", "output²/token", "input²/token", "weight²", "none"]
 
+Decompose = Callable[[Tensor, UnitStatistics, Any], Decomposition]
+"""``(weight [d_out, d_in] float64, statistics of the unit, the method's options) → the full decomposition``."""
 
-Decompose = Callable[[Tensor, UnitStatistics, MethodConfig], Decomposition]
-"""``(weight [d_out, d_in] float64, statistics of the unit, options) → the full decomposition``."""
-
-
-Energies = Callable[[Tensor, UnitStatistics, MethodConfig], Tensor]
+Energies = Callable[[Tensor, UnitStatistics, Any], Tensor]
 """The same arguments → the energies of that decomposition."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sketched:
-    """A decomposition that holds only its leading directions, and how good it is."""
+class AtRank:
+    """A decomposition that is good for one rank."""
 
     decomposition: Decomposition
-    lost_estimate: float
-    """Estimated energy lost against the exact solution, ÷ energy dropped."""
+    whole: bool = True
+    """Whether it holds every direction, with its energies; otherwise only the leading ones."""
 
-    lost_bound: float
-    """Probabilistic bound of the same."""
-
-    exact: bool
-    """Whether the bound was beyond the tolerance and the exact solution was taken instead."""
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    """How good it is, as plain JSON values, for the plan."""
 
 
-@runtime_checkable
-class Sketch(Protocol):
-    """Solves a unit for one rank from a sketch, and exactly where the sketch cannot be shown to be good enough."""
-
-    def __call__(
-        self, weight: Tensor, statistics: UnitStatistics, options: MethodConfig, rank: int, *, wide: bool = False
-    ) -> Sketched:
-        """``options.sketch_tolerance`` says what is good enough; ``wide`` asks for the paper's larger sketch."""
+DecomposeAtRank = Callable[[Tensor, UnitStatistics, Any, int], AtRank]
+"""The same arguments and the rank that will be kept → a decomposition for that rank, where one can be had for less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +61,14 @@ class Method:
     """Whether a rotation of the inputs changes nothing."""
 
     decompose: Decompose
+    options: type[MethodOptions] = MethodOptions
+    """What it can be told."""
+
     energies: Energies | None = None
     """The energies alone, where they can be had without the directions."""
 
-    sketch: Sketch | None = None
-    """The sketched form, where there is one."""
+    at_rank: DecomposeAtRank | None = None
+    """A decomposition for one rank, where that is cheaper."""
 
     @property
     def scope(self) -> Scope:
@@ -102,9 +96,41 @@ class Method:
         return (self.decompose.__doc__ or "").strip().splitlines()[0]
 
 
+@dataclass(frozen=True, slots=True)
+class Solver:
+    """A method with its options."""
+
+    method: Method
+    options: MethodOptions
+
+    @property
+    def name(self) -> str:
+        """The method's."""
+        return self.method.name
+
+    @property
+    def damping(self) -> float:
+        """Relative to the mean eigenvalue."""
+        return self.options.damping
+
+    def decompose(self, weight: Tensor, statistics: UnitStatistics) -> Decomposition:
+        """The full decomposition of a unit's stacked weight, [d_out, d_in] float64."""
+        return self.method.decompose(weight, statistics, self.options)
+
+    def energies(self, weight: Tensor, statistics: UnitStatistics) -> Tensor | None:
+        """The energies of :meth:`decompose` alone, if the method can have them without the directions."""
+        return None if self.method.energies is None else self.method.energies(weight, statistics, self.options)
+
+    def at_rank(self, weight: Tensor, statistics: UnitStatistics, rank: int) -> AtRank:
+        """A decomposition to be truncated at this rank."""
+        if self.method.at_rank is None:
+            return AtRank(self.decompose(weight, statistics))
+        return self.method.at_rank(weight, statistics, self.options, rank)
+
+
 _OF_THE_INPUT: frozenset[Moment] = frozenset({"input", "magnitude", "product", "rows", "sequences", "taylor"})
 
-METHODS: dict[str, Method] = {}
+METHODS: Registry[Method] = Registry("method", "fasc.methods")
 """Every registered method by name."""
 
 
@@ -117,8 +143,9 @@ def method(  # noqa: PLR0913 - what a method declares about itself, by name
     surrogate: str,
     reference: str,
     coordinate_free: bool = True,
+    options: type[MethodOptions] = MethodOptions,
     energies: Energies | None = None,
-    sketch: Sketch | None = None,
+    at_rank: DecomposeAtRank | None = None,
 ) -> Callable[[Decompose], Decompose]:
     """Register ``decompose(weight, statistics, options) → Decomposition`` as a method.
 
@@ -130,14 +157,27 @@ def method(  # noqa: PLR0913 - what a method declares about itself, by name
         surrogate: the formula whose loss the energies are.
         reference: paper and equation.
         coordinate_free: whether a rotation of the inputs changes nothing.
+        options: what the method can be told.
         energies: computes the energies alone, where that is cheaper.
-        sketch: solves from a sketch.
+        at_rank: decomposes for one rank, where that is cheaper.
     """
 
     def register(decompose: Decompose) -> Decompose:
-        moments = frozenset(needs)
-        METHODS[name] = Method(
-            name, scopes, moments, energy_unit, surrogate, reference, coordinate_free, decompose, energies, sketch
+        METHODS.add(
+            name,
+            Method(
+                name=name,
+                scopes=scopes,
+                moments=frozenset(needs),
+                energy_unit=energy_unit,
+                surrogate=surrogate,
+                reference=reference,
+                coordinate_free=coordinate_free,
+                decompose=decompose,
+                options=options,
+                energies=energies,
+                at_rank=at_rank,
+            ),
         )
         return decompose
 
@@ -150,6 +190,19 @@ def get_method(name: str) -> Method:
     Raises:
         UnknownNameError: there is none; suggests the nearest.
     """
-    if name not in METHODS:
-        raise UnknownNameError("method", name, METHODS)
-    return METHODS[name]
+    return METHODS.find(name)
+
+
+def solver(name: str, options: Mapping[str, Any] | None = None) -> Solver:
+    """A method with its options.
+
+    Args:
+        name: of the method.
+        options: as plain values; what the method does not declare is refused.
+
+    Raises:
+        UnknownNameError: there is no such method.
+        UsageError: an option that the method does not have, or a value out of range.
+    """
+    chosen = get_method(name)
+    return Solver(chosen, parse(chosen.options, options or {}, f"method `{name}`"))

@@ -4,10 +4,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fasc.statistics.moments import UnitStatistics
-from fasc.planning.options import MethodConfig
 from fasc.linalg.decomposition import Decomposition
 from fasc.methods._registry import method
+from fasc.methods.options import MethodOptions
+from fasc.statistics.moments import UnitStatistics
 
 ALPHA = 0.5
 """The paper's exponent of the channels' magnitudes."""
@@ -22,7 +22,7 @@ ALPHA = 0.5
     reference="arXiv:2312.05821 (ASVD)",
     coordinate_free=False,
 )
-def asvd(weight: Float[Tensor, "o i"], statistics: UnitStatistics, options: MethodConfig) -> Decomposition:
+def asvd(weight: Float[Tensor, "o i"], statistics: UnitStatistics, options: MethodOptions) -> Decomposition:
     """ASVD: SVD of the weight with each input channel scaled by its mean magnitude to the power ½."""
     magnitude = statistics.require_extra("magnitude").to(weight)
     scale = (magnitude + options.damping * magnitude.mean()) ** ALPHA

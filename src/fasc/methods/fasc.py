@@ -3,12 +3,11 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from fasc.statistics.moments import UnitStatistics
-from fasc.planning.options import MethodConfig
 from fasc.linalg.decomposition import Decomposition
 from fasc.methods._fisher import fisher_energies, minimise_fisher_loss
 from fasc.methods._registry import method
-from fasc.paper.sketch import sketch_fisher_loss
+from fasc.methods.options import MethodOptions
+from fasc.statistics.moments import UnitStatistics
 
 
 @method(
@@ -19,8 +18,7 @@ from fasc.paper.sketch import sketch_fisher_loss
     surrogate="tr((I−P)ᵀ Σ_gg (I−P) Σ_xx)",
     reference="arXiv:2601.07197 Eq. 1, solved in docs/method.md",
     energies=fisher_energies,
-    sketch=sketch_fisher_loss,
 )
-def fasc(weight: Float[Tensor, "o i"], statistics: UnitStatistics, options: MethodConfig) -> Decomposition:
+def fasc(weight: Float[Tensor, "o i"], statistics: UnitStatistics, options: MethodOptions) -> Decomposition:
     """Fisher-aligned subspace: least expected squared change of the loss, one projector per input group."""
-    return minimise_fisher_loss(weight, statistics, options.damping)
+    return minimise_fisher_loss(weight, statistics, options)

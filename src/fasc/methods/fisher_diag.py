@@ -4,11 +4,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fasc.statistics.moments import UnitStatistics, as_float64
-from fasc.planning.options import MethodConfig
 from fasc.linalg.decomposition import Decomposition, decompose_on_inputs
 from fasc.linalg.psd import cholesky, damped
 from fasc.methods._registry import method
+from fasc.methods.options import MethodOptions
+from fasc.statistics.moments import UnitStatistics, as_float64
 
 
 @method(
@@ -20,7 +20,7 @@ from fasc.methods._registry import method
     reference="arXiv:2601.07197 §3 (Fisher-Diag)",
     coordinate_free=False,
 )
-def fisher_diag(weight: Float[Tensor, "o i"], statistics: UnitStatistics, options: MethodConfig) -> Decomposition:
+def fisher_diag(weight: Float[Tensor, "o i"], statistics: UnitStatistics, options: MethodOptions) -> Decomposition:
     """Fisher-Diag: the objective of `fasc` with every gradient coordinate taken by itself."""
     gradient = statistics.require_gradient()
     _, covariance_x = as_float64(statistics.input, weight.device)

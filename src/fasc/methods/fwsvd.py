@@ -4,10 +4,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fasc.statistics.moments import UnitStatistics
-from fasc.planning.options import MethodConfig
 from fasc.linalg.decomposition import Decomposition
 from fasc.methods._registry import method
+from fasc.methods.options import MethodOptions
+from fasc.statistics.moments import UnitStatistics
 
 
 @method(
@@ -18,7 +18,7 @@ from fasc.methods._registry import method
     surrogate="Σ_o F_o ‖(W − W')_o‖², F_o = Σ_i E[(∂L/∂W_oi)²]",
     reference="arXiv:2207.00112 (FWSVD)",
 )
-def fwsvd(weight: Float[Tensor, "o i"], statistics: UnitStatistics, options: MethodConfig) -> Decomposition:
+def fwsvd(weight: Float[Tensor, "o i"], statistics: UnitStatistics, options: MethodOptions) -> Decomposition:
     """FWSVD: SVD of the weight with each row scaled by the root of its summed diagonal Fisher."""
     rows = statistics.require_extra("rows").to(weight)
     scale = (rows + options.damping * rows.mean()).sqrt()[:, None]

@@ -3,11 +3,11 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from fasc.statistics.moments import UnitStatistics
-from fasc.planning.options import MethodConfig
 from fasc.linalg.decomposition import Decomposition
 from fasc.linalg.psd import descending_eigh
 from fasc.methods._registry import method
+from fasc.methods.options import MethodOptions
+from fasc.statistics.moments import UnitStatistics
 
 
 @method(
@@ -19,7 +19,7 @@ from fasc.methods._registry import method
     reference="arXiv:2601.07197 §3 (Grad-Weighted SVD)",
     coordinate_free=False,
 )
-def grad_weighted(weight: Float[Tensor, "o i"], statistics: UnitStatistics, options: MethodConfig) -> Decomposition:
+def grad_weighted(weight: Float[Tensor, "o i"], statistics: UnitStatistics, options: MethodOptions) -> Decomposition:
     """Grad-Weighted SVD: PCA of the elementwise product of input and gradient; a subspace, and a poor one."""
     product = statistics.require_extra("product").to(weight)
     energies, basis = descending_eigh((product + product.mT) / 2)

@@ -3,11 +3,11 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from fasc.statistics.moments import UnitStatistics, as_float64
-from fasc.planning.options import MethodConfig
 from fasc.linalg.decomposition import Decomposition, decompose_on_inputs, decompose_on_outputs
 from fasc.linalg.psd import cholesky, damped
 from fasc.methods._registry import method
+from fasc.methods.options import MethodOptions
+from fasc.statistics.moments import UnitStatistics, as_float64
 
 
 @method(
@@ -18,7 +18,7 @@ from fasc.methods._registry import method
     surrogate="E‖(W − W') x̃‖²",
     reference="arXiv:2403.07378 (SVD-LLM)",
 )
-def whitened(weight: Float[Tensor, "o i"], statistics: UnitStatistics, options: MethodConfig) -> Decomposition:
+def whitened(weight: Float[Tensor, "o i"], statistics: UnitStatistics, options: MethodOptions) -> Decomposition:
     """SVD-LLM: least squared error of each layer's output, by SVD of ``W Σ_xx^½``."""
     _, covariance = as_float64(statistics.input, weight.device)
     if weight.shape[0] <= weight.shape[1]:

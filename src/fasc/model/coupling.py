@@ -1,68 +1,76 @@
-"""Which layers of a block make the channels that another reads one by one: an MLP, found by running it with fewer.
+"""Who produces what nobody else reads: the channels of an MLP, the heads of an attention.
 
-Channels can be removed where each input feature of one layer depends on nothing but one output feature of each of the layers
-before it: ``down(act(gate(x)) * up(x))``. Whether that is so depends on what lies in between (a norm over the channels mixes
-them), so it is tried: the makers leave some of their outputs out, and what the reader is given must be what it was without those.
+Parts can be removed where each input feature of one layer, the consumer, depends on nothing but some output features of the
+layers before it, the producers: ``down(act(gate(x)) * up(x))``. Whether that is so depends on what lies in between (a norm over
+the channels mixes them), so it is tried: the producers leave some of their outputs out, and what the consumer is given must be
+what it was without those.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from fasc.model.groups import InputGroup, try_out
 from fasc.model.layers import Layer
+
+Part = Literal["channels", "heads"]
 
 _SAME = 1e-3
 """Relative difference up to which two inputs are the same, in any precision."""
 
 _NEAREST = 2
-"""Groups before a reader that are tried."""
+"""Groups before a consumer that are tried."""
 
-_MAKERS = 2
-"""Where all layers of a fitting width are not the makers, so many of the last of them are tried, and fewer."""
+_PRODUCERS = 2
+"""Where all layers of a fitting width are not the producers, so many of the last of them are tried, and fewer."""
 
 
 @dataclass(frozen=True, slots=True)
-class Channels:
-    """The layers of one MLP, joined by their channels."""
+class Coupling:
+    """Layers joined by parts that only they share: the MLP of a block by its channels, the attention by its key-value heads."""
+
+    part: Part
+    parts: int
+    """Channels, or key-value heads with the query heads that each serves."""
 
     group: InputGroup
-    """The group that the makers belong to; in a parallel block the attention's layers are in it too."""
+    """The group that the producers belong to; in a parallel block the attention's and the MLP's layers are both in it."""
 
-    makers: tuple[Layer, ...]
-    """Layers whose outputs are the channels, each once or several times one after the other (a fused ``gate_up``)."""
+    producers: tuple[Layer, ...]
+    """Their outputs are the parts, each once or several times one after the other (a fused ``gate_up``)."""
 
-    reader: InputGroup
-    """The one layer whose inputs are the channels."""
-
-    @property
-    def count(self) -> int:
-        """How many channels there are."""
-        return self.reader.d_in
+    consumer: InputGroup
+    """The one layer whose inputs are the parts."""
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """Makers and reader."""
-        return (*self.makers, *self.reader.layers)
+        """Producers and consumer."""
+        return (*self.producers, *self.consumer.layers)
 
     @property
     def kind(self) -> tuple[str, ...]:
         """The kinds of the layers."""
         return tuple(layer.kind for layer in self.layers)
 
+    def parameters(self, count: int) -> int:
+        """Weights and biases of its layers with so many parts left, without the bias that a refitted consumer may gain."""
+        rows = sum(count * (layer.d_out // self.parts) * (layer.d_in + layer.bias) for layer in self.producers)
+        consumer = self.consumer.layers[0]
+        return rows + count * (consumer.d_in // self.parts) * consumer.d_out + consumer.bias * consumer.d_out
+
 
 def rows_of(channels: Tensor, count: int, d_out: int) -> Tensor:
-    """The outputs of a maker that belong to some channels: ``j``, ``j + count`` and so on."""
+    """The outputs of a producer that belong to some channels: ``j``, ``j + count`` and so on."""
     starts = torch.arange(0, d_out, count, device=channels.device)
     return (starts[:, None] + channels).flatten()
 
 
-def find_channels(model: PreTrainedModel, groups: Sequence[InputGroup]) -> list[Channels]:
+def find_channels(model: PreTrainedModel, groups: Sequence[InputGroup]) -> list[Coupling]:
     """The MLPs whose channels stand each by itself, in the order of the groups; none where no block is built so.
 
     Candidates are a group of one layer and the nearest group before it in the same block with layers whose outputs are
@@ -76,90 +84,139 @@ def find_channels(model: PreTrainedModel, groups: Sequence[InputGroup]) -> list[
         groups: its input groups, in the order of the calls.
     """
     left = [candidates for candidates in (_candidates(groups, position) for position in range(len(groups))) if candidates]
-    given = _given(model, [candidates[0].reader.name for candidates in left])
-    found: list[Channels] = []
+    inputs = _inputs_of(model, [candidates[0].consumer.name for candidates in left])
+    couplings: list[Coupling] = []
     while left:
-        kinds: dict[tuple[str, ...], list[Channels]] = {}
+        kinds: dict[tuple[str, ...], list[Coupling]] = {}
         for candidates in left:
             kinds.setdefault(candidates[0].kind, []).append(candidates[0])
-        alone = {kind for kind, ones in kinds.items() if _stand_alone(model, ones, given)}
-        found += [candidates[0] for candidates in left if candidates[0].kind in alone]
-        left = [candidates[1:] for candidates in left if candidates[0].kind not in alone and len(candidates) > 1]
+        separable = {kind for kind, ones in kinds.items() if _separable(model, ones, inputs, _half_of_the_channels)}
+        couplings += [candidates[0] for candidates in left if candidates[0].kind in separable]
+        left = [candidates[1:] for candidates in left if candidates[0].kind not in separable and len(candidates) > 1]
     order = {group.name: position for position, group in enumerate(groups)}
-    return sorted({one.group.name: one for one in found}.values(), key=lambda one: order[one.group.name])
+    return sorted({one.group.name: one for one in couplings}.values(), key=lambda one: order[one.group.name])
 
 
-def _candidates(groups: Sequence[InputGroup], position: int) -> list[Channels]:
-    """What may make the channels that a group reads, the nearest first."""
-    reader = groups[position]
-    if len(reader.layers) > 1 or reader.block is None:
+def head_sizes(config: PretrainedConfig) -> tuple[int, int, int]:
+    """Query heads, key-value heads, and features of each."""
+    heads = config.num_attention_heads
+    keys = getattr(config, "num_key_value_heads", None) or heads
+    return heads, keys, getattr(config, "head_dim", None) or config.hidden_size // heads
+
+
+def find_heads(model: PreTrainedModel, groups: Sequence[InputGroup]) -> list[Coupling]:
+    """The attentions whose key-value heads can go with the query heads that they serve; none where none is built so.
+
+    Separate query, key and value projections are recognised by their widths in the model's config. That a key-value head serves
+    the query heads in consecutive rows, and no others, is tried.
+
+    Args:
+        model: dense; comes out as it went in.
+        groups: its input groups, in the order of the calls.
+    """
+    heads, keys, width = head_sizes(model.config.get_text_config())
+    widths = sorted([heads * width, keys * width, keys * width])
+    couplings = []
+    for index, group in enumerate(groups):
+        consumer = next((one for one in groups[index + 1 :] if one.block == group.block), None)
+        fits = consumer is not None and len(consumer.layers) == 1 and consumer.d_in == heads * width
+        if consumer is not None and fits and sorted(layer.d_out for layer in group.layers) == widths:
+            couplings.append(Coupling("heads", keys, group, group.layers, consumer))
+    if not couplings or keys == 1:  # a single head cannot go
+        return couplings
+    inputs = _inputs_of(model, [one.consumer.name for one in couplings])
+    return couplings if _separable(model, couplings, inputs, _one_head_less) else []
+
+
+def _candidates(groups: Sequence[InputGroup], position: int) -> list[Coupling]:
+    """What may produce the channels that a group reads, the nearest first."""
+    consumer = groups[position]
+    if len(consumer.layers) > 1 or consumer.block is None:
         return []
     fitting: list[tuple[InputGroup, tuple[Layer, ...]]] = []
     for group in reversed(groups[:position]):
-        if group.block != reader.block or len(fitting) == _NEAREST:
+        if group.block != consumer.block or len(fitting) == _NEAREST:
             break
-        makers = tuple(layer for layer in group.layers if layer.d_out % reader.d_in == 0)
-        if makers:
-            fitting.append((group, makers))
+        producers = tuple(layer for layer in group.layers if layer.d_out % consumer.d_in == 0)
+        if producers:
+            fitting.append((group, producers))
     return [
-        Channels(group, makers[-count:], reader)
-        for group, makers in fitting
-        for count in (len(makers), *range(min(_MAKERS, len(makers) - 1), 0, -1))
+        Coupling("channels", consumer.d_in, group, producers[-count:], consumer)
+        for group, producers in fitting
+        for count in (len(producers), *range(min(_PRODUCERS, len(producers) - 1), 0, -1))
     ]
 
 
-def _given(model: PreTrainedModel, readers: Sequence[str]) -> dict[str, Tensor]:
-    """What each reader is given by the model as it is."""
-    found: dict[str, Tensor] = {}
+def _inputs_of(model: PreTrainedModel, consumers: Sequence[str]) -> dict[str, Tensor]:
+    """What each consumer is given by the model as it is."""
+    inputs: dict[str, Tensor] = {}
 
     def remember(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            found[name] = args[0]
+            inputs[name] = args[0]
 
         return hook
 
-    _run(model, {name: remember(name) for name in readers}, {})
-    return found
+    _run(model, {name: remember(name) for name in consumers}, {})
+    return inputs
 
 
-def _stand_alone(model: PreTrainedModel, candidates: Sequence[Channels], given: Mapping[str, Tensor]) -> bool:
-    """Whether every reader is given the same without the channels that the makers leave out."""
+Change = Callable[[Coupling], tuple[Mapping[str, Callable[..., Tensor]], Tensor]]
+"""Coupling → what its producers do to their outputs, and which inputs the consumer shall still have unchanged."""
+
+
+def _half_of_the_channels(coupling: Coupling) -> tuple[Mapping[str, Callable[..., Tensor]], Tensor]:
+    """About half of the channels are left out, spread so that they are no whole heads or halves."""
+    chosen = torch.rand(coupling.parts, generator=torch.Generator().manual_seed(0)) < 0.5
+    chosen[:2] = torch.tensor([True, False])[: coupling.parts]
+    stay = chosen.nonzero().flatten()
+
+    def leaving_out(rows: Tensor) -> Callable[..., Tensor]:
+        return lambda _module, _args, output: output[..., rows.to(output.device)]
+
+    return {layer.name: leaving_out(rows_of(stay, coupling.parts, layer.d_out)) for layer in coupling.producers}, stay
+
+
+def _one_head_less(coupling: Coupling) -> tuple[Mapping[str, Callable[..., Tensor]], Tensor]:
+    """The last key-value head and its query heads say nothing: what the others give must stay as it is."""
+
+    def silencing(share: int) -> Callable[..., Tensor]:
+        def hook(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+            changed = output.clone()
+            changed[..., -share:] = 0
+            return changed
+
+        return hook
+
+    stay = torch.arange(coupling.consumer.d_in // coupling.parts * (coupling.parts - 1))
+    return {layer.name: silencing(layer.d_out // coupling.parts) for layer in coupling.producers}, stay
+
+
+def _separable(model: PreTrainedModel, candidates: Sequence[Coupling], inputs: Mapping[str, Tensor], change: Change) -> bool:
+    """Whether every consumer is given the same where the producers' change must not be seen."""
     same: dict[str, bool] = {}
 
-    def compare(name: str, kept: Tensor) -> Callable[..., Any]:
+    def compare(name: str, stay: Tensor) -> Callable[..., Any]:
         def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            expected = given[name][..., kept]
-            close = args[0].shape == expected.shape
-            same[name] = close and bool((args[0] - expected).abs().max() <= _SAME * expected.abs().max())
-            return (given[name], *args[1:])  # the layers after it read what they always read
+            expected = inputs[name][..., stay.to(inputs[name].device)]
+            now = args[0] if args[0].shape == expected.shape else args[0][..., : len(stay)]
+            whole = args[0].shape in (expected.shape, inputs[name].shape)
+            same[name] = whole and bool((now - expected).abs().max() <= _SAME * expected.abs().max())
+            return (inputs[name], *args[1:])  # the layers after it read what they always read
 
         return hook
 
-    checks, cuts = {}, {}
+    checks: dict[str, Callable[..., Any]] = {}
+    changes: dict[str, Callable[..., Tensor]] = {}
     for one in candidates:
-        kept = _some(one.count).to(model.device)
-        checks[one.reader.name] = compare(one.reader.name, kept)
-        for layer in one.makers:
-            cuts[layer.name] = _leaving_out(rows_of(kept, one.count, layer.d_out))
+        hooks, stay = change(one)
+        checks[one.consumer.name] = compare(one.consumer.name, stay)
+        changes |= hooks
     try:
-        _run(model, checks, cuts)
-    except (RuntimeError, ValueError, IndexError, AssertionError):  # shapes that do not fit together: no channels
+        _run(model, checks, changes)
+    except (RuntimeError, ValueError, IndexError, AssertionError):  # shapes that do not fit together: not separable
         return False
     return all(same.get(name, False) for name in checks)
-
-
-def _leaving_out(rows: Tensor) -> Callable[..., Tensor]:
-    def hook(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
-        return output[..., rows]
-
-    return hook
-
-
-def _some(count: int) -> Tensor:
-    """About half of the channels, spread so that they are no whole heads or halves."""
-    chosen = torch.rand(count, generator=torch.Generator().manual_seed(0)) < 0.5
-    chosen[:2] = torch.tensor([True, False])[:count]
-    return chosen.nonzero().flatten()
 
 
 def _run(model: PreTrainedModel, before: Mapping[str, Callable[..., Any]], after: Mapping[str, Callable[..., Any]]) -> None:

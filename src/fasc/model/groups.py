@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fasc.model.options import LayersConfig
 from fasc.errors import ModelError
-from fasc.model.layers import Layer, select_layers
+from fasc.model.layers import Layer, oriented_weight, select_layers, weight_of
+from fasc.model.options import LayersConfig
 from fasc.model.scopes import evaluating
+
+Scope = Literal["group", "layer"]
+"""``group``: all layers that read one tensor, together. ``layer``: each by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +51,18 @@ class InputGroup:
         """The members' kinds, joined: ``q_proj+k_proj+v_proj``."""
         return "+".join(layer.kind for layer in self.layers)
 
-    def parts(self, scope: Literal["group", "layer"]) -> list[tuple[Layer, ...]]:
-        """The layers as one part, or each by itself: what is decomposed together."""
-        return [self.layers] if scope == "group" else [(layer,) for layer in self.layers]
+    @property
+    def parameters(self) -> int:
+        """Of the dense layers, biases included."""
+        return sum(layer.parameters for layer in self.layers)
+
+    def units(self, scope: Scope) -> list["Unit"]:
+        """The layers as one unit, or each by itself."""
+        return [self.unit()] if scope == "group" else [Unit(self.name, (layer,)) for layer in self.layers]
+
+    def unit(self) -> "Unit":
+        """All layers as one unit."""
+        return Unit(self.name, self.layers)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -60,6 +72,60 @@ class InputGroup:
     def from_dict(raw: Mapping[str, Any]) -> "InputGroup":
         """Inverse of :meth:`to_dict`."""
         return InputGroup(tuple(Layer(**layer) for layer in raw["layers"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Layers of one group that share one decomposition: all of them, or one."""
+
+    group: str
+    """Name of the input group."""
+
+    layers: tuple[Layer, ...]
+
+    @property
+    def name(self) -> str:
+        """The layer's name, or the group's for several layers."""
+        return self.layers[0].name if len(self.layers) == 1 else self.group
+
+    @property
+    def d_in(self) -> int:
+        """Features of the shared input."""
+        return self.layers[0].d_in
+
+    @property
+    def d_out(self) -> int:
+        """Output features of all layers."""
+        return sum(layer.d_out for layer in self.layers)
+
+    @property
+    def biases(self) -> int:
+        """Bias entries that the dense layers have."""
+        return sum(layer.d_out for layer in self.layers if layer.bias)
+
+    @property
+    def parameters(self) -> int:
+        """Of the dense layers, biases included."""
+        return sum(layer.parameters for layer in self.layers)
+
+    @property
+    def full_rank(self) -> int:
+        """``d_in`` of a shared projector, ``min(d_in, d_out)`` of a layer: the whole of the rank fraction."""
+        return self.d_in if len(self.layers) > 1 else min(self.d_in, self.d_out)
+
+    @property
+    def scope(self) -> Scope:
+        """Whether the unit is a whole group of several layers, or one layer."""
+        return "group" if len(self.layers) > 1 else "layer"
+
+
+def stacked_weight(model: nn.Module, unit: Unit) -> Tensor:
+    """The weights of a unit's layers one below the other, [Σ d_out, d_in], float64.
+
+    Raises:
+        ModelError: a layer is missing, of another shape, or compressed already.
+    """
+    return torch.cat([weight_of(model, layer).detach().double() for layer in unit.layers])
 
 
 def group_name(names: list[str]) -> str:
@@ -73,15 +139,40 @@ def group_name(names: list[str]) -> str:
     return ".".join([*parts[0][:shared], "+".join(".".join(p[shared:]) for p in parts)])
 
 
+_SAME = 1e-2
+"""Relative difference up to which an output is that of a linear map, in any precision."""
+
+
 class _Probe:
-    """Records which tensor each layer read; holds the tensors so that no address is used twice."""
+    """Records which tensor each layer read, and whether its output is ``x Wᵀ + b``.
+
+    It holds the tensors, so that no address is used twice.
+    """
 
     def __init__(self) -> None:
         self.read: dict[str, list[tuple[Any, ...]]] = {}
+        self.not_linear: set[str] = set()
         self._held: list[Tensor] = []
 
-    def __call__(self, name: str, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        x = args[0]
+    def leave(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """A subclass of ``nn.Linear`` may compute something else: a router that returns a tuple, a grouped product."""
+        x, weight = args[0] if args else None, oriented_weight(module)
+        if not isinstance(x, Tensor) or not isinstance(output, Tensor) or weight is None or x.shape[-1] != weight.shape[1]:
+            self.not_linear.add(name)
+            return
+        expected = nn.functional.linear(x.to(weight.dtype), weight, getattr(module, "bias", None))
+        near = expected.shape == output.shape and bool(
+            (output.float() - expected.float()).abs().max() <= _SAME * expected.float().abs().max() + 1e-6 if x.numel() else True
+        )
+        if not near:
+            self.not_linear.add(name)
+
+    def enter(self, name: str, _module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Note the identity of what the layer reads."""
+        x = args[0] if args else None
+        if not isinstance(x, Tensor):
+            self.not_linear.add(name)
+            return
         self._held.append(x)
         storage = x.untyped_storage().data_ptr() or id(x)  # tensors without entries have no address
         identity = (storage, x.storage_offset(), tuple(x.shape), x.stride(), x._version)
@@ -91,7 +182,8 @@ class _Probe:
 def find_groups(model: PreTrainedModel, choice: LayersConfig) -> list[InputGroup]:
     """Run the model once on a few tokens and group the layers that read the same tensor.
 
-    Layers that are not called (an expert without tokens, a tower of another modality) belong to no group and stay dense.
+    Layers that are not called (an expert without tokens, a tower of another modality) or do not compute ``x Wᵀ + b`` belong to no
+    group and stay dense.
 
     Args:
         model: any causal language model of transformers; comes out as it went in.
@@ -107,12 +199,14 @@ def find_groups(model: PreTrainedModel, choice: LayersConfig) -> list[InputGroup
     probe = _Probe()
     with ExitStack() as stack:
         for name in layers:
-            handle = model.get_submodule(name).register_forward_pre_hook(partial(probe, name))
-            stack.callback(handle.remove)
+            module = model.get_submodule(name)
+            stack.callback(module.register_forward_pre_hook(partial(probe.enter, name)).remove)
+            stack.callback(module.register_forward_hook(partial(probe.leave, name)).remove)
         try_out(model)
     members: dict[tuple[Any, ...], list[Layer]] = {}
     for name, identities in probe.read.items():
-        members.setdefault(tuple(identities), []).append(layers[name])
+        if name not in probe.not_linear:
+            members.setdefault(tuple(identities), []).append(layers[name])
     if not members:
         raise ModelError(f"{type(model).__name__} calls none of the {len(layers)} chosen layers", "check --include")
     return [InputGroup(tuple(group)) for group in members.values()]

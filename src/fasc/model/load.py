@@ -8,11 +8,11 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from fasc.options import DType
-from fasc.errors import ModelError, NonFiniteError
+from fasc.errors import FascError, ModelError, NonFiniteError
 from fasc.model import embedded
-from fasc.model.checkpoint import verify_structure
+from fasc.model.inspection import inspect_config, inspect_folder
 from fasc.model.quiet import quiet_transformers
+from fasc.options import DType
 from fasc.progress import say
 from fasc.provenance import digest
 
@@ -40,16 +40,16 @@ def load_model(spec: str | Path, *, dtype: DType = "auto", device: str = "auto")
         ModelError: it does not exist, is damaged, or lacks weights.
         NonFiniteError: a weight holds NaN or infinity.
     """
-    quantizer.register()
-    spec = str(spec)
-    loaded = _load_path(spec, dtype)
-    model = loaded.model.to(_device(device))
+    place = _device(device)
+    loaded = _load_path(str(spec), dtype)
+    model = loaded.model.to(place)
     _require_finite(model)
     return LoadedModel(model.eval(), loaded.tokenizer)
 
 
 def _load_path(spec: str, dtype: DType) -> LoadedModel:
-    path = Path(spec)
+    path = Path(spec).expanduser()
+    spec = str(path) if path.exists() else spec
     if spec in embedded.EMBEDDED and not path.exists():
         return _load_alias(spec, dtype)
     if path.suffix == ".gguf":
@@ -57,9 +57,7 @@ def _load_path(spec: str, dtype: DType) -> LoadedModel:
             raise ModelError(f"`{spec}` does not exist", "check the path of the .gguf file")
         return load_gguf(path, dtype)
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelError(f"`{spec}` holds no config.json", "name a folder written by save_pretrained or fasc compress")
-        verify_structure(path)
+        inspect_folder(path)
     elif path.exists() or spec.startswith((".", "/", "~")) or spec.count("/") != 1:
         aliases = ", ".join(embedded.EMBEDDED)
         raise ModelError(
@@ -95,13 +93,24 @@ def load_gguf(path: Path, dtype: DType = "auto") -> LoadedModel:
 def _from_pretrained(spec: str, dtype: DType, **options: Any) -> LoadedModel:
     gguf = {key: value for key, value in options.items() if key == "gguf_file"}
     precision = dtype if dtype == "auto" else getattr(torch, dtype)
+    own: dict[str, Any] = gguf or {"use_safetensors": True}
     try:
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(spec, **gguf)
-            safe = {} if gguf else {"use_safetensors": True}
-            model, info = AutoModelForCausalLM.from_pretrained(spec, dtype=precision, output_loading_info=True, **safe, **options)
+            if not gguf:
+                inspect_config(spec)
+            model, info = AutoModelForCausalLM.from_pretrained(
+                spec, dtype=precision, output_loading_info=True, trust_remote_code=False, **(own | options)
+            )
+            tokenizer = _tokenizer(spec, gguf)
+    except NonFiniteError:
+        raise
+    except FascError as problem:  # our quantizer's, which does not know the folder
+        message = problem.message if spec in problem.message else f"`{spec}`: {problem.message}"
+        raise ModelError(message, problem.hint) from problem
     except _LOADING_PROBLEMS as problem:
         raise _explain(spec, problem) from problem
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ModelError(f"`{spec}` is a LoRA adapter, not a model", "merge it into its model first: peft's merge_and_unload")
     absent = sorted(info.get("missing_keys", ()))
     if absent:
         raise ModelError(
@@ -114,12 +123,26 @@ def _from_pretrained(spec: str, dtype: DType, **options: Any) -> LoadedModel:
     return LoadedModel(model, tokenizer)
 
 
+def _tokenizer(spec: str, gguf: dict[str, Any]) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(spec, trust_remote_code=False, **gguf)
+    except _LOADING_PROBLEMS as problem:
+        first = next((line.strip() for line in str(problem).splitlines() if line.strip()), type(problem).__name__)
+        raise ModelError(
+            f"`{spec}` has no tokenizer that loads: {first[:200]}", "copy its tokenizer files into the folder"
+        ) from problem
+    return tokenizer
+
+
 def _explain(spec: str, problem: Exception) -> ModelError:
     text = str(problem)
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(problem).__name__)
     hint = "check the folder: a safetensors file may be missing, truncated or of another model"
     if "couldn't connect" in text or "not a local folder" in text or "offline" in text.lower():
         hint = "give a local folder, or connect to the hub; `smollm2-135m` needs only a package index"
+    elif "ignore_mismatched_sizes" in text:
+        first = "its weights have other shapes than its config.json says"
+        hint = "the checkpoint is damaged, or its config.json belongs to another model"
     elif "trust_remote_code" in text:
         hint = "fasc runs no code from a checkpoint; use an architecture that transformers knows"
     return ModelError(f"cannot load `{spec}`: {first[:300]}", hint)
@@ -132,7 +155,11 @@ def _device(device: str) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError as problem:
         raise ModelError(f"unknown device `{device}`", "cpu, cuda, cuda:1, …") from problem
-    if chosen.type == "cuda" and not torch.cuda.is_available():
+    if chosen.type == "cpu":
+        return chosen
+    usable = getattr(torch, chosen.type, None) if chosen.type != "meta" else None
+    count = usable.device_count() if usable is not None and hasattr(usable, "device_count") and usable.is_available() else 0
+    if (chosen.index or 0) >= count:
         raise ModelError(f"device `{device}` is not available on this machine", "use --device cpu")
     return chosen
 

@@ -1,16 +1,18 @@
 """The paper's printed formula (Eq. 6), literally. It is not the solution of Eq. 1 and collapses models; see docs/method.md."""
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fasc.statistics.moments import UnitStatistics, as_float64
-from fasc.planning.options import MethodConfig
 from fasc.errors import NonFiniteError
 from fasc.linalg.decomposition import Decomposition
 from fasc.linalg.psd import descending_eigh
 from fasc.linalg.sketch import gaussian, ritz_pairs, sketch_width
-from fasc.methods._registry import Sketched, method
+from fasc.methods import AtRank, method
+from fasc.paper.sketch import SketchOptions, is_wide, noted
+from fasc.statistics.moments import UnitStatistics, as_float64
 
 EPSILON = 1e-8
 """The paper's ε (B.1): an absolute shift of ``Σ_xx``."""
@@ -19,10 +21,18 @@ CUTOFF = 1e-6
 """The paper's τ (App. C): singular values of ``Σ_xx`` below it are left out of the pseudo-inverse."""
 
 
-def sketch_eq6(
-    weight: Float[Tensor, "o i"], statistics: UnitStatistics, options: MethodConfig, rank: int, *, wide: bool = False
-) -> Sketched:
-    """The paper's randomised cross-covariance sketch (App. C): inputs and gradients through Gaussian maps to ``m`` dimensions.
+class Eq6Options(SketchOptions):
+    """How the paper's eigenvectors are read, and whether they come from its sketch."""
+
+    reading: Literal["orthonormal", "oblique"] = "orthonormal"
+    """How a projector is made of the eigenvectors: `orthonormal` (QR of V) or `oblique` (P = Σ_xx V Vᵀ)."""
+
+    sketch: bool = False
+    """Solve in the paper's sketched dimensions, where that can be shown to be good enough."""
+
+
+def eq6_at_rank(weight: Float[Tensor, "o i"], statistics: UnitStatistics, options: Eq6Options, rank: int) -> AtRank:
+    """The printed formula for one rank: from the paper's cross-covariance sketch if asked for (App. C), exactly otherwise.
 
     ``X R₁`` and ``G R₂`` enter only through their moments, ``R₁ᵀ Σ_xx R₁``, ``R₁ᵀ Σ_xg R₂`` and ``R₂ᵀ Σ_gg R₂``; the problem is
     solved there and its eigenvectors are mapped back by ``R₁``. What they keep of the exact problem is then known, and a bound
@@ -31,20 +41,21 @@ def sketch_eq6(
     Args:
         weight: rows of all layers of the unit, float64.
         statistics: as for the exact solution.
-        options: reading and ``sketch_tolerance``.
+        options: reading, sketch and tolerance.
         rank: directions that will be kept.
-        wide: the paper's larger sketch, for high ρ.
     """
+    if not options.sketch:
+        return AtRank(fasc_eq6(weight, statistics, options))
     d = weight.shape[1]
     _, covariance_x = as_float64(statistics.input, weight.device)
     covariance_x = covariance_x + EPSILON * torch.eye(d).to(covariance_x)
     statistics.require_cross()
     covariance_g, cross = statistics.require_gradient().at_input(weight)
     assert cross is not None  # noqa: S101 - required above
-    width = sketch_width(rank, d, wide=wide)
+    width = sketch_width(rank, d, wide=is_wide(weight, statistics, options.threshold))
     chol, failed = torch.linalg.cholesky_ex(covariance_x)
     if width >= d or int(failed):
-        return Sketched(fasc_eq6(weight, statistics, options), 0.0, 0.0, exact=True)
+        return noted(fasc_eq6(weight, statistics, options), exact=True, estimate=0.0, bound=0.0)
     left, right = gaussian(d, width, covariance_x, seed=0), gaussian(d, width, covariance_x, seed=1)
     small_x = left.mT @ covariance_x @ left
     small_cross = left.mT @ cross @ right
@@ -63,14 +74,14 @@ def sketch_eq6(
     basis, _ = torch.linalg.qr(chol.mT @ v[:, :rank])
     pairs = ritz_pairs(apply, basis, trace=trace)
     estimate, bound = pairs.lost_shares(rank, apply)
-    if bound > options.sketch_tolerance:
-        return Sketched(fasc_eq6(weight, statistics, options), estimate, bound, exact=True)
+    if bound > options.tolerance:
+        return noted(fasc_eq6(weight, statistics, options), exact=True, estimate=estimate, bound=bound)
     if options.reading == "oblique":
-        found = Decomposition(down=v.mT, up=weight @ (covariance_x @ v), energies=energies.clamp_min(0))
+        sketched = Decomposition(down=v.mT, up=weight @ (covariance_x @ v), energies=energies.clamp_min(0))
     else:
-        kept, _ = torch.linalg.qr(v)
-        found = Decomposition(down=kept.mT, up=weight @ kept, energies=energies.clamp_min(0))
-    return Sketched(found, estimate, bound, exact=False)
+        basis, _ = torch.linalg.qr(v)
+        sketched = Decomposition(down=basis.mT, up=weight @ basis, energies=energies.clamp_min(0))
+    return noted(sketched, exact=False, estimate=estimate, bound=bound)
 
 
 @method(
@@ -80,9 +91,10 @@ def sketch_eq6(
     energy_unit="none",
     surrogate="Σ of the dropped eigenvalues of Σ_xg Σ_gg Σ_xgᵀ v = λ (Σ_xx + εI) v",
     reference="arXiv:2601.07197 Eq. 6, B.1, App. C",
-    sketch=sketch_eq6,
+    options=Eq6Options,
+    at_rank=eq6_at_rank,
 )
-def fasc_eq6(weight: Float[Tensor, "o i"], statistics: UnitStatistics, options: MethodConfig) -> Decomposition:
+def fasc_eq6(weight: Float[Tensor, "o i"], statistics: UnitStatistics, options: Eq6Options) -> Decomposition:
     """The paper's Eq. 6 as printed (readings: orthonormal, oblique); kept for comparison, it collapses models."""
     _, covariance_x = as_float64(statistics.input, weight.device)
     printed = _printed_matrix(weight, statistics)

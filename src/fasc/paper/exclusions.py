@@ -1,10 +1,8 @@
-"""Which groups a score is not to be trusted on: a named policy, applied to the rows of a diagnosis."""
+"""Which groups the paper leaves out of its scores, applied to the rows of a diagnosis."""
 
 from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import Any, Literal
-
-Policy = Literal["paper", "none"]
+from typing import Any
 
 _NEAR_CONSTANT = 1e-4
 """‖Σ_gg‖_F below this share of the median over groups. The paper's 1e-4 is absolute; gradients have no absolute scale."""
@@ -12,18 +10,15 @@ _NEAR_CONSTANT = 1e-4
 _EARLY_BLOCKS = 3
 
 
-def excluded(rows: Sequence[Mapping[str, Any]], policy: Policy) -> list[str | None]:
+def excluded(rows: Sequence[Mapping[str, Any]]) -> list[str | None]:
     """Why each group is excluded, or ``None`` (arXiv:2601.07197 App. C).
 
-    ``paper``: near-constant gradients, the attention of blocks 0 to 2, and the output projections of the last block (its groups
+    Near-constant gradients, the attention of blocks 0 to 2, and the output projections of the last block (its groups
     of one layer, which write to the residual stream).
 
     Args:
         rows: with ``group``, ``block``, ``layers``, ``gradient_norm``.
-        policy: ``paper`` or ``none``.
     """
-    if policy == "none":
-        return [None] * len(rows)
     norms = [row["gradient_norm"] for row in rows if row["gradient_norm"] is not None]
     usual = median(norms) if norms else 0.0
     blocks = [row["block"] for row in rows if row["block"] is not None]

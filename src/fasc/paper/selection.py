@@ -1,97 +1,105 @@
-"""Gates: which of two methods each unit of a plan gets."""
+"""Method selection: which of two methods each unit of a plan gets. ρ is the paper's selector (arXiv:2601.07197 §2.4)."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable
 
 import torch
 from transformers import PreTrainedModel
 
-from fasc.planning.plan import RankPlan, UnitPlan
-from fasc.statistics.moments import Need, Statistics
-from fasc.compression.trial import UnitTester
-from fasc.planning.options import MethodConfig
+from fasc.compression.trial import Trial
 from fasc.diagnosis.dependence import group_dependence
-from fasc.forecast.half_j import predicted_losses
+from fasc.edits.factor import Factor, Problem
 from fasc.errors import StatisticsError, UsageError
+from fasc.forecast.half_j import loss_curve
 from fasc.linalg.decomposition import Decomposition
-from fasc.methods import decompose_unit, get_method
+from fasc.methods import AtRank, Solver, get_method, solver
+from fasc.model.groups import stacked_weight
+from fasc.planning.needs import solver_of
+from fasc.planning.options import MethodConfig
+from fasc.planning.plan import Plan
 from fasc.progress import progress
-
-Decide = Callable[[UnitPlan, Mapping[str, Decomposition]], tuple[str, float]]
-"""(unit, decomposition by method) → the method's name and the score that decided."""
+from fasc.statistics.moments import Statistics
 
 
-def gate_needs(options: MethodConfig) -> frozenset[Need]:
-    """The moments a gate needs beside the method's own, per group."""
-    if options.gate == "none":
-        return frozenset()
-    needs = get_method(options.gate_else).needs | {Need("gradient", "group")}
-    return needs | {Need("cross", "group")} if options.gate == "rho" else needs
-
-
-def gate_plan(
+def select_methods(
     model: PreTrainedModel,
     statistics: Statistics,
-    plan: RankPlan,
+    plan: Plan,
     options: MethodConfig,
-    tester: Callable[[], UnitTester] | None = None,
-) -> RankPlan:
-    """Choose for every unit between the plan's method and ``options.gate_else``; the choice is recorded in the unit.
+    trial: Callable[[], Trial] | None = None,
+) -> Plan:
+    """Choose for every unit between the plan's method and ``options.selection_else``; the choice is recorded in the edit.
 
     Args:
         model: dense.
-        statistics: with what both methods and the gate need.
+        statistics: with what both methods and the selection need.
         plan: ranks and layouts, which stay.
-        options: the method and the gate.
-        tester: makes what measures units alone, for the gate ``kl``.
+        options: the method and the selection.
+        trial: makes what measures units alone, for the selection ``kl``.
 
     Raises:
-        UsageError: the gate ``kl`` has no held-out text.
+        UsageError: the selection ``kl`` has no held-out text.
         StatisticsError: a moment is missing.
     """
-    if options.gate == "none":
+    if options.selection == "none":
         return plan
-    if options.gate == "kl" and tester is None:
-        raise UsageError("the gate `kl` measures on held-out text and was given none", "use `fasc compress` or `fasc run`")
-    other = options.model_copy(update={"name": options.gate_else})
-    measured = tester() if tester is not None and options.gate == "kl" else None
-    units = []
-    with progress(f"gating by {options.gate}", len(plan.units), "units") as advance, torch.no_grad():
-        for unit in plan.units:
-            units.append(unit if unit.layout == "dense" else _choose(model, statistics, unit, (options, other), measured))
+    if options.selection == "kl" and trial is None:
+        raise UsageError("the selection `kl` measures on held-out text and was given none", "use `fasc compress` or `fasc run`")
+    own, other = solver_of(options), _other(options)
+    measured = trial() if trial is not None and options.selection == "kl" else None
+    edits = []
+    with progress(f"selecting methods by {options.selection}", len(plan.edits), "units") as advance, torch.no_grad():
+        for edit in plan.edits:
+            edits.append(_select(model, statistics, edit, (own, other), options, measured) if isinstance(edit, Factor) else edit)
             advance()
-    return replace(plan, units=tuple(units))
+    return plan.with_edits(edits)
 
 
-def _choose(
+def _other(options: MethodConfig) -> Solver:
+    """The other method, with those of the options that it declares as well."""
+    declared = get_method(options.selection_else).options.model_fields
+    return solver(options.selection_else, {key: value for key, value in options.own.items() if key in declared})
+
+
+def _select(
     model: PreTrainedModel,
     statistics: Statistics,
-    unit: UnitPlan,
-    pair: tuple[MethodConfig, MethodConfig],
-    measured: UnitTester | None,
-) -> UnitPlan:
-    options, other = pair
-    found = {one.name: decompose_unit(model, statistics, unit, one) for one in pair}
-    losses = predicted_losses(model, statistics, unit, found)
-    if measured is not None:
-        nats = {name: measured.measure([(unit, full)]).nats for name, full in found.items()}
-        chosen = min(nats, key=lambda name: nats[name])
-        note = {"gate": "kl", "score": nats[options.name] - nats[other.name]}
-    elif options.gate == "predicted":
-        chosen = min(losses, key=lambda name: losses[name])
-        note = {"gate": "predicted", "score": losses[options.name] - losses[other.name]}
+    edit: Factor,
+    pair: tuple[Solver, Solver],
+    options: MethodConfig,
+    trial: Trial | None,
+) -> Factor:
+    own, other = pair
+    weight, unit = stacked_weight(model, edit.unit), statistics.unit(edit.unit)
+    solutions = {one.name: one.decompose(weight, unit) for one in pair}
+    losses = {one.name: float(loss_curve(one, solutions[one.name], weight, unit)[edit.rank]) for one in pair}
+    if options.selection == "rho":
+        score = _rho(model, statistics, edit.group)
+        chosen = own if score > options.selection_threshold else other
     else:
-        rho = _rho(model, statistics, unit)
-        chosen = options.name if rho > options.gate_threshold else other.name
-        note = {"gate": "rho", "score": rho}
-    return replace(unit, method=chosen, predicted_loss=losses[chosen], gate=note)
+        worth = losses
+        if trial is not None:
+            problem = Problem(weight, unit)
+            worth = {name: _measured(trial, model, edit, problem, full) for name, full in solutions.items()}
+        score = worth[own.name] - worth[other.name]
+        chosen = own if score <= 0 else other
+    return edit.model_copy(
+        update={
+            "method": chosen.name,
+            "options": chosen.options.model_dump(mode="json"),
+            "predicted_loss": losses[chosen.name],
+            "selection": {"by": options.selection, "score": score, "own": own.name},
+        }
+    )
 
 
-def _rho(model: PreTrainedModel, statistics: Statistics, unit: UnitPlan) -> float:
-    group = statistics.groups[unit.group]
-    found = group_dependence(model, group)
-    if found is None:
+def _measured(trial: Trial, model: PreTrainedModel, edit: Factor, problem: Problem, full: Decomposition) -> float:
+    return trial.measure([edit], lambda: edit.place(model, problem, AtRank(full))).nats
+
+
+def _rho(model: PreTrainedModel, statistics: Statistics, group: str) -> float:
+    dependence = group_dependence(model, statistics.group(group))
+    if dependence is None:
         raise StatisticsError(
-            f"`{unit.group}`: the statistics hold no cross covariance, which ρ needs", "collect again with --gate rho"
+            f"`{group}`: the statistics hold no cross covariance, which ρ needs", "measure again with `fasc collect --diagnosis`"
         )
-    return found.rho
+    return dependence.rho

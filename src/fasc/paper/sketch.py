@@ -1,72 +1,118 @@
-"""The sketched form of ``fasc``: the same optimum from a randomised range finder, with what it may have lost."""
+"""The paper's randomised sketch (App. C): ``fasc-sketch`` and ``two-sided-sketch``, the same optimum from a range finder.
+
+What a sketch may have lost is known afterwards; where it cannot be shown to be good enough the unit is solved exactly.
+"""
+
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from fasc.statistics.moments import UnitStatistics, as_float64
-from fasc.planning.options import MethodConfig
+from fasc.diagnosis.dependence import dependence_violation
 from fasc.linalg.decomposition import Decomposition
-from fasc.linalg.psd import cholesky, damped
-from fasc.linalg.sketch import (
-    Apply,
-    SketchedEigenpairs,
-    gaussian,
-    sketch_width,
-    sketched_eigenpairs,
-)
-from fasc.methods._fisher import minimise_fisher_loss
-from fasc.methods._registry import Sketched
+from fasc.linalg.sketch import Apply, SketchedEigenpairs, gaussian, sketch_width, sketched_eigenpairs
+from fasc.methods import AtRank, method
+from fasc.methods._fisher import FisherProblem, fisher_energies, fisher_problem, minimise_fisher_loss
+from fasc.methods.options import MethodOptions
+from fasc.statistics.moments import UnitStatistics
 
 
-def sketch_fisher_loss(
-    weight: Tensor, statistics: UnitStatistics, options: MethodConfig, rank: int, *, wide: bool = False
-) -> Sketched:
-    """Minimise the Fisher loss for one rank from a sketch; solve exactly where the sketch cannot be shown to be good enough.
+class SketchOptions(MethodOptions):
+    """How good a sketch must be, and when the paper takes a wide one."""
+
+    tolerance: Annotated[float, Field(ge=0)] = 0.02
+    """Largest share of the dropped energy that a sketch may have lost; beyond it the unit is solved exactly."""
+
+    threshold: Annotated[float, Field(ge=0)] = 0.3
+    """Of ρ; above it the paper's sketch is wide. ρ needs the cross covariance (``fasc collect --diagnosis``)."""
+
+
+def is_wide(weight: Tensor, statistics: UnitStatistics, threshold: float) -> bool:
+    """Whether the paper takes its larger sketch; not where ρ is unknown."""
+    dependence = dependence_violation(statistics, weight)
+    return dependence is not None and dependence.rho > threshold
+
+
+def noted(decomposition: Decomposition, *, exact: bool, estimate: float, bound: float) -> AtRank:
+    """A decomposition and how much energy it may have lost against the exact one, ÷ energy dropped."""
+    return AtRank(decomposition, exact, {"exact": exact, "lost_estimate": estimate, "lost_bound": bound})
+
+
+def sketch_fisher_loss(weight: Tensor, statistics: UnitStatistics, options: SketchOptions, rank: int) -> AtRank:
+    """Minimise the Fisher loss for one rank from a sketch, or exactly.
 
     On the input side the operator ``Lᵀ Σ_gg L`` is applied factor by factor; on the output side ``Rᵀ W Σ_xx Wᵀ R`` likewise.
     Nothing of size d × d is formed beside the moments and one Cholesky factor.
 
     Args:
-        weight: rows of all layers of the unit, float64.
-        statistics: as for :func:`~fasc.methods._fisher.minimise_fisher_loss`.
-        options: damping; ``sketch_tolerance``, the largest bound of the lost energy as a share of what is dropped.
+        weight: rows of all layers of the unit, [Σ d_out, d_in] float64.
+        statistics: of the unit.
+        options: damping; tolerance.
         rank: directions that will be kept.
-        wide: the paper's larger sketch, for high ρ.
 
     Raises:
-        NotPositiveDefiniteError: as the exact solution.
+        NotPositiveDefiniteError, StatisticsError: as the exact solution.
     """
-    gradient = statistics.require_gradient()
-    _, covariance_x = as_float64(statistics.input, weight.device)
-    _, covariance_g = as_float64(gradient.covariance, weight.device)
-    on_inputs = gradient.side == "input"
-    inverted = damped(covariance_x if on_inputs else covariance_g, options.damping)
-    which = "inputs'" if on_inputs else "output gradients'"
-    chol = cholesky(inverted, where=f"`{statistics.name}`: the {which}", tokens=statistics.tokens)
-    width = sketch_width(rank, chol.shape[0], wide=wide)
-    if width >= chol.shape[0]:
-        return Sketched(minimise_fisher_loss(weight, statistics, options.damping), 0.0, 0.0, exact=True)
-    products = (inverted, covariance_g) if on_inputs else (weight @ covariance_x, inverted @ weight)
-    trace = float((products[0] * products[1]).sum())
-    apply = _operator(weight, (chol, covariance_x, covariance_g), on_inputs=on_inputs)
-    pairs = sketched_eigenpairs(apply, gaussian(chol.shape[0], width, chol, seed=0), trace=trace)
+    problem = fisher_problem(statistics, options.damping, weight)
+    size = problem.chol.shape[0]
+    width = sketch_width(rank, size, wide=is_wide(weight, statistics, options.threshold))
+    if width >= size:
+        return noted(minimise_fisher_loss(weight, statistics, options), exact=True, estimate=0.0, bound=0.0)
+    if problem.side == "input":
+        trace = float((problem.inverted * problem.covariance_g).sum())
+    else:
+        trace = float(((weight @ problem.covariance_x) * (problem.inverted @ weight)).sum())
+    apply = _operator(weight, problem)
+    pairs = sketched_eigenpairs(apply, gaussian(size, width, problem.chol, seed=0), trace=trace)
     estimate, bound = pairs.lost_shares(rank, apply)
-    if bound > options.sketch_tolerance:
-        return Sketched(minimise_fisher_loss(weight, statistics, options.damping), estimate, bound, exact=True)
-    return Sketched(_decomposition(weight, chol, pairs, on_inputs=on_inputs), estimate, bound, exact=False)
+    if bound > options.tolerance:
+        return noted(minimise_fisher_loss(weight, statistics, options), exact=True, estimate=estimate, bound=bound)
+    return noted(_decomposition(weight, problem, pairs), exact=False, estimate=estimate, bound=bound)
 
 
-def _operator(weight: Tensor, moments: tuple[Tensor, Tensor, Tensor], *, on_inputs: bool) -> Apply:
-    chol, covariance_x, covariance_g = moments
-    if on_inputs:
-        return lambda block: chol.mT @ (covariance_g @ (chol @ block))
-    return lambda block: chol.mT @ (weight @ (covariance_x @ (weight.mT @ (chol @ block))))
+def _operator(weight: Tensor, problem: FisherProblem) -> Apply:
+    chol = problem.chol
+    if problem.side == "input":
+        return lambda block: chol.mT @ (problem.covariance_g @ (chol @ block))
+    return lambda block: chol.mT @ (weight @ (problem.covariance_x @ (weight.mT @ (chol @ block))))
 
 
-def _decomposition(weight: Tensor, chol: Tensor, pairs: SketchedEigenpairs, *, on_inputs: bool) -> Decomposition:
-    v = pairs.vectors
-    if on_inputs:
-        down = torch.linalg.solve_triangular(chol.mT, v, upper=True).mT
-        return Decomposition(down=down, up=weight @ (chol @ v), energies=pairs.values)
-    up = torch.linalg.solve_triangular(chol.mT, v, upper=True)
-    return Decomposition(down=(chol @ v).mT @ weight, up=up, energies=pairs.values)
+def _decomposition(weight: Tensor, problem: FisherProblem, pairs: SketchedEigenpairs) -> Decomposition:
+    v, chol = pairs.vectors, problem.chol
+    solved = torch.linalg.solve_triangular(chol.mT, v, upper=True)
+    if problem.side == "input":
+        return Decomposition(down=solved.mT, up=weight @ (chol @ v), energies=pairs.values)
+    return Decomposition(down=(chol @ v).mT @ weight, up=solved, energies=pairs.values)
+
+
+@method(
+    "fasc-sketch",
+    scopes=("group", "layer"),
+    needs={"input", "gradient"},
+    energy_unit="nats²/token",
+    surrogate="tr((I−P)ᵀ Σ_gg (I−P) Σ_xx)",
+    reference="arXiv:2601.07197 §2.3, App. C, for the objective of Eq. 1; bound: Halko, Martinsson & Tropp 2011",
+    options=SketchOptions,
+    energies=fisher_energies,
+    at_rank=sketch_fisher_loss,
+)
+def fasc_sketch(weight: Tensor, statistics: UnitStatistics, options: SketchOptions) -> Decomposition:
+    """`fasc` from the paper's randomised sketch where that is good enough, exactly elsewhere."""
+    return minimise_fisher_loss(weight, statistics, options)
+
+
+@method(
+    "two-sided-sketch",
+    scopes=("layer",),
+    needs={"input", "gradient"},
+    energy_unit="nats²/token",
+    surrogate="‖Σ_hh^½ (W − W') Σ_xx^½‖²",
+    reference="arXiv:2601.07197 §2.3, App. C, for two-sided whitening",
+    options=SketchOptions,
+    energies=fisher_energies,
+    at_rank=sketch_fisher_loss,
+)
+def two_sided_sketch(weight: Tensor, statistics: UnitStatistics, options: SketchOptions) -> Decomposition:
+    """`two-sided` from the paper's randomised sketch where that is good enough, exactly elsewhere."""
+    return minimise_fisher_loss(weight, statistics, options)

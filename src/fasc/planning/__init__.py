@@ -1,0 +1,1 @@
+"""Budget, shapes and forecasts → :class:`~fasc.planning.plan.Plan`: an ordered list of edits."""

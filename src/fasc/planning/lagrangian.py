@@ -1,11 +1,11 @@
 """The global allocation: the least predicted loss that a budget buys, or the least budget that keeps a loss.
 
-Each unit offers options (a rank in a layout) with a cost and a loss. A group can be stored in one of several ways (one projector
-for its layers, or each by itself; for an MLP also with fewer channels), and a way takes one option of each of its units. This
-is a multiple-choice knapsack. Costs of the pivoted layout are concave in the rank, so a greedy
-that assumes a constant price per direction is wrong; instead the problem is relaxed with one price λ for the whole budget, which
-splits it into an exact minimum per unit, and λ is found by bisection. The relaxation also bounds the optimum from below. Options
-that this bound excludes are dropped, and what is left is solved exactly, group by group, over all undominated totals.
+Each unit offers options (a rank in a layout) with a cost and a loss. A group has alternatives (one projector for its layers, or
+each layer by itself; for an MLP also with fewer channels), and an alternative takes one option of each of its units. This is a
+multiple-choice knapsack. Costs of the pivoted layout are concave in the rank, so a greedy that assumes a constant price per
+direction is wrong; instead the problem is relaxed with one price λ for the whole budget, which splits it into an exact minimum
+per unit, and λ is found by bisection. The relaxation also bounds the optimum from below. Options that this bound excludes are
+dropped, and what is left is solved exactly, group by group, over all undominated totals.
 
 An option may have an overhead: what it counts beyond its cost when options are compared, for the time of the products that it
 adds to a forward pass. It uses nothing of a limit on the cost; it is paid at the price λ that a parameter has without overheads.
@@ -18,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fasc.planning.candidates import Candidates, Choice, Floats, Way
 from fasc.errors import BudgetError
+from fasc.planning.candidates import Alternative, Candidates, Floats
 
 _BISECTIONS = 100
 _GAP = 1e-4
@@ -29,11 +29,11 @@ _STATES = 2_000
 """Undominated totals kept at most; beyond it those with the best bound are kept, and the result may be above the optimum by at
 most its distance from the lower bound."""
 
-_WAYS = 200
-"""Ways to choose within one group kept at most, likewise."""
+_PER_GROUP = 200
+"""Undominated choices within one group that are looked at, at most; likewise."""
 
 
-class _Menu(NamedTuple):
+class _Options(NamedTuple):
     """One unit: what is minimised and what is limited, for each option."""
 
     objective: Floats
@@ -43,18 +43,18 @@ class _Menu(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class _Way:
-    """One way of a group: a menu for each unit, and what the way itself adds."""
+class _Alternative:
+    """One alternative of a group: the options of each unit, and what the alternative itself adds."""
 
-    menus: tuple[_Menu, ...]
+    units: tuple[_Options, ...]
     objective: float
     limited: float
 
 
-_Choice = tuple[_Way, ...]
+_Choice = tuple[_Alternative, ...]
 
 Picks = list[tuple[int, list[int]]]
-"""Per group: the index of the way, and of the option of each of its units."""
+"""Per group: the index of the alternative, and of the option of each of its units."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +69,11 @@ class Allocation:
     """No allocation within the limit is better than this."""
 
 
-def allocate_by_loss(groups: Sequence[Choice], limit: float, *, limited: str) -> Allocation:
+def allocate_by_loss(groups: Sequence[Sequence[Alternative]], limit: float, *, limited: str) -> Allocation:
     """The best choice within a limit.
 
     Args:
-        groups: the ways of each, with losses in one unit, nats per token.
+        groups: the alternatives of each, with losses in one unit, nats per token.
         limit: most cost if ``limited`` is ``cost``, most loss if it is ``loss``.
         limited: which of the two has the limit; the other is minimised.
 
@@ -81,7 +81,7 @@ def allocate_by_loss(groups: Sequence[Choice], limit: float, *, limited: str) ->
         BudgetError: even the smallest options exceed the limit.
     """
     swap = limited == "loss"
-    choices = [tuple(_way(way, swap=swap) for way in group) for group in groups]
+    choices = [tuple(_alternative(one, swap=swap) for one in group) for group in groups]
     least = sum(_least(choice) for choice in choices)
     if least > limit * (1 + 1e-12):
         raise BudgetError(
@@ -89,7 +89,7 @@ def allocate_by_loss(groups: Sequence[Choice], limit: float, *, limited: str) ->
             "ask for more, or allow more layouts (--layouts) and no --floor",
         )
     relaxed = _relaxed(choices, limit)
-    if any(menu.overhead.any() for choice in choices for way in choice for menu in way.menus):
+    if any(unit.overhead.any() for choice in choices for alternative in choice for unit in alternative.units):
         choices = [_overheads_paid(choice, 1.0 if swap else relaxed.price) for choice in choices]
         relaxed = _relaxed(choices, limit)
     picks, best = relaxed.picks, relaxed.objective
@@ -109,28 +109,28 @@ class _Relaxed(NamedTuple):
     """``objective + price · (used − limit)``: of any choice within the limit."""
 
 
-def _menu(unit: Candidates, *, swap: bool) -> _Menu:
+def _options(unit: Candidates, *, swap: bool) -> _Options:
     assert unit.losses is not None  # noqa: S101 - the planner has checked that every unit has losses
     overhead = np.zeros(len(unit.costs)) if unit.overheads is None else unit.overheads
-    return _Menu(unit.costs, unit.losses, overhead) if swap else _Menu(unit.losses, unit.costs, overhead)
+    return _Options(unit.costs, unit.losses, overhead) if swap else _Options(unit.losses, unit.costs, overhead)
 
 
-def _way(way: Way, *, swap: bool) -> _Way:
-    loss, cost = (0.0, way.loss) if swap else (way.loss, 0.0)
-    return _Way(tuple(_menu(unit, swap=swap) for unit in way.units), loss, cost)
+def _alternative(one: Alternative, *, swap: bool) -> _Alternative:
+    loss, cost = (0.0, one.loss) if swap else (one.loss, 0.0)
+    return _Alternative(tuple(_options(unit, swap=swap) for unit in one.units), loss, cost)
 
 
 def _overheads_paid(choice: _Choice, price: float) -> _Choice:
     """The same choice with the overheads, each times the price, in what is minimised."""
 
-    def paid(menu: _Menu) -> _Menu:
-        return menu._replace(objective=menu.objective + price * menu.overhead)
+    def paid(unit: _Options) -> _Options:
+        return unit._replace(objective=unit.objective + price * unit.overhead)
 
-    return tuple(replace(way, menus=tuple(map(paid, way.menus))) for way in choice)
+    return tuple(replace(alternative, units=tuple(map(paid, alternative.units))) for alternative in choice)
 
 
 def _least(choice: _Choice) -> float:
-    return min(way.limited + sum(float(menu.limited.min()) for menu in way.menus) for way in choice)
+    return min(alternative.limited + sum(float(unit.limited.min()) for unit in alternative.units) for alternative in choice)
 
 
 def _cheapest_at(choices: Sequence[_Choice], price: float) -> tuple[Picks, float, float]:
@@ -138,24 +138,24 @@ def _cheapest_at(choices: Sequence[_Choice], price: float) -> tuple[Picks, float
     picks: Picks = []
     objective = used = 0.0
     for choice in choices:
-        found: list[tuple[float, float, tuple[int, list[int]]]] = []
-        for which, way in enumerate(choice):
-            options = [int(np.argmin(menu.objective + price * menu.limited)) for menu in way.menus]
+        worths: list[tuple[float, float, tuple[int, list[int]]]] = []
+        for which, alternative in enumerate(choice):
+            options = [int(np.argmin(unit.objective + price * unit.limited)) for unit in alternative.units]
             pick = (which, options)
-            found.append((*_worth(way, options), pick))
-        cost, use, pick = min(found, key=lambda one: one[0] + price * one[1])
+            worths.append((*_worth(alternative, options), pick))
+        cost, use, pick = min(worths, key=lambda one: one[0] + price * one[1])
         picks.append(pick)
         objective += cost
         used += use
     return picks, objective, used
 
 
-def _worth(way: _Way, options: Sequence[int]) -> tuple[float, float]:
-    """Objective and use of the limit of a way with these options."""
-    parts = list(zip(way.menus, options, strict=True))
+def _worth(alternative: _Alternative, options: Sequence[int]) -> tuple[float, float]:
+    """Objective and use of the limit of an alternative with these options."""
+    parts = list(zip(alternative.units, options, strict=True))
     return (
-        way.objective + sum(float(menu.objective[i]) for menu, i in parts),
-        way.limited + sum(float(menu.limited[i]) for menu, i in parts),
+        alternative.objective + sum(float(unit.objective[i]) for unit, i in parts),
+        alternative.limited + sum(float(unit.limited[i]) for unit, i in parts),
     )
 
 
@@ -198,21 +198,21 @@ def _close_the_gap(choices: Sequence[_Choice], limit: float, relaxed: _Relaxed) 
     gap += 1e-9 * abs(gap)
     limited, reduced = np.zeros(1), np.zeros(1)
     trail: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
-    fronts = [_front(choice, price, gap) for choice in choices]
-    least_left = np.cumsum([0.0, *(min(front.limited) for front in reversed(fronts))])[::-1][1:]
-    for front, left in zip(fronts, least_left, strict=True):
-        uses = (limited[:, None] + front.limited[None, :]).ravel()
-        costs = (reduced[:, None] + front.reduced[None, :]).ravel()
+    undominated = [_undominated_of(choice, price, gap) for choice in choices]
+    least_left = np.cumsum([0.0, *(min(group.limited) for group in reversed(undominated))])[::-1][1:]
+    for group, left in zip(undominated, least_left, strict=True):
+        uses = (limited[:, None] + group.limited[None, :]).ravel()
+        costs = (reduced[:, None] + group.reduced[None, :]).ravel()
         alive = np.flatnonzero((costs <= gap) & (uses + left <= limit * (1 + 1e-12)))
         kept = alive[_undominated(uses[alive], costs[alive], price, _STATES)]
-        trail.append((kept // len(front.limited), kept % len(front.limited)))
+        trail.append((kept // len(group.limited), kept % len(group.limited)))
         limited, reduced = uses[kept], costs[kept]
         if not len(kept):
             return feasible
     state = int(np.argmin(reduced - price * limited))
     picks: Picks = []
-    for (parents, options), front in zip(reversed(trail), reversed(fronts), strict=True):
-        picks.append(front.picks[int(options[state])])
+    for (parents, options), group in zip(reversed(trail), reversed(undominated), strict=True):
+        picks.append(group.picks[int(options[state])])
         state = int(parents[state])
     picks.reverse()
     return picks if _value(choices, picks) < _value(choices, feasible) else feasible
@@ -228,36 +228,36 @@ def _undominated(uses: Floats, costs: Floats, price: float, most: int | None = N
 
 
 @dataclass(frozen=True, slots=True)
-class _Front:
-    """The ways to choose in one group that the gap leaves: use of the limit, reduced cost, picks."""
+class _Undominated:
+    """The alternatives to choose in one group that the gap leaves: use of the limit, reduced cost, picks."""
 
     limited: Floats
     reduced: Floats
     picks: Picks
 
 
-def _front(choice: _Choice, price: float, gap: float) -> _Front:
-    priced = [[menu.objective + price * menu.limited for menu in way.menus] for way in choice]
+def _undominated_of(choice: _Choice, price: float, gap: float) -> _Undominated:
+    priced = [[unit.objective + price * unit.limited for unit in alternative.units] for alternative in choice]
     least = [
-        way.objective + price * way.limited + sum(float(values.min()) for values in menus)
-        for way, menus in zip(choice, priced, strict=True)
+        alternative.objective + price * alternative.limited + sum(float(values.min()) for values in units)
+        for alternative, units in zip(choice, priced, strict=True)
     ]
     best = min(least)
     slack = gap + 1e-12 * abs(best)
     uses, costs, picks = np.empty(0), np.empty(0), []
-    for which, (way, menus) in enumerate(zip(choice, priced, strict=True)):
-        use, cost = np.array([way.limited]), np.array([least[which] - best])
+    for which, (alternative, units) in enumerate(zip(choice, priced, strict=True)):
+        use, cost = np.array([alternative.limited]), np.array([least[which] - best])
         options = np.empty((1, 0), dtype=np.int64)
-        for menu, values in zip(way.menus, menus, strict=True):
+        for unit, values in zip(alternative.units, units, strict=True):
             totals = (cost[:, None] + (values - values.min())[None, :]).ravel()
             alive = np.flatnonzero(totals <= slack)
             before, last = np.divmod(alive, len(values))
-            together = use[before] + menu.limited[last]
-            kept = _undominated(together, totals[alive], price)  # what is added later is the same for all of a way
+            together = use[before] + unit.limited[last]
+            kept = _undominated(together, totals[alive], price)  # what is added later is the same for all of an alternative
             use, cost = together[kept], totals[alive[kept]]
             options = np.concatenate([options[before[kept]], last[kept, None]], axis=1)
         near = cost <= slack
         uses, costs = np.concatenate([uses, use[near]]), np.concatenate([costs, cost[near]])
         picks += [(which, row) for row in options[near].tolist()]
-    kept = _undominated(uses, costs, price, _WAYS)
-    return _Front(uses[kept], costs[kept], [picks[index] for index in kept])
+    kept = _undominated(uses, costs, price, _PER_GROUP)
+    return _Undominated(uses[kept], costs[kept], [picks[index] for index in kept])

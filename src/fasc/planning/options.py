@@ -26,17 +26,11 @@ class MethodConfig(Options, extra="allow"):
     """`uniform`: the same share of every layer. `fisher`: the least forecast loss over all layers and layouts. Left out: `fisher`
     where the method's energies are a loss in nats and the budget is no rank fraction, `uniform` elsewhere."""
 
-    layouts: Annotated[tuple[str, ...], Field(min_length=1)] = (
-        "dense",
-        "factors",
-        "shared",
-        "pivoted",
-        "pivoted-columns",
-        "channels",
-    )
-    """How layers may be stored; the cheapest allowed one is taken at each rank. `factors` allows separate layers and `shared` one
-    projector per group, where the method leaves that open; `pivoted` keeps rows of the product as they are and `pivoted-columns`
-    columns; `channels` prunes MLP channels first, under `fisher`; `merged` stores a rank that saves nothing as one dense matrix."""
+    layouts: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """How layers may be stored; the cheapest allowed one is taken at each rank. Left out: all but `merged`. `factors` allows
+    separate layers and `shared` one projector per group, where the method leaves that open; `pivoted` keeps rows of the product
+    as they are and `pivoted-columns` columns; `channels` prunes MLP channels first, under `fisher`; `merged` stores a rank that
+    saves nothing as one dense matrix."""
 
     propagate: bool = False
     """Compress block by block, each from the inputs it will really get, against the dense model's outputs."""
@@ -91,8 +85,8 @@ class BudgetConfig(Options):
     """Ranks are multiples of this, in layers at least sixteen times as wide."""
 
     channel_multiple: PositiveInt | None = None
-    """MLP widths are multiples of this. Left out: the rank multiple, coarser where an MLP would have more than 24 widths to choose
-    from. Some processors multiply by multiples of 256 a third faster."""
+    """MLP widths are multiples of this. Left out: the rank multiple, coarser where an MLP would have more than 24 widths to
+    choose from. Some processors multiply by multiples of 256 a third faster."""
 
     floor: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of its dense parameters that each layer keeps at least."""
@@ -191,4 +185,3 @@ def budget_from(given: dict[str, Any]) -> BudgetConfig:
     if unknown:
         raise UsageError(f"`{unknown[0]}` is no budget", f"known: {', '.join(BudgetConfig.model_fields)}")
     return parse(BudgetConfig, given, "budget")
-

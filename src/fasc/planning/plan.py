@@ -1,133 +1,52 @@
-"""The rank plan: which layers share a projector, at which rank, how they are stored, and what that weighs."""
+"""The plan: an ordered list of edits, and what the model will weigh and lose after them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fasc.layouts.accounting import ORDER_BYTES, Layout, dense_parameters, order_entries, stored_parameters
-from fasc.errors import BudgetError
+from pydantic import BaseModel, Field, FiniteFloat, NonNegativeInt, PositiveInt
+from torch import nn
+
+from fasc.edits import Edit, read_edit
+from fasc.edits.factor import Factor
+from fasc.edits.structure import check_edits
+from fasc.errors import BudgetError, FascError
+from fasc.model.groups import InputGroup
+from fasc.model.layers import Layer
+from fasc.options import parse
+from fasc.outputs import MARK, write_artifact
+from fasc.planning.options import BudgetConfig, MethodConfig
 from fasc.storage import read_json
 
-_DERIVED = ("parameters", "dense_parameters")
+FORMAT = 5
+"""Version of ``plan.json``: a list of edits; older ones are refused."""
 
 
-@dataclass(frozen=True, slots=True)
-class UnitPlan:
-    """What becomes of one unit: the layers that share one decomposition."""
-
-    unit: str
-    """The group's name, or the layer's."""
-
-    group: str
-    layers: tuple[str, ...]
-    d_in: int
-    d_outs: tuple[int, ...]
-    rank: int
-    layout: Layout
-    dense_biases: int
-    """Bias entries the dense layers already had."""
-
-    predicted_loss: float | None = None
-    """½J in nats per token, where it is known."""
-
-    method: str | None = None
-    """The method of this unit where a gate chose it; ``None`` is the plan's."""
-
-    gate: Mapping[str, Any] | None = None
-    """The gate that chose, and its score: ρ, or the difference of the two methods' losses."""
-
-    kept: int | None = None
-    """Parameters that pruning leaves, biases included; ``None`` where nothing was pruned."""
-
-    narrowed: tuple[int, int] | None = None
-    """``(d_in, d_out)`` after structured pruning."""
-
-    @property
-    def d_out(self) -> int:
-        """Output features of all layers."""
-        return sum(self.d_outs)
-
-    @property
-    def full_rank(self) -> int:
-        """``d_in`` of a shared projector, ``min(d_in, d_out)`` of a layer: the whole of the rank fraction."""
-        return self.d_in if len(self.layers) > 1 else min(self.d_in, self.d_out)
-
-    @property
-    def dense_parameters(self) -> int:
-        """Parameters of the dense layers, biases included."""
-        return dense_parameters(self.d_in, self.d_out) + self.dense_biases
-
-    @property
-    def parameters(self) -> int:
-        """Parameters after compression: weights that are not pruned, biases, and a pivoted unit's order."""
-        if self.kept is not None:
-            return self.kept
-        return stored_parameters(self.layout, self.rank, self.d_in, self.d_out, dense_biases=self.dense_biases)
-
-    def bytes(self, bytes_per_parameter: int) -> int:
-        """Bytes after compression, with weights of that precision."""
-        if self.layout == "sparse":  # zeros are stored
-            return self.dense_parameters * bytes_per_parameter
-        entries = order_entries(self.layout, self.d_in, self.d_out)
-        return (self.parameters - entries) * bytes_per_parameter + entries * ORDER_BYTES
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, with the derived parameter counts."""
-        counts = {"parameters": self.parameters, "dense_parameters": self.dense_parameters}
-        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()} | counts
-
-
-@dataclass(frozen=True, slots=True)
-class ChannelCut:
-    """Channels of one MLP that are removed: rows of the layers that make them and columns of the layer that reads them.
-
-    The reader is refitted to the channels that stay. Units of these layers have the shapes that are left.
-    """
-
-    reader: str
-    """The layer that reads the channels."""
-
-    makers: tuple[str, ...]
-    """The layers that make them."""
-
-    channels: int
-    kept: int
-    removed: int
-    """Parameters fewer than dense, before what is left is compressed; less the bias that the reader may gain."""
-
-    predicted_loss: float | None = None
-    """½J in nats per token."""
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """Makers and reader."""
-        return (*self.makers, self.reader)
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSize:
+class ModelSize(BaseModel, frozen=True, extra="forbid"):
     """What a dense model weighs."""
 
-    parameters: int
+    parameters: PositiveInt
     """Tied ones counted once."""
 
-    bytes_per_parameter: int
-    header_bytes: int = 0
+    bytes_per_parameter: PositiveInt
+    header_bytes: NonNegativeInt = 0
     """Upper bound of what a checkpoint's file headers add to the tensors, once the model is compressed."""
 
 
 @dataclass(frozen=True, slots=True)
-class RankPlan:
-    """A rank for every unit of a model, and the totals."""
+class Plan:
+    """What will be done to a model: edits in order, each with its cost and forecast; and the totals."""
 
-    method: str
-    units: tuple[UnitPlan, ...]
+    options: MethodConfig
+    """The method, how its ranks were allocated, and how the plan is to be carried out."""
+
+    edits: tuple[Edit, ...]
+    layers: tuple[Layer, ...]
+    """The dense layers that the plan may touch, whether it does or not."""
+
     model: ModelSize
     allocation: str = "uniform"
-    cuts: tuple[ChannelCut, ...] = ()
-    """MLPs that lose channels; their units are what is left of them."""
-
     budget: Mapping[str, Any] | None = None
     """What was asked for."""
 
@@ -137,92 +56,159 @@ class RankPlan:
     dense_nll: float | None = None
     """Mean loss of the dense model on the calibration text, nats per token."""
 
+    outside: Mapping[str, int] | None = None
+    """Parameters that no plan touches, by what they are."""
+
     @property
-    def parameters(self) -> int:
-        """Of the compressed layers."""
-        return sum(unit.parameters for unit in self.units)
+    def method(self) -> str:
+        """Name of the method."""
+        return self.options.name
 
     @property
     def dense_parameters(self) -> int:
-        """Of the same layers before."""
-        return sum(unit.dense_parameters for unit in self.units) + sum(cut.removed for cut in self.cuts)
+        """Of the layers, dense."""
+        return sum(layer.parameters for layer in self.layers)
+
+    @property
+    def parameters(self) -> int:
+        """Of the layers after the edits: weights that are not pruned, biases, and orders."""
+        return self.dense_parameters - sum(edit.saved for edit in self.edits)
 
     @property
     def predicted_loss(self) -> float | None:
-        """Σ ½J in nats per token; ``None`` unless it is known for every unit and cut."""
-        losses = [*(unit.predicted_loss for unit in self.units), *(cut.predicted_loss for cut in self.cuts)]
+        """Σ π ½J in nats per token of text; ``None`` unless it is known for every edit."""
+        losses = [edit.predicted_loss for edit in self.edits]
         return None if any(loss is None for loss in losses) else sum(loss for loss in losses if loss is not None)
 
     @property
+    def structural(self) -> bool:
+        """Whether loading the result needs fasc."""
+        return any(edit.structural for edit in self.edits)
+
+    @property
     def totals(self) -> dict[str, float | int | None]:
-        """The three fractions, the bytes of the weights, and the forecast; pruning has no rank fraction."""
-        kept = self.model.parameters - self.dense_parameters + self.parameters
+        """The three fractions, bytes, multiply-adds and the forecast; pruning has no rank fraction."""
         size = self.model.bytes_per_parameter
-        possible = sum(unit.full_rank for unit in self.units)
-        ranked = all(unit.kept is None for unit in self.units)
-        untouched = (self.model.parameters - self.dense_parameters) * size
+        parameters = self.model.parameters - self.dense_parameters + self.parameters
+        dense_multiply_adds = sum(layer.d_in * layer.d_out for layer in self.layers)
         return {
-            "rank_fraction": min(1.0, sum(min(unit.rank, unit.full_rank) for unit in self.units) / possible) if ranked else None,
+            "rank_fraction": self._rank_fraction(),
             "param_fraction": self.parameters / self.dense_parameters,
-            "model_fraction": kept / self.model.parameters,
-            "parameters": kept,
-            "bytes": untouched + sum(unit.bytes(size) for unit in self.units),
+            "model_fraction": parameters / self.model.parameters,
+            "parameters": parameters,
+            "bytes": self.model.parameters * size - sum(edit.saved_bytes(size) for edit in self.edits),
             "dense_bytes": self.model.parameters * size,
+            "multiply_add_fraction": 1 - sum(edit.saved_multiply_adds for edit in self.edits) / dense_multiply_adds,
             "predicted_loss": self.predicted_loss,
         }
 
-    def with_predicted_losses(self, losses: Mapping[str, float]) -> "RankPlan":
-        """The same plan with ½J filled in by unit name."""
-        units = tuple(replace(unit, predicted_loss=losses.get(unit.unit, unit.predicted_loss)) for unit in self.units)
-        return replace(self, units=units)
+    def _rank_fraction(self) -> float | None:
+        """Σ rank ÷ Σ full rank over units, a layer that no edit factors being one of full rank; ``None`` for pruning."""
+        if any(not edit.structural for edit in self.edits):
+            return None
+        factored = [edit for edit in self.edits if isinstance(edit, Factor)]
+        names = {name for edit in factored for name in edit.touches}
+        dense = sum(min(layer.d_in, layer.d_out) for layer in self.layers if layer.name not in names)
+        ranks = sum(min(edit.rank, edit.unit.full_rank) for edit in factored) + dense
+        return ranks / (sum(edit.unit.full_rank for edit in factored) + dense)
+
+    def check(self, model: nn.Module) -> None:
+        """See that every edit fits the model, before anything is done.
+
+        Raises:
+            ModelError: names the edit and the layer.
+        """
+        check_edits(self.edits, model)
+
+    def with_edits(self, edits: Sequence[Edit]) -> "Plan":
+        """The same with other edits."""
+        return replace(self, edits=tuple(edits))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values: ``method``, ``totals``, ``groups`` and how it was allocated."""
+        """Plain JSON values: ``options``, ``totals``, ``edits`` and how it was allocated."""
         return {
-            "method": self.method,
+            "format": FORMAT,
+            "options": self.options.model_dump(mode="json", exclude_unset=True) | {"name": self.method},
             "allocation": self.allocation,
             "budget": None if self.budget is None else dict(self.budget),
             "totals": self.totals,
-            "groups": [unit.to_dict() for unit in self.units],
-            "cuts": [asdict(cut) | {"makers": list(cut.makers)} for cut in self.cuts],
-            "model": asdict(self.model),
+            "edits": [edit.to_dict() for edit in self.edits],
+            "layers": [layer.to_dict() for layer in self.layers],
+            "model": self.model.model_dump(),
             "forecast_memory": None if self.forecast_memory is None else dict(self.forecast_memory),
             "dense_nll": self.dense_nll,
+            "outside": None if self.outside is None else dict(self.outside),
         }
 
     @staticmethod
-    def from_dict(raw: Mapping[str, Any]) -> "RankPlan":
-        """Inverse of :meth:`to_dict`."""
-        units = [_unit({k: v for k, v in unit.items() if k not in _DERIVED}) for unit in raw["groups"]]
-        return RankPlan(
-            method=raw["method"],
-            units=tuple(units),
-            model=ModelSize(**raw["model"]),
-            allocation=raw["allocation"],
-            cuts=tuple(ChannelCut(**cut | {"makers": tuple(cut["makers"])}) for cut in raw.get("cuts", ())),
-            budget=raw["budget"],
-            forecast_memory=raw["forecast_memory"],
-            dense_nll=raw["dense_nll"],
+    def from_dict(raw: Any, where: str = "plan") -> "Plan":
+        """Inverse of :meth:`to_dict`.
+
+        Raises:
+            FascError: a field is missing, unknown or out of range; names it.
+        """
+        if not isinstance(raw, Mapping) or raw.get("format") != FORMAT:
+            given = raw.get("format") if isinstance(raw, Mapping) else None
+            raise BudgetError(f"{where}: not a plan of format {FORMAT} (format {given})", "write one with `fasc plan --json`")
+        header = parse(_Header, {k: v for k, v in raw.items() if k not in ("edits", "totals", "format", MARK)}, where)
+        edits = raw.get("edits")
+        if not isinstance(edits, list):
+            raise BudgetError(f"{where}: `edits` is no list", "write one with `fasc plan --json`")
+        return Plan(
+            options=header.options,
+            edits=tuple(read_edit(edit, f"{where}, edit {index}") for index, edit in enumerate(edits)),
+            layers=tuple(Layer(**layer.model_dump()) for layer in header.layers),
+            model=header.model,
+            allocation=header.allocation,
+            budget=None if header.budget is None else header.budget.model_dump(mode="json", exclude_none=True),
+            forecast_memory=header.forecast_memory,
+            dense_nll=header.dense_nll,
+            outside=header.outside,
         )
 
+    def save(self, path: str | Path) -> Path:
+        """Write ``plan.json``."""
+        return write_artifact(path, "plan", self.to_dict())
 
-def _unit(raw: dict[str, Any]) -> UnitPlan:
-    sequences: dict[str, Sequence[Any]] = {key: tuple(raw.pop(key)) for key in ("layers", "d_outs")}
-    narrowed = raw.pop("narrowed", None)
-    return UnitPlan(**raw, **sequences, narrowed=None if narrowed is None else tuple(narrowed))  # type: ignore[arg-type]
+    @staticmethod
+    def load(path: str | Path) -> "Plan":
+        """Read ``plan.json``.
+
+        Raises:
+            BudgetError: it is no plan; names the field.
+            StorageError: it cannot be read.
+        """
+        try:
+            return Plan.from_dict(read_json(Path(path)), f"`{path}`")
+        except FascError as problem:
+            if isinstance(problem, BudgetError):
+                raise
+            raise BudgetError(problem.message, "write one with `fasc plan --json`") from problem
+
+    def __str__(self) -> str:
+        """As tables."""
+        from fasc.planning.table import as_text  # noqa: PLC0415 - the table knows the plan
+
+        return as_text(self)
 
 
-def read_plan(path: Path, method: str) -> RankPlan:
-    """Read ``plan.json``.
+class _LayerRow(BaseModel, frozen=True, extra="forbid"):
+    name: str
+    d_in: PositiveInt
+    d_out: PositiveInt
+    bias: bool
 
-    Raises:
-        BudgetError: it is no plan, or one for another method.
-    """
-    raw = read_json(path)
-    try:
-        plan = RankPlan.from_dict(raw)
-    except (KeyError, TypeError) as problem:
-        raise BudgetError(f"`{path}` is not a rank plan: {problem}", "write one with `fasc plan --json`") from problem
-    if plan.method != method:
-        raise BudgetError(f"`{path}` is a plan for `{plan.method}`, not `{method}`", f"pass --method {plan.method}")
-    return plan
+
+class _Header(BaseModel, frozen=True, extra="forbid"):
+    options: MethodConfig
+    allocation: str
+    budget: BudgetConfig | None
+    layers: Annotated[tuple[_LayerRow, ...], Field(min_length=1)]
+    model: ModelSize
+    forecast_memory: dict[str, int] | None
+    dense_nll: FiniteFloat | None
+
+
+def layers_in(groups: Sequence[InputGroup]) -> tuple[Layer, ...]:
+    """The layers of groups, in their order."""
+    return tuple(layer for group in groups for layer in group.layers)

@@ -1,21 +1,21 @@
 """The registry of pruning methods, and the lookup of any method by name."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from transformers import PreTrainedModel
+from torch import Tensor
 
-from fasc.planning.plan import RankPlan, UnitPlan
-from fasc.statistics.moments import Moment, Need, Statistics
 from fasc.errors import UnknownNameError
 from fasc.methods import METHODS, Method
-from fasc.model.groups import InputGroup
+from fasc.methods.options import MethodOptions
+from fasc.registry import Registry
+from fasc.statistics.moments import GroupStatistics, Moment, Need
 
-MakePlan = Callable[[PreTrainedModel, Sequence[InputGroup], float, int], tuple[UnitPlan, ...]]
-"""(model, its groups, parameters that may be kept, multiple of sizes) → what becomes of every layer."""
+Score = Callable[[Tensor, GroupStatistics], Tensor]
+"""(weight [d_out, d_in] float32, statistics of its group) → the score of each weight; the lowest go."""
 
-Apply = Callable[[PreTrainedModel, Statistics, RankPlan], None]
-"""Prune the model in place."""
+Importance = Callable[[GroupStatistics, int], Tensor]
+"""(statistics of the consumer's group, number of parts) → the importance of each part; the least go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,30 +26,72 @@ class Pruning:
     moments: frozenset[Moment]
     """What it must be given of every group, beside the covariance of the inputs."""
 
-    structured: bool
-    """Whether whole heads and channels go, so that the checkpoint is smaller; otherwise zeros are written and stay stored."""
-
     surrogate: str
     """What it keeps, as a formula."""
 
     reference: str
     summary: str
-    make_plan: MakePlan
-    apply: Apply
 
     @property
     def needs(self) -> frozenset[Need]:
         """The moments it must be given."""
         return frozenset({Need("input", "group")} | {Need(moment, "group") for moment in self.moments})
 
+    @property
+    def options(self) -> type[MethodOptions]:
+        """What it can be told: what every method can."""
+        return MethodOptions
 
-PRUNINGS: dict[str, Pruning] = {}
+
+@dataclass(frozen=True, slots=True)
+class Unstructured(Pruning):
+    """Zeros are written, and stay stored."""
+
+    score: Score
+    by_row: bool
+    """Whether scores are compared within an output row or within the whole layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Structured(Pruning):
+    """Whole heads and channels go, so that the checkpoint is smaller."""
+
+    importance: Importance
+
+
+PRUNINGS: Registry[Pruning] = Registry("pruning method", "fasc.pruning")
 """Every registered pruning method by name."""
 
 
 def register(pruning: Pruning) -> None:
     """Make a pruning method known."""
-    PRUNINGS[pruning.name] = pruning
+    PRUNINGS.add(pruning.name, pruning)
+
+
+def get_unstructured(name: str) -> Unstructured:
+    """The unstructured method of that name.
+
+    Raises:
+        UnknownNameError: there is none.
+    """
+    pruning = PRUNINGS.find(name)
+    if not isinstance(pruning, Unstructured):
+        raise UnknownNameError(
+            "unstructured pruning method", name, [n for n, p in PRUNINGS.items() if isinstance(p, Unstructured)]
+        )
+    return pruning
+
+
+def get_structured(name: str) -> Structured:
+    """The structured method of that name.
+
+    Raises:
+        UnknownNameError: there is none.
+    """
+    pruning = PRUNINGS.find(name)
+    if not isinstance(pruning, Structured):
+        raise UnknownNameError("structured pruning method", name, [n for n, p in PRUNINGS.items() if isinstance(p, Structured)])
+    return pruning
 
 
 def find_method(name: str) -> Method | Pruning:
@@ -58,7 +100,8 @@ def find_method(name: str) -> Method | Pruning:
     Raises:
         UnknownNameError: there is none; suggests the nearest.
     """
-    found = METHODS.get(name) or PRUNINGS.get(name)
-    if found is None:
-        raise UnknownNameError("method", name, [*METHODS, *PRUNINGS])
-    return found
+    if name in METHODS:
+        return METHODS[name]
+    if name in PRUNINGS:
+        return PRUNINGS[name]
+    raise UnknownNameError("method", name, [*METHODS, *PRUNINGS])

@@ -2,12 +2,24 @@
 
 from torch import Tensor
 
+from fasc.pruning._registry import Unstructured, register
 from fasc.statistics.moments import GroupStatistics
-from fasc.pruning._unstructured import unstructured
 
 
-@unstructured("magnitude", needs=frozenset(), surrogate="|W_oi|", reference="arXiv:1506.02626 (Han et al. 2015)", by_row=False)
 def magnitude(weight: Tensor, statistics: GroupStatistics) -> Tensor:
-    """Unstructured pruning by magnitude: the smallest weights of each layer become zeros."""
+    """``|W_oi|``, [d_out, d_in]."""
     del statistics
     return weight.abs()
+
+
+register(
+    Unstructured(
+        name="magnitude",
+        moments=frozenset(),
+        surrogate="|W_oi|",
+        reference="arXiv:1506.02626 (Han et al. 2015)",
+        summary="Unstructured pruning by magnitude: the smallest weights of each layer become zeros.",
+        score=magnitude,
+        by_row=False,
+    )
+)

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fasc.planning.plan import RankPlan
-from fasc.recipe import Recipe
+from fasc.model.untouched import in_words
+from fasc.planning.plan import Plan
 from fasc.provenance import recoveries
+from fasc.recipe import Recipe
 
 _CARD = """---
 library_name: transformers
@@ -24,6 +25,7 @@ tags: [fasc, low-rank, compression]
 | parameters of the compressed layers | {param_fraction:.1%} of dense |
 | parameters of the model | {parameters:,} ({model_fraction:.1%} of dense) |
 | weights | {megabytes:,.0f} MB (dense: {dense_megabytes:,.0f} MB) |
+| not touched | {outside} |
 | calibration | {sequences} × {sequence_length} tokens of `{corpus}`, {labels} labels |
 {forecast}{recovery}
 ## Load
@@ -45,7 +47,7 @@ model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")"""
 
 
-def model_card(recipe: Recipe, plan: RankPlan, summary: str, provenance: Mapping[str, Any], *, merged: bool) -> str:
+def model_card(recipe: Recipe, plan: Plan, summary: str, provenance: Mapping[str, Any], *, merged: bool) -> str:
     """Markdown with YAML front matter.
 
     Args:
@@ -78,11 +80,12 @@ def model_card(recipe: Recipe, plan: RankPlan, summary: str, provenance: Mapping
         parameters=totals["parameters"],
         megabytes=megabytes / 1e6,
         dense_megabytes=(totals["dense_bytes"] or 0) / 1e6,
+        outside=in_words(plan.outside or {}, plan.model.parameters),
         sequences=calibration.sequences,
         sequence_length=calibration.sequence_length,
         corpus=calibration.corpus,
         labels=calibration.labels,
         forecast=forecast,
         recovery=recovery,
-        load=_LOAD_DENSE if merged or totals["rank_fraction"] is None else _LOAD_FACTORED,
+        load=_LOAD_DENSE if merged or not plan.structural else _LOAD_FACTORED,
     )

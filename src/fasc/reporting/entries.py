@@ -19,10 +19,20 @@ class Entry:
     name: str
     scores: Sequence[Mapping[str, Any]]
     plan: Mapping[str, Any] | None
+    samples: Sequence[Mapping[str, str]] = ()
+    """What it wrote after each prompt."""
+
+    speeds: Sequence[Mapping[str, Any]] = ()
+    """Its speed beside the dense model's."""
 
     def score(self, benchmark: str) -> Mapping[str, Any] | None:
         """The headline score of a benchmark: the first one, over all items."""
         return next((score for score in self.scores if score["benchmark"] == benchmark), None)
+
+    def speed(self, what: str) -> tuple[float, float, float] | None:
+        """Median, least and largest ratio to the dense model of the first speed whose name begins so."""
+        row = next((row for row in self.speeds if row["what"].startswith(what)), None)
+        return None if row is None else (row["ratio"], row["low"], row["high"])
 
     def details(self, benchmark: str, prefix: str) -> dict[str, Mapping[str, Any]]:
         """Scores of parts of a benchmark whose metric starts with ``prefix``, by the rest of the name."""
@@ -42,11 +52,18 @@ def read_entries(folder: Path) -> list[Entry]:
     files = sorted(folder.glob("*/scores.json"), key=lambda file: (file.parent.name != DENSE, file.stat().st_mtime))
     entries = []
     for file in files:
-        plan = file.parent / "plan.json"
-        entries.append(Entry(file.parent.name, read_json(file)["scores"], read_json(plan) if plan.is_file() else None))
+        parts = {name: _read(file.parent / f"{name}.json") for name in ("plan", "samples", "speed")}
+        samples, speeds = parts["samples"] or {"samples": ()}, parts["speed"] or {"comparisons": ()}
+        entries.append(
+            Entry(file.parent.name, read_json(file)["scores"], parts["plan"], samples["samples"], speeds["comparisons"])
+        )
     if not entries:
         raise StorageError(f"`{folder}` holds no scores", "run `fasc run recipe.toml --out FOLDER` first")
     return entries
+
+
+def _read(file: Path) -> Any:
+    return read_json(file) if file.is_file() else None
 
 
 def benchmarks_of(entries: Sequence[Entry]) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from fasc.reporting.entries import Entry, benchmarks_of, read_entries
 from fasc.reporting.figures import summary_figure
+from fasc.reporting.headline import headline
 from fasc.reporting.table import comparison, format_score, markdown_table
 from fasc.storage import new_file, read_json
 
@@ -37,6 +38,8 @@ def report(folder: Path) -> Path:
     parts = [
         f"# What compression kept: {provenance.get('model', folder.name)}",
         "",
+        f"**{headline(entries)}**",
+        "",
         markdown_table(header, rows),
         "",
         "In brackets: 95 % intervals. Rank fraction is rank ÷ smaller dimension of a layer (÷ width of the input for layers that "
@@ -44,6 +47,7 @@ def report(folder: Path) -> Path:
         "",
         f"![scores and forecast]({figure.relative_to(folder).as_posix()})",
         _EQ6 if any(entry.name.startswith("fasc-eq6") for entry in entries) else "",
+        *_samples(entries),
         *_relations(entries),
         *_protocols(entries),
         *_made(provenance, folder),
@@ -52,6 +56,23 @@ def report(folder: Path) -> Path:
     with new_file(path) as scratch:
         scratch.write_text("\n".join(parts) + "\n", encoding="utf-8")
     return path
+
+
+def _samples(entries: Sequence[Entry]) -> list[str]:
+    """What each model wrote after the same prompts, word for word."""
+    writing = [entry for entry in entries if entry.samples]
+    if not writing:
+        return []
+    lines = ["## What each model writes", ""]
+    for index, sample in enumerate(writing[0].samples):
+        lines += [f"**{sample['prompt']} …**", "", "| model | continues |", "|---|---|"]
+        lines += [f"| {entry.name} | {_one_line(entry.samples[index]['continuation'])} |" for entry in writing]
+        lines.append("")
+    return lines
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|") or "(nothing)"
 
 
 def _relations(entries: Sequence[Entry]) -> list[str]:

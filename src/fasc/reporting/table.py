@@ -27,10 +27,15 @@ def format_score(score: Mapping[str, Any] | None) -> str:
     if score is None:
         return "–"
     value, low, high = score["value"], score["low"], score["high"]
-    if score["metric"].startswith("accuracy"):
-        return f"{100 * value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+    if is_share(score):
+        return f"{100 * value:.1f} %" + ("" if low is None or high is None else f" [{100 * low:.1f}, {100 * high:.1f}]")
     digits = 3 if base_name(score["benchmark"]) == "kl" else (2 if value < 100 else 1)
-    return f"{value:,.{digits}f} [{low:,.{digits}f}, {high:,.{digits}f}]"
+    return f"{value:,.{digits}f}" + ("" if low is None or high is None else f" [{low:,.{digits}f}, {high:,.{digits}f}]")
+
+
+def is_share(score: Mapping[str, Any]) -> bool:
+    """Whether a score is a proportion, shown in percent."""
+    return str(score["metric"]).startswith(("accuracy", "top-1"))
 
 
 def comparison(entries: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
@@ -38,21 +43,21 @@ def comparison(entries: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
     benchmarks = benchmarks_of(entries)
     header = ["model", *map(_title, benchmarks)]
     header += ["rank fraction", "layers' parameters", "model's parameters", "weights"]
-    gated = any(_gate_cell(entry.plan) != "–" for entry in entries)
-    header += ["units of its own method"] if gated else []
+    selected = any(_selection_cell(entry.plan) != "–" for entry in entries)
+    header += ["units of its own method"] if selected else []
     whole = next((entry.plan for entry in entries if entry.plan), None)
     rows = []
     for entry in entries:
         cells = [entry.name, *(format_score(entry.score(name)) for name in benchmarks)]
         cells += _weight_cells(entry.plan["totals"]) if entry.plan else _dense_cells(whole)
-        rows.append(cells + ([_gate_cell(entry.plan)] if gated else []))
+        rows.append(cells + ([_selection_cell(entry.plan)] if selected else []))
     return header, rows
 
 
-def _gate_cell(plan: Mapping[str, Any] | None) -> str:
-    """How many units a gate left to the method that was asked for."""
-    chosen = [unit for unit in (plan or {"groups": ()})["groups"] if unit["method"] is not None]
-    own = sum(unit["method"] == plan["method"] for unit in chosen) if plan else 0
+def _selection_cell(plan: Mapping[str, Any] | None) -> str:
+    """How many units a selection left to the method that was asked for."""
+    chosen = [edit for edit in (plan or {"edits": ()})["edits"] if edit.get("selection")]
+    own = sum(edit["method"] == edit["selection"]["own"] for edit in chosen)
     return f"{own} of {len(chosen)}" if chosen else "–"
 
 
@@ -80,9 +85,12 @@ def compact_score(score: Mapping[str, Any] | None) -> str:
     """Value and the wider half of the interval, short enough for a terminal of 80 columns."""
     if score is None:
         return "–"
-    scale, unit = (100, " %") if score["metric"].startswith("accuracy") else (1, "")
+    scale, unit = (100, " %") if is_share(score) else (1, "")
     value = scale * score["value"]
-    half = max(scale * score["high"] - value, value - scale * score["low"])
+    bounds = [score[key] for key in ("low", "high") if score[key] is not None]
+    if not bounds:
+        return f"{value:,.3g}{unit}"
+    half = max(abs(scale * bound - value) for bound in bounds)
     if value >= 1e5:
         return f"{value:.1e} ±{half:.0e}"
     digits = 3 if base_name(score["benchmark"]) == "kl" else (1 if unit or value < 100 else 0)
@@ -95,12 +103,35 @@ def terminal_table(entries: Sequence[Entry]) -> Table:
     whole = next((entry.plan for entry in entries if entry.plan), None)
     table = Table(title="what was kept and what was lost (± 95 % interval)", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("model", no_wrap=True)
-    for title in [*map(_title, benchmarks), "parameters", "weights"]:
+    timed = any(entry.speeds for entry in entries)
+    for title in [*map(_title, benchmarks), "parameters", "weights", *(["decoding"] if timed else [])]:
         table.add_column(title, justify="right", no_wrap=True)
     for entry in entries:
         *_, parameters, weights = _weight_cells(entry.plan["totals"]) if entry.plan else _dense_cells(whole)
         scores = [compact_score(entry.score(name)) for name in benchmarks]
-        table.add_row(entry.name, *scores, parameters.partition(" (")[0], weights, style="dim" if entry.name == DENSE else None)
+        cells = [entry.name, *scores, parameters.partition(" (")[0], weights, *([_speed(entry)] if timed else [])]
+        table.add_row(*cells, style="dim" if entry.name == DENSE else None)
+    return table
+
+
+def _speed(entry: Entry) -> str:
+    ratio = entry.speed("decode")
+    return "1 ×" if entry.name == DENSE else "–" if ratio is None else f"{ratio[0]:.2f} ×"
+
+
+def samples_table(entries: Sequence[Entry]) -> Table | None:
+    """What each model wrote after the same prompts, for the terminal."""
+    writing = [entry for entry in entries if entry.samples]
+    if not writing:
+        return None
+    table = Table(title="what each model writes", title_justify="left", box=box.SIMPLE_HEAD, show_lines=False)
+    table.add_column("prompt and model", no_wrap=True)
+    table.add_column("continues", overflow="fold")
+    for index, sample in enumerate(writing[0].samples):
+        table.add_row(f"{sample['prompt']} …", "", style="bold", end_section=False)
+        for entry in writing:
+            last = entry is writing[-1]
+            table.add_row(f"  {entry.name}", " ".join(entry.samples[index]["continuation"].split()), end_section=last)
     return table
 
 

@@ -1,0 +1,1 @@
+"""Where a result goes: checkpoints that transformers loads, other engines, presets."""

@@ -3,124 +3,69 @@
 Imports nothing of transformers but the registry, because it is imported while transformers is (see ``fasc/__init__.py``).
 """
 
+import re
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from safetensors import safe_open
+from torch import Tensor, nn
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
-from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from fasc.errors import ModelError
-from fasc.layouts.lowrank import FactorLinear, LowRankLinear, PivotedLinear, link_group
+from fasc.errors import ModelError, NonFiniteError
+from fasc.model.structure import FascConfig
 
-FORMAT = 4
-"""Version of the checkpoint's structure; a newer one is refused. 2 added ``pivots``, 3 ``columns``, 4 ``channels``."""
-
-
-class FascConfig(QuantizationConfigMixin):
-    """The structure of a compressed checkpoint, written to ``config.json``.
-
-    Args:
-        units: one entry per replaced unit: ``layers`` (qualified names that share a projection) and ``rank``; a rank of
-            ``None`` is a layer stored as one dense matrix that gained a bias. ``pivots``, in a pivoted unit, says how many of
-            its kept rows are each layer's own; ``columns`` says that the unit keeps inputs as they are. ``channels`` [before,
-            after] makes layers narrower: the last of the entry reads the channels and gains a bias, the others make them; entries
-            for the same layers that follow work on the narrower ones.
-        format: version of this structure.
-    """
-
-    def __init__(self, units: Sequence[dict[str, Any]] = (), format: int = FORMAT, **_kwargs: Any) -> None:
-        self.quant_method = "fasc"
-        if format > FORMAT:
-            raise ModelError(f"checkpoint format {format} is newer than this fasc reads ({FORMAT})", "upgrade fasc")
-        self.format = format
-        self.units = [dict(unit) for unit in units]
-
-
-def build_structure(model: nn.Module, units: Sequence[dict[str, Any]]) -> None:
-    """Replace the layers of each unit by empty modules of the right shape, in place.
-
-    Args:
-        model: the dense skeleton (or model); new modules take the device and dtype of the layer they replace.
-        units: see :class:`FascConfig`.
-
-    Raises:
-        ModelError: a unit names a layer that the model does not have.
-    """
-    for unit in units:
-        own = _own_rows(unit)
-        replaced = [_replace(model, name, unit, rows) for name, rows in zip(unit["layers"], own, strict=True)]
-        low_rank = [module for module in replaced if isinstance(module, LowRankLinear)]
-        if low_rank:
-            device = next(tensor.device for tensor in (*low_rank[0].parameters(), *low_rank[0].buffers()))
-            with torch.device(device):
-                link_group(low_rank)
-
-
-def _own_rows(unit: dict[str, Any]) -> list[tuple[int, int] | None]:
-    """Start and stop of each layer's own rows among the kept ones of a pivoted unit."""
-    counts = unit.get("pivots")
-    if counts is None:
-        return [None] * len(unit["layers"])
-    edges = [0, *accumulate(counts)]
-    return list(pairwise(edges))
-
-
-def _replace(model: nn.Module, name: str, unit: dict[str, Any], own: tuple[int, int] | None) -> nn.Module:
-    rank: int | None = unit["rank"]
-    parent_name, _, leaf = name.rpartition(".")
-    try:
-        parent = model.get_submodule(parent_name)
-        old: Any = parent.get_submodule(leaf)
-    except AttributeError as problem:
-        raise ModelError(
-            f"the checkpoint compresses `{name}`, which this architecture does not have",
-            "the config.json belongs to another model",
-        ) from problem
-    d_out, d_in = old.weight.shape if isinstance(old, nn.Linear) else reversed(old.weight.shape)  # Conv1D: [in, out]
-    new: nn.Module
-    with torch.device(old.weight.device):
-        if "channels" in unit:
-            new = _narrower(name, unit, (d_in, d_out), old)
-        elif rank is not None and own is not None:
-            new = PivotedLinear(d_in, d_out, rank, own=own, dtype=old.weight.dtype)
-        elif rank is not None:
-            new = LowRankLinear(d_in, d_out, rank, columns=unit.get("columns", False), dtype=old.weight.dtype)
-        elif isinstance(old, nn.Linear):
-            new = nn.Linear(d_in, d_out, bias=True, dtype=old.weight.dtype)
-        else:
-            new = old  # Conv1D always has a bias
-    new.requires_grad_(old.weight.requires_grad)
-    new.train(old.training)
-    setattr(parent, leaf, new)
-    return new
-
-
-def _narrower(name: str, unit: dict[str, Any], shape: tuple[int, int], old: Any) -> nn.Linear:
-    """A layer with fewer channels: inputs of the entry's last layer, outputs of the others."""
-    before, after = unit["channels"]
-    d_in, d_out = shape
-    reads = name == unit["layers"][-1]
-    if d_in != before if reads else d_out % before:
-        raise ModelError(
-            f"the checkpoint keeps {after} of {before} channels, and `{name}` is {d_out}×{d_in}",
-            "the config.json belongs to another model",
-        )
-    bias = reads or old.bias is not None
-    return FactorLinear(after if reads else d_in, d_out if reads else d_out // before * after, bias=bias, dtype=old.weight.dtype)
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class FascHfQuantizer(HfQuantizer):
-    """Puts empty low-rank modules where the checkpoint has them; the weights are then loaded by name as usual."""
+    """Builds the compressed structure on the empty skeleton; transformers then loads tensors by name."""
 
     requires_calibration = True
     quantization_config: FascConfig
 
-    def _process_model_before_weight_loading(self, model: nn.Module, **_kwargs: Any) -> None:
-        build_structure(model, self.quantization_config.units)
+    def _process_model_before_weight_loading(self, model: nn.Module, **given: Any) -> None:
+        """Build the structure, and see that what the files hold of it has its shapes."""
+        from fasc.edits.structure import build_structure, parsed  # noqa: PLC0415 - not while transformers is imported
+
+        edits = parsed(self.quantization_config)
+        build_structure(model, edits)
+        self._in_files = _shapes_in(given.get("checkpoint_files") or ())
+        shapes = {
+            f"{name}.{key}": tuple(tensor.shape)
+            for name in {name for edit in edits for name in edit.touches}
+            for key, tensor in model.get_submodule(name).state_dict(keep_vars=True).items()
+        }
+        for name in sorted(shapes.keys() & self._in_files.keys()):
+            if self._in_files[name] != shapes[name]:
+                raise ModelError(
+                    f"`{name}` is {_by(self._in_files[name])} in the weights and {_by(shapes[name])} by config.json",
+                    "the checkpoint is damaged or its files belong to two models; copy the whole folder again",
+                )
+        self._made = shapes.keys() if shapes.keys() & self._in_files.keys() else set()
+
+    def _process_model_after_weight_loading(self, model: "PreTrainedModel", **_given: Any) -> "PreTrainedModel":
+        """Refuse a tensor that the files did not hold: transformers fills it with random numbers and a warning."""
+        ignored = tuple(model._keys_to_ignore_on_load_missing or ())
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            if name in model.all_tied_weights_keys or any(re.search(pattern, name) for pattern in ignored):
+                continue
+            if not self._was_loaded(name, tensor):
+                raise ModelError(f"the checkpoint lacks `{name}`", "it is incomplete: copy the whole folder again")
+            if tensor.device.type != "meta" and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise NonFiniteError(f"weight `{name}`", "the checkpoint is damaged; load another copy")
+        return model
+
+    def _was_loaded(self, name: str, tensor: Tensor) -> bool:
+        """By its name in the files, or by transformers' mark: files of some architectures bear other names.
+
+        What is offloaded has lost the mark; then only names that the files are known to use count.
+        """
+        if name in self._in_files or getattr(tensor, "_is_hf_initialized", False):
+            return True
+        return tensor.device.type == "meta" and name not in self._made
 
     def is_serializable(self, *_args: Any, **_kwargs: Any) -> bool:
         """``save_pretrained`` works."""
@@ -140,6 +85,29 @@ class FascHfQuantizer(HfQuantizer):
     def is_compileable(self) -> bool:
         """``torch.compile`` works."""
         return True
+
+
+def _shapes_in(files: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """The shapes of all tensors of safetensors files, by name: their headers alone are read."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in files:
+        if str(path).endswith(".safetensors"):
+            with safe_open(path, framework="pt") as file:
+                shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    return shapes
+
+
+def _by(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape))
+
+
+def attach(model: nn.Module) -> None:
+    """Let ``model.save_pretrained`` and ``Trainer`` know what the model is, after its edits were made."""
+    from fasc.edits.structure import structure_of  # noqa: PLC0415
+
+    structure = structure_of(model)
+    if structure is not None:
+        model.hf_quantizer = FascHfQuantizer(structure, pre_quantized=True)
 
 
 def register() -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fasc.errors import StatisticsError
+from fasc.model.groups import Scope, Unit
 from fasc.provenance import digest, provenance
 from fasc.statistics.accumulators import Covariance, weights_of
 from fasc.statistics.file import read_statistics, write_statistics
@@ -20,7 +21,6 @@ from fasc.statistics.unit import (
     GroupStatistics,
     Moment,
     Need,
-    Scope,
     Side,
     UnitStatistics,
     as_float64,
@@ -69,6 +69,14 @@ class Statistics:
         if name not in self.groups:
             raise StatisticsError(f"the statistics have no group `{name}`", "run `fasc collect` with the same layers")
         return self.groups[name]
+
+    def unit(self, unit: Unit) -> UnitStatistics:
+        """What a method is given for a unit.
+
+        Raises:
+            StatisticsError: there is no such group.
+        """
+        return self.group(unit.group).unit(unit.name)
 
     def require(self, needs: frozenset[Need]) -> None:
         """Raise ``StatisticsError`` unless every moment of ``needs`` is there."""
@@ -179,7 +187,7 @@ def without_gradient(groups: Iterable[GroupStatistics]) -> list[str]:
 
 def _parts(meta: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The texts that the moments were measured on."""
-    own = {key: meta[key] for key in ("token_digest", "text_digest", "calibration") if key in meta}
+    own = {key: meta[key] for key in ("token_digest", "text_digest", "read", "calibration") if key in meta}
     return list(meta.get("parts", [own]))
 
 

@@ -2,20 +2,30 @@
 
 from collections.abc import Sequence
 
-from fasc.evaluation.options import EvaluationConfig
+import numpy as np
+
 from fasc.errors import UsageError
+from fasc.evaluation.options import EvaluationConfig
 from fasc.evaluation.registry import Subject, benchmark
-from fasc.evaluation.score import Score, mean_interval
+from fasc.evaluation.score import Interval, Score, clustered_proportion_interval, mean_interval, quantile_interval
 from fasc.evaluation.text import protocol, text_of, window_scores
 
 
 @benchmark("kl", reference="KL(dense ‖ compressed) per token", needs_dense=True, needs_text=True)
 def kl(subject: Subject, config: EvaluationConfig) -> Sequence[Score]:
-    """KL divergence from the dense model, nats per token, on held-out text; interval over windows."""
-    if subject.dense is None:
+    """KL divergence from the dense model, nats per token: mean and tail; how often both hold the same token for most probable."""
+    block, scores = text_of(subject), window_scores(subject, config)
+    if scores.kl is None or scores.agreement is None:
         raise UsageError("`kl` compares with the dense model and none is known", "pass --dense MODEL")
-    block = text_of(subject)
-    divergences = window_scores(subject, config).kl or []
-    low, high = mean_interval(divergences)
-    value = sum(divergences) / len(divergences)
-    return [Score("kl", "nats/token", value, low, high, block.tokens.numel(), protocol(config, block))]
+    divergence, agreement = scores.kl.double().numpy(), scores.agreement.numpy()
+
+    def score(metric: str, value: float, interval: Interval, of: str) -> Score:
+        return Score("kl", metric, value, *interval, divergence.size, f"{of}; {protocol(config, block)}")
+
+    tail = [
+        score(f"kl/p{100 * level:.0f}", float(np.quantile(divergence, level)), quantile_interval(divergence, level), "nats")
+        for level in (0.95, 0.99)
+    ]
+    mean = score("kl", float(divergence.mean()), mean_interval(divergence.mean(axis=1)), "nats per token")
+    same = score("top-1 agreement", float(agreement.mean()), clustered_proportion_interval(agreement), "share of tokens")
+    return [mean, *tail, same]

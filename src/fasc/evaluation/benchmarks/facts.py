@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from fasc.text.statements import shipped_relations
-from fasc.evaluation.options import EvaluationConfig
 from fasc.evaluation.cloze import ClozeItem, score_items
+from fasc.evaluation.options import EvaluationConfig
 from fasc.evaluation.registry import Subject, benchmark
 from fasc.evaluation.score import Score
+from fasc.text.statements import shipped_relations
 
 
 def read_facts() -> list[ClozeItem]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from fasc.errors import NonFiniteError
 from fasc.evaluation.options import EvaluationConfig
 from fasc.evaluation.registry import Subject, benchmark
 from fasc.evaluation.score import Score, mean_interval
@@ -14,7 +15,17 @@ def perplexity(subject: Subject, config: EvaluationConfig) -> Sequence[Score]:
     """Perplexity per token in windows that do not overlap (stride = context); interval over windows."""
     block = text_of(subject)
     losses = window_scores(subject, config).nll
-    low, high = mean_interval(losses)
+    value = _exp(float(losses.mean()))
+    if value is None:
+        raise NonFiniteError(f"the perplexity on `{block.corpus}`", "the model is damaged: it is far worse than a guess")
+    low, high = map(_exp, mean_interval(losses.numpy()))
     n = block.tokens.shape[0] * (block.tokens.shape[1] - 1)
-    value = math.exp(sum(losses) / len(losses))
-    return [Score("perplexity", "perplexity", value, math.exp(low), math.exp(high), n, protocol(config, block))]
+    return [Score("perplexity", "perplexity", value, low, high, n, protocol(config, block))]
+
+
+def _exp(nats: float | None) -> float | None:
+    """The perplexity of a loss; ``None`` of one that has none or whose perplexity no number can hold."""
+    try:
+        return None if nats is None else math.exp(nats)
+    except OverflowError:
+        return None

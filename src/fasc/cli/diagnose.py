@@ -1,0 +1,74 @@
+"""``fasc diagnose``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fasc.cli import options as opt
+from fasc.cli.collect import DEFAULT_METHODS
+from fasc.errors import UsageError
+from fasc.model.options import ModelConfig
+from fasc.planning.options import BudgetConfig
+from fasc.statistics.options import CalibrationConfig
+
+
+def diagnose(
+    model: opt.Model,
+    methods: opt.Methods = None,
+    rank_fraction: opt.RankFraction = None,
+    statistics: opt.StatisticsFile = None,
+    exclusions: Annotated[
+        str, typer.Option("--exclusions", help="Groups marked as excluded: `paper` (see docs/method.md) or `none`.")
+    ] = "paper",
+    json: opt.Json = None,
+    csv: Annotated[Path | None, typer.Option("--csv", help="Also write a flat table to this file.", show_default=False)] = None,
+    figures: Annotated[
+        Path | None, typer.Option("--figures", help="Draw ρ and angles into this folder.", show_default=False)
+    ] = None,
+    corpus: opt.Corpus = None,
+    sequences: opt.Sequences = None,
+    sequence_length: opt.SequenceLength = None,
+    seed: opt.Seed = None,
+    labels: opt.LabelsName = None,
+    data_dir: opt.DataDir = None,
+    batch_tokens: opt.BatchTokens = None,
+    damping: opt.Damping = None,
+    dtype: opt.DTypeName = None,
+    device: opt.Device = None,
+) -> None:
+    """Print, per input group: ρ and its noise floor, spectra, the ranks that keep most of the energy, the forecast loss.
+
+    Every expert of a mixture of experts has rows of its own.
+    """
+    given = locals()
+    calibration = opt.take(CalibrationConfig, given)
+    chosen = [opt.method(given, name) for name in opt.names(methods) or DEFAULT_METHODS]
+    budget = opt.build(BudgetConfig, rank_fraction=rank_fraction)
+    source = opt.take(ModelConfig, given)
+    if exclusions not in ("paper", "none"):
+        raise UsageError(f"--exclusions is `{exclusions}`", "known: paper, none")
+    from fasc.reporting.diagnosis_table import print_diagnosis
+    from fasc.stages.compress import load, needs_of
+    from fasc.stages.diagnose import diagnose_model
+
+    needs_of(tuple(chosen))
+    opt.check_outputs([json, csv], inputs=opt.inputs(model, statistics, calibration.corpus))
+    diagnosis = diagnose_model(
+        load(source),
+        chosen,
+        rank_fraction=budget.rank_fraction or 0.5,
+        exclusions="paper" if exclusions == "paper" else "none",
+        statistics=statistics,
+        calibration=calibration,
+    )
+    print_diagnosis(diagnosis)
+    if json is not None:
+        diagnosis.save(json)
+    if csv is not None:
+        diagnosis.save_csv(csv)
+    if figures is not None:
+        from fasc.reporting.dependence_figures import dependence_figures
+
+        for path in dependence_figures(diagnosis, figures):
+            typer.echo(path)

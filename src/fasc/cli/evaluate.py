@@ -1,0 +1,42 @@
+"""``fasc evaluate``."""
+
+from typing import Annotated
+
+import typer
+
+from fasc.cli import options as opt
+from fasc.evaluation.options import EvaluationConfig
+from fasc.model.options import ModelConfig
+
+
+def evaluate(
+    checkpoint: opt.Model,
+    benchmarks: opt.Benchmarks = None,
+    corpus: Annotated[str | None, opt.option(EvaluationConfig, "corpus", "--corpus")] = None,
+    limit: Annotated[int | None, opt.option(EvaluationConfig, "limit", "--limit")] = None,
+    dense: Annotated[
+        str | None,
+        typer.Option("--dense", help="The dense model, for kl. [default: what the checkpoint says]", show_default=False),
+    ] = None,
+    data_dir: opt.DataDir = None,
+    context: Annotated[int | None, opt.option(EvaluationConfig, "context", "--context")] = None,
+    windows: Annotated[int | None, opt.option(EvaluationConfig, "windows", "--windows")] = None,
+    seed: Annotated[int | None, opt.option(EvaluationConfig, "seed", "--seed")] = None,
+    batch_tokens: Annotated[int | None, opt.option(EvaluationConfig, "batch_tokens", "--batch-tokens")] = None,
+    json: opt.Json = None,
+    dtype: opt.DTypeName = None,
+    device: opt.Device = None,
+) -> None:
+    """Score a checkpoint, dense or compressed, with 95 % intervals."""
+    given = locals()
+    config = opt.take(EvaluationConfig, given, benchmarks=opt.names(benchmarks))
+    source = opt.take(ModelConfig, given, model=checkpoint)
+    from fasc.reporting.score_table import print_scores
+    from fasc.reporting.scores import write_scores
+    from fasc.stages.evaluate import score_checkpoint
+
+    opt.check_outputs([json], inputs=opt.inputs(checkpoint, dense, config.corpus))
+    scores = score_checkpoint(source, config, dense)
+    print_scores(scores)
+    if json is not None:
+        write_scores(json, scores, config)

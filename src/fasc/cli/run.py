@@ -1,0 +1,74 @@
+"""``fasc run``, ``fasc demo`` and ``fasc report``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fasc.evaluation.options import EvaluationConfig
+from fasc.planning.options import BudgetConfig, MethodConfig
+from fasc.recipe import Recipe, read_recipe
+from fasc.statistics.options import CalibrationConfig
+
+DEMO = Recipe(
+    calibration=CalibrationConfig(corpus="self", sequences=64, sequence_length=64),
+    methods=(
+        MethodConfig(name="whitened", layouts=("dense", "factors"), label="svd-llm"),
+        MethodConfig(name="fasc"),
+    ),
+    budgets=(BudgetConfig(param_fraction=0.8),),
+    evaluation=EvaluationConfig(
+        benchmarks=("facts", "kl", "perplexity"),
+        corpus="self",
+        windows=32,
+        context=64,
+        prompts=("The capital of France is", "Water boils at a temperature of", "Once upon a time, there was a"),
+        speed=True,
+    ),
+)
+"""No data is needed: the model's own text calibrates, and other text of its own, drawn by another seed, evaluates."""
+
+
+def run(
+    recipe: Annotated[Path, typer.Argument(help="A recipe (TOML); recipes/ holds examples.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Its folder. [default: runs/ and the recipe's name]", show_default=False)
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over even if the folder holds a run.")] = False,
+) -> None:
+    """Carry out a recipe: calibrate, diagnose, compress with each method, evaluate, report. Goes on where it stopped."""
+    _run(read_recipe(recipe), out or Path("runs") / recipe.stem, overwrite=overwrite)
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Where the result goes.")] = Path("fasc-demo"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over even if the folder holds a run.")] = False,
+) -> None:
+    """Compress a real 135M model to 80 %, with SVD-LLM's algorithm and with fasc; show what was kept and lost. Needs no data."""
+    _run(DEMO, out, overwrite=overwrite)
+
+
+def _run(recipe: Recipe, out: Path, *, overwrite: bool) -> None:
+    from fasc import runner
+
+    _show(runner.run(recipe, out, overwrite=overwrite))
+
+
+def _show(path: Path) -> None:
+    from fasc.reporting.console import print_results
+    from fasc.reporting.entries import read_entries
+    from fasc.reporting.headline import headline
+    from fasc.reporting.table import samples_table, terminal_table
+
+    entries = read_entries(path.parent)
+    samples = samples_table(entries)
+    print_results(terminal_table(entries), *([] if samples is None else [samples]), headline(entries))
+    typer.echo(f"report: {path}")
+    typer.echo(f"figure: {path.parent / 'figures' / 'summary.png'}")
+
+
+def report(folder: Annotated[Path, typer.Argument(help="A folder that `fasc run` left.")]) -> None:
+    """Draw the report of a run again, from the files in its folder."""
+    from fasc.reporting.report import report as write_report
+
+    _show(write_report(folder))

@@ -1,0 +1,79 @@
+"""``fasc validate``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fasc.cli import options as opt
+from fasc.cli.collect import DEFAULT_METHODS
+from fasc.model.options import LayersConfig, ModelConfig
+from fasc.statistics.options import CalibrationConfig
+
+
+def validate(
+    model: opt.Model,
+    methods: opt.Methods = None,
+    rank_fractions: Annotated[
+        str, typer.Option("--rank-fractions", help="Rank fractions of single groups, separated by commas, or `none`.")
+    ] = "0.3,0.5,0.7",
+    param_fractions: Annotated[
+        str, typer.Option("--param-fractions", help="Parameter fractions of whole models of the first method, or `none`.")
+    ] = "0.95,0.9,0.8,0.7,0.6",
+    held_out: Annotated[int, typer.Option("--held-out", min=1, help="Held-out sequences, from the same corpus.")] = 8,
+    statistics: opt.StatisticsFile = None,
+    json: opt.Json = None,
+    figure: Annotated[
+        Path | None, typer.Option("--figure", help="Draw the scatter plots into this PNG.", show_default=False)
+    ] = None,
+    corpus: opt.Corpus = None,
+    sequences: opt.Sequences = None,
+    sequence_length: opt.SequenceLength = None,
+    seed: opt.Seed = None,
+    labels: opt.LabelsName = None,
+    data_dir: opt.DataDir = None,
+    batch_tokens: opt.BatchTokens = None,
+    damping: opt.Damping = None,
+    include: opt.Include = None,
+    exclude: opt.Exclude = None,
+    dtype: opt.DTypeName = None,
+    device: opt.Device = None,
+) -> None:
+    """Compress one group at a time, measure the true KL on held-out text, and report how well ρ and ½J predicted it.
+
+    Then the whole model at several sizes: forecast against measured.
+    """
+    given = locals()
+    calibration = opt.take(CalibrationConfig, given)
+    chosen = [opt.method(given, name) for name in opt.names(methods) or DEFAULT_METHODS]
+    ranks = [budget.rank_fraction or 0.5 for budget in opt.fractions(rank_fractions, "rank_fraction")]
+    budgets = opt.fractions(param_fractions, "param_fraction")
+    source = opt.take(ModelConfig, given)
+    layers = opt.take(LayersConfig, given)
+    from fasc.outputs import write_artifact
+    from fasc.provenance import provenance
+    from fasc.reporting.validation import print_plans, print_validation, validation_figure
+    from fasc.stages.compress import load, needs_of
+    from fasc.stages.diagnose import validate as measure
+
+    needs_of(tuple(chosen))
+    opt.check_outputs([json, figure], inputs=opt.inputs(model, statistics, calibration.corpus))
+    result = measure(
+        load(source),
+        chosen,
+        ranks,
+        budgets,
+        statistics=statistics,
+        held_out=held_out,
+        calibration=calibration,
+        layers=layers,
+    )
+    if result["rows"]:
+        print_validation(result["summary"])
+    if result["plans"]:
+        print_plans(result["plans"])
+    if json is not None:
+        made = provenance(calibration=result.pop("calibration"))
+        write_artifact(json, "validation", result | {"provenance": made})
+    if figure is not None and result["rows"]:
+        typer.echo(validation_figure(result["rows"], figure))

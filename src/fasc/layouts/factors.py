@@ -1,0 +1,175 @@
+"""Two factors: ``down`` and ``up`` of one layer, or one ``down`` for layers that read the same tensor and an ``up`` for each."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fasc.layouts._registry import LAYOUTS, Encoded, FactoredLayout, Facts, Layout, layout, split_rows
+from fasc.linalg.decomposition import Factorization
+from fasc.model.groups import Scope, Unit
+from fasc.statistics.accumulators import Covariance
+
+
+class ComputedOnce(nn.Module):
+    """A map that several layers read: computed once per forward pass.
+
+    The first consumer computes it and leaves the result here. The others, called with the *same tensor object*, take it, and the
+    last one clears it. A consumer that is called with another tensor computes it again, so the result is right in any order of
+    calls, also if the tensor was changed in place (tensors made in inference mode excepted: their changes are not counted).
+    Nothing is left here while the map itself is trained, because its weight may change between two calls.
+    """
+
+    consumers: int = 1
+
+    _input: Tensor | None = None
+    _output: Tensor | None = None
+    _left: int = 0
+    _changes: int = 0
+
+    def project(self, input: Tensor) -> Tensor:
+        """The map itself, [… d_in] → [… rank]."""
+        raise NotImplementedError
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Compute the map, or hand out what another consumer of the same tensor has computed."""
+        if self.consumers == 1 or (torch.is_grad_enabled() and any(one.requires_grad for one in self.parameters())):
+            return self.project(input)
+        changes = _changes_of(input)
+        if self._left > 0 and self._input is input and self._changes == changes and self._output is not None:
+            output = self._output
+            self._left -= 1
+            if self._left == 0:
+                self._input = self._output = None
+            return output
+        output = self.project(input)
+        self._input, self._output, self._left, self._changes = input, output, self.consumers - 1, changes
+        return output
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy holds no activations."""
+        return {**self.__dict__, "_input": None, "_output": None, "_left": 0}
+
+
+def _changes_of(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; compilers follow that themselves."""
+    return 0 if torch.compiler.is_compiling() or tensor.is_inference() else tensor._version
+
+
+class Projection(ComputedOnce, nn.Linear):
+    """``x ↦ down · x`` for one or several layers."""
+
+    def __init__(self, d_in: int, rank: int, consumers: int = 1, *, bias: bool = False) -> None:
+        super().__init__(d_in, rank, bias=bias)
+        self.consumers = consumers
+
+    def project(self, input: Tensor) -> Tensor:
+        """[… d_in] → [… rank]."""
+        return nn.Linear.forward(self, input)
+
+    @property
+    def matrix(self) -> Tensor:
+        """The whole map, [rank, d_in]."""
+        return self.weight
+
+
+class LowRankLinear(nn.Module):
+    """``x ↦ up(down(x))`` in the place of a dense layer ``d_in → d_out``.
+
+    ``up`` has a bias: the layer's own, if any, and the correction of the mean. In a unit of several layers only the first holds
+    ``down``; the others read it from there.
+
+    Args:
+        d_in: features of the input.
+        d_out: output features.
+        up: the second factor.
+    """
+
+    def __init__(self, d_in: int, d_out: int, up: nn.Linear | None) -> None:
+        super().__init__()
+        self.in_features, self.out_features = d_in, d_out
+        self.up = up
+        self.register_module("down", None)
+        # A tuple hides the first layer from nn.Module, so that its parameters are not listed twice.
+        self._first: tuple[LowRankLinear, ...] = ()
+
+    @property
+    def projection(self) -> Any:
+        """The module that holds ``down``, here or in the first layer of the unit."""
+        return self._first[0].down if self._first else self.down
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map […, d_in] to […, d_out]."""
+        result: Tensor = self.up(self.projection(x))
+        return result
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense ``up · down``, [d_out, d_in], computed when asked for."""
+        product: Tensor = self.up.weight @ self.projection.matrix  # type: ignore[union-attr]
+        return product
+
+    @property
+    def bias(self) -> Tensor:
+        """Of the layer, [d_out]."""
+        assert self.up is not None  # noqa: S101 - only pivoted layers may do without
+        return self.up.bias
+
+    def extra_repr(self) -> str:
+        """One line for ``print(model)``."""
+        shared = ", shared" if self._first else ""
+        return f"in_features={self.in_features}, out_features={self.out_features}{shared}"
+
+
+def share(projection: ComputedOnce, layers: Sequence[LowRankLinear]) -> list[nn.Module]:
+    """Give the first layer the projection and let the others read it there."""
+    first, *others = layers
+    projection.consumers = len(layers)
+    first.down = projection
+    for layer in others:
+        layer._first = (first,)
+    return list(layers)
+
+
+class _TwoFactors(FactoredLayout):
+    extra_products: ClassVar[int] = 1
+
+    def suited(self, unit: Unit) -> Layout:
+        """Separate factors for one layer, a shared projector for several."""
+        return LAYOUTS["factors" if len(unit.layers) == 1 else "shared"]
+
+    def parameters(self, unit: Unit, rank: int) -> int:
+        """``k (d_in + Σ d_out)`` and a bias."""
+        return rank * (unit.d_in + unit.d_out) + unit.d_out
+
+    def multiply_adds(self, unit: Unit, rank: int) -> int:
+        """``k (d_in + Σ d_out)``."""
+        return rank * (unit.d_in + unit.d_out)
+
+    def encode(self, unit: Unit, factors: Factorization, bias: Tensor, inputs: Covariance) -> Encoded:
+        """``up`` by layer, ``down`` with the first."""
+        del inputs
+        states: list[dict[str, Tensor]] = [{"up.weight": up, "up.bias": own} for up, own in split_rows(unit, factors.up, bias)]
+        states[0]["down.weight"] = factors.down
+        return Encoded(states)
+
+    def build(self, unit: Unit, rank: int, facts: Facts) -> list[nn.Module]:
+        """A :class:`LowRankLinear` for each layer."""
+        del facts
+        layers = [LowRankLinear(unit.d_in, one.d_out, nn.Linear(rank, one.d_out, bias=True)) for one in unit.layers]
+        return share(Projection(unit.d_in, rank), layers)
+
+
+@layout("factors")
+class Factors(_TwoFactors):
+    """``down`` and ``up`` of one layer: ``k (d_in + d_out)``."""
+
+    asks_for: ClassVar[Scope | None] = "layer"
+
+
+@layout("shared")
+class Shared(_TwoFactors):
+    """One ``down`` for the layers that read the same tensor, an ``up`` for each: ``k (d_in + Σ d_out)``."""
+
+    asks_for: ClassVar[Scope | None] = "group"

@@ -1,0 +1,38 @@
+"""Merged: the low-rank product as one dense matrix with a bias."""
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from fasc.layouts._registry import Encoded, FactoredLayout, Facts, layout, split_rows
+from fasc.linalg.decomposition import Factorization
+from fasc.model.groups import Unit
+from fasc.statistics.accumulators import Covariance
+
+
+@layout("merged")
+class Merged(FactoredLayout):
+    """For a rank that saves nothing: the product multiplied out. It shows what a rank loses, and is as large as before."""
+
+    default: ClassVar[bool] = False
+    last_resort: ClassVar[bool] = True
+
+    def parameters(self, unit: Unit, rank: int) -> int:
+        """``d_in · d_out`` and a bias."""
+        del rank
+        return unit.d_in * unit.d_out + unit.d_out
+
+    def multiply_adds(self, unit: Unit, rank: int) -> int:
+        """``d_in · d_out``."""
+        del rank
+        return unit.d_in * unit.d_out
+
+    def encode(self, unit: Unit, factors: Factorization, bias: Tensor, inputs: Covariance) -> Encoded:
+        """The rows of ``up · down``."""
+        del inputs
+        return Encoded([{"weight": up @ factors.down, "bias": own} for up, own in split_rows(unit, factors.up, bias)])
+
+    def build(self, unit: Unit, rank: int, facts: Facts) -> list[nn.Module]:
+        """One ``nn.Linear`` for each layer."""
+        del rank, facts
+        return [nn.Linear(layer.d_in, layer.d_out, bias=True) for layer in unit.layers]

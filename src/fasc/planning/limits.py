@@ -1,0 +1,40 @@
+"""A budget as a limit on the cost of the candidates."""
+
+from fasc.errors import BudgetError
+from fasc.model.untouched import in_words
+from fasc.planning.options import BudgetConfig
+from fasc.planning.plan import Plan
+
+
+def limit_of(dense: Plan, budget: BudgetConfig, *, whole: float) -> float:
+    """Ranks, parameters or bytes that the layers may have.
+
+    Args:
+        dense: a plan without edits.
+        budget: no limit of the loss.
+        whole: rank of all units, for a rank fraction.
+
+    Raises:
+        BudgetError: what is never compressed is more than the budget.
+    """
+    if budget.rank_fraction is not None:
+        return budget.rank_fraction * whole
+    if budget.param_fraction is not None:
+        return budget.param_fraction * dense.dense_parameters
+    size = dense.model
+    outside = size.parameters - dense.dense_parameters
+    if budget.model_fraction is not None:
+        limit = budget.model_fraction * size.parameters - outside
+        what = f"model_fraction {budget.model_fraction:g}"
+    else:
+        limit = float(budget.bytes_limit - size.header_bytes - outside * size.bytes_per_parameter)
+        what = f"max_bytes {budget.max_bytes}"
+    if limit <= 0:
+        share = outside / size.parameters
+        parts = in_words(dense.outside or {}, size.parameters)
+        raise BudgetError(
+            f"{what} leaves nothing for the chosen layers: what is not touched ({parts}) is {share:.1%} of the model, "
+            f"{outside * size.bytes_per_parameter / 1e6:,.1f} MB",
+            f"ask for more than {share:.3f} of the model",
+        )
+    return limit

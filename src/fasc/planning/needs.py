@@ -1,0 +1,105 @@
+"""Which allocation a budget gets, which units it may use, and the moments that this needs."""
+
+from fasc.edits.narrow import Narrow
+from fasc.errors import BudgetError
+from fasc.layouts import layouts_named
+from fasc.methods import Solver, get_method, solver
+from fasc.model.groups import Scope
+from fasc.planning.candidates import Cost, Rules
+from fasc.planning.options import BudgetConfig, MethodConfig
+from fasc.planning.pruning import check_pruning
+from fasc.pruning import Pruning, find_method
+from fasc.statistics.moments import Need
+
+_COSTS: dict[str, Cost] = {"rank_fraction": "rank", "max_bytes": "bytes"}
+
+
+def solver_of(options: MethodConfig) -> Solver:
+    """The method with its own options.
+
+    Raises:
+        UnknownNameError, UsageError: no such method, or no such option of it.
+    """
+    return solver(options.name, options.own)
+
+
+def allocation_of(options: MethodConfig, budget: BudgetConfig) -> str:
+    """The allocation that was asked for, or the default: see ``MethodConfig.allocation``.
+
+    Raises:
+        BudgetError: a global allocation is asked for energies that do not share a unit across layers.
+    """
+    method = get_method(options.name)
+    if options.allocation == "fisher" and not method.is_loss:
+        raise BudgetError(
+            f"allocation `fisher` compares energies across layers, and those of `{method.name}` are in {method.energy_unit}, "
+            "which differs from layer to layer",
+            "use --allocation uniform, or a method whose energies are a loss in nats²: fasc, two-sided",
+        )
+    if options.allocation is not None:
+        return options.allocation
+    return "fisher" if method.is_loss and budget.kind != "rank_fraction" else "uniform"
+
+
+def allocates_globally(options: MethodConfig, budget: BudgetConfig) -> bool:
+    """Whether options of all layers are weighed against each other, which a rank fraction gives no reason to."""
+    return allocation_of(options, budget) == "fisher" and budget.kind != "rank_fraction"
+
+
+def may_narrow(options: MethodConfig, budget: BudgetConfig) -> bool:
+    """Whether MLPs may lose channels: a matter of the whole budget, which a rank fraction and a selection are not."""
+    allowed = options.layouts is None or Narrow.word in options.layouts
+    return allowed and allocates_globally(options, budget) and options.selection == "none"
+
+
+def rules_of(options: MethodConfig, budget: BudgetConfig, *, bytes_per_parameter: int = 4) -> Rules:
+    """What a plan may do.
+
+    Raises:
+        UnknownNameError: there is no such layout.
+    """
+    names = None if options.layouts is None else [name for name in options.layouts if name != Narrow.word]
+    return Rules(
+        layouts=tuple(layouts_named(names)),
+        rank_multiple=budget.rank_multiple,
+        channel_multiple=budget.channel_multiple,
+        floor=budget.floor,
+        overhead=budget.overhead if allocation_of(options, budget) == "fisher" else 0.0,
+        cost=_COSTS.get(budget.kind, "parameters"),
+        bytes_per_parameter=bytes_per_parameter,
+    )
+
+
+def scopes_of(options: MethodConfig, budget: BudgetConfig) -> tuple[Scope, ...]:
+    """Whether the plan may use projectors of whole groups, of single layers, or both; the method's own scope first."""
+    method, rules = get_method(options.name), rules_of(options, budget)
+    only = method.scopes[0] if len(method.scopes) == 1 else None
+    allowed = tuple(scope for scope in method.scopes if rules.allows(scope, only))
+    return allowed if allocates_globally(options, budget) else allowed[:1]
+
+
+def needs_for(options: MethodConfig, budget: BudgetConfig | None) -> frozenset[Need]:
+    """The moments that planning and compressing with a method under a budget need; without one, whatever any budget may need.
+
+    Raises:
+        UsageError, BudgetError: the method cannot do what is asked.
+    """
+    method = find_method(options.name)
+    if isinstance(method, Pruning):
+        if budget is not None:
+            check_pruning(method, options, budget)
+        return method.needs
+    solver_of(options)
+    scopes = method.scopes if budget is None else scopes_of(options, budget)
+    needs = method.needs_in(scopes)
+    if budget is None or budget.limits_loss:
+        needs |= frozenset(Need("gradient", scope) for scope in scopes)
+    return needs | selection_needs(options)
+
+
+def selection_needs(options: MethodConfig) -> frozenset[Need]:
+    """The moments that a selection of methods needs beside the method's own, per group."""
+    if options.selection == "none":
+        return frozenset()
+    needs = get_method(options.selection_else).needs | {Need("gradient", "group")}
+    return needs | {Need("cross", "group")} if options.selection == "rho" else needs

@@ -1,0 +1,121 @@
+"""A plan as tables: what becomes of every unit, and the totals."""
+
+from collections import Counter
+from math import exp
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from fasc.edits import Edit
+from fasc.edits.factor import Factor
+from fasc.edits.mask import Mask
+from fasc.edits.narrow import Narrow
+from fasc.edits.remove import Remove
+from fasc.model.untouched import in_words
+from fasc.planning.plan import Plan
+from fasc.statistics.accumulators import FLUSH_TOKENS
+
+_STAGES = {
+    "measure": ("model", "moments", "batch"),
+    f"measure {FLUSH_TOKENS:,} tokens": ("model", "moments", "totals", "batch"),
+    "compress": ("model", "moments", "decomposition", "channels", "compressed"),
+}
+"""Parts of the memory forecast that are needed at the same time."""
+
+
+def edits_table(plan: Plan) -> Table:
+    """Every edit with what it leaves, and every layer that stays dense in one row."""
+    table = Table(title=f"{plan.allocation} plan for {plan.method}", title_justify="left", box=box.SIMPLE_HEAD)
+    selected = any(isinstance(edit, Factor) and edit.selection for edit in plan.edits)
+    columns = ["edit", "layers", "shape", "what is left", *(["method"] if selected else []), "parameters saved", "½J"]
+    for title in columns:
+        table.add_column(title, justify="left" if title in ("edit", "layers", "method") else "right", overflow="fold")
+    for edit in plan.edits:
+        shape, left = _shapes(edit)
+        loss = "–" if edit.predicted_loss is None else f"{edit.predicted_loss:.5f}"
+        chosen = [edit.method if isinstance(edit, Factor) else "–"] if selected else []
+        table.add_row(edit.edit, _layers(edit), shape, left, *chosen, f"{edit.saved:,}", loss)
+    return table
+
+
+def _layers(edit: Edit) -> str:
+    return edit.unit.name if isinstance(edit, Factor) else edit.touches[-1]
+
+
+def _shapes(edit: Edit) -> tuple[str, str]:
+    """The layers' shape, and what is left of it."""
+    if isinstance(edit, Factor):
+        return f"{sum(edit.d_outs)}×{edit.d_in}", f"rank {edit.rank}, {edit.layout}"
+    if isinstance(edit, Narrow):
+        return f"{edit.channels} channels", f"{edit.width} channels"
+    if isinstance(edit, Remove):
+        return f"{edit.parts} {edit.part}", f"{edit.count} {edit.part}"
+    if isinstance(edit, Mask):
+        return f"{edit.d_out}×{edit.d_in}", f"{edit.weights:,} weights"
+    return "", ""
+
+
+def totals_table(plan: Plan) -> Table:
+    """The three fractions, bytes, multiply-adds and, if known, the forecasts of loss and memory."""
+    totals = plan.totals
+    table = Table(show_header=False, box=None)
+    if totals["rank_fraction"] is not None:
+        table.add_row("rank fraction", f"{totals['rank_fraction']:.3f}")
+    table.add_row("parameters of the chosen layers", f"{totals['param_fraction']:.1%} of dense")
+    table.add_row("parameters of the model", f"{totals['parameters']:,} ({totals['model_fraction']:.1%} of dense)")
+    size, dense = (totals["bytes"] or 0) / 1e6, (totals["dense_bytes"] or 0) / 1e6
+    table.add_row("weights, on disk and in memory", f"{size:,.1f} MB (dense: {dense:,.1f} MB)")
+    table.add_row("multiply-adds of the chosen layers", f"{totals['multiply_add_fraction']:.1%} of dense")
+    table.add_row("edits", _counted(plan))
+    table.add_row("not touched", _outside(plan))
+    if plan.predicted_loss is not None:
+        table.add_row("forecast, Σ ½J", f"{plan.predicted_loss:.4f} nats/token: {_perplexity(plan)}")
+    memory = plan.forecast_memory or {}
+    for what, names in _STAGES.items():
+        parts = {name: memory[name] / 1e6 for name in names if name in memory}
+        listed = ", ".join(f"{name} {size:,.0f}" for name, size in parts.items() if size)
+        if parts:
+            table.add_row(f"memory to {what}", f"{sum(parts.values()):,.0f} MB ({listed}) beside the program")
+    return table
+
+
+def _counted(plan: Plan) -> str:
+    """How many layers each kind of edit takes, and how many stay dense."""
+    counts: Counter[str] = Counter()
+    for edit in plan.edits:
+        counts[edit.layout if isinstance(edit, Factor) else edit.edit] += len(edit.touches) if isinstance(edit, Factor) else 1
+    touched = {name for edit in plan.edits for name in edit.touches}
+    dense = len(plan.layers) - len(touched)
+    words = [
+        f"{count} layers {what}" if what not in ("narrow", "mask", "remove") else f"{count} × {what}"
+        for what, count in counts.most_common()
+    ]
+    narrowed = [edit for edit in plan.edits if isinstance(edit, Narrow)]
+    if narrowed:
+        share = sum(edit.width for edit in narrowed) / sum(edit.channels for edit in narrowed)
+        words.append(f"these keep {share:.1%} of their channels")
+    return ", ".join([*words, f"{dense} of {len(plan.layers)} layers untouched"])
+
+
+def _outside(plan: Plan) -> str:
+    """What no plan touches: embeddings, norms, the head, routers, and layers that were not chosen or not called."""
+    outside = plan.model.parameters - plan.dense_parameters
+    parts = f": {in_words(plan.outside, plan.model.parameters)}" if plan.outside else ""
+    return f"{outside:,} parameters, {outside / plan.model.parameters:.1%} of the model{parts}"
+
+
+def _perplexity(plan: Plan) -> str:
+    """``exp(Σ½J)``, and what it makes of the dense perplexity where that is known."""
+    ratio = exp(min(plan.predicted_loss or 0.0, 700.0))
+    if plan.dense_nll is None:
+        return f"perplexity × {ratio:.3f}"
+    return f"perplexity of the calibration text {exp(plan.dense_nll):.2f} → {exp(plan.dense_nll) * ratio:.2f} (× {ratio:.3f})"
+
+
+def as_text(plan: Plan, width: int = 160) -> str:
+    """Both tables as plain text."""
+    console = Console(width=width, no_color=True)
+    with console.capture() as capture:
+        console.print(edits_table(plan), totals_table(plan))
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())

@@ -1,0 +1,15 @@
+"""Scores as a file, with how they were made."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fasc.evaluation.options import EvaluationConfig
+from fasc.evaluation.score import Score
+from fasc.outputs import write_artifact
+from fasc.provenance import provenance
+
+
+def write_scores(path: Path, scores: Sequence[Score], config: EvaluationConfig) -> Path:
+    """Write ``scores.json``: an object with ``scores`` and ``provenance``."""
+    made = provenance(evaluation=config.model_dump(mode="json", exclude_none=True))
+    return write_artifact(path, "scores", {"scores": [score.to_dict() for score in scores], "provenance": made})

@@ -1,0 +1,107 @@
+"""A run's folder: a marker says which recipe it belongs to and which entries are ours. Nothing else in it is ever touched."""
+
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fasc.errors import StorageError, UsageError
+from fasc.outputs import output
+from fasc.storage import read_json, write_json
+
+MARKER = ".fasc-run.json"
+
+_NAME = re.compile(r"[^\W_][\w .,+@%=()-]{0,99}")
+
+
+def require_name(name: str, reserved: Sequence[str]) -> str:
+    """A label becomes a folder: see that it is the name of one, and no path.
+
+    Raises:
+        UsageError: says what is wrong with it.
+    """
+    if not _NAME.fullmatch(name) or name != name.strip(" .") or ".." in name:
+        raise UsageError(
+            f"`{name}` cannot be the name of a result", "use letters, digits, spaces and -_.,+@%=(), at most 100, a letter first"
+        )
+    if name.lower() in reserved:
+        raise UsageError(f"a result cannot be called `{name}`: the run keeps its own files there", "choose another label")
+    return name
+
+
+@contextmanager
+def run_folder(out: Path, recipe: dict[str, Any], entries: Sequence[str], *, overwrite: bool) -> Iterator[tuple[Path, bool]]:
+    """The folder in which a run works, locked for its length.
+
+    A new run works in ``out`` itself. One that replaces another run works beside it, and takes its place when it has succeeded:
+    only the entries that the old run's marker lists are removed.
+
+    Args:
+        out: the run's folder.
+        recipe: plain values; a folder of the same recipe is gone on with.
+        entries: names of what the run will write into it.
+        overwrite: replace a run of another recipe, or start over.
+
+    Yields:
+        The folder to work in, and whether it goes on with an interrupted run.
+
+    Raises:
+        StorageError: the folder holds something else, or another process is at work in it.
+    """
+    with output(out, overwrite=True, folder=True) as target:
+        marker = _marker(target)
+        if marker is not None and marker["recipe"] == recipe and not overwrite:
+            yield target, True
+            return
+        if marker is None and target.exists() and any(target.iterdir()):
+            raise StorageError(f"`{out}` already exists and holds no run of fasc", "choose another --out")
+        if marker is not None and not overwrite:
+            raise StorageError(f"`{out}` holds a run of another recipe", "choose another --out, or pass --overwrite")
+        if marker is None:
+            write_json(target / MARKER, _content(recipe, entries))
+            yield target, False
+            return
+        _require_free(target, entries, marker["entries"])
+        beside = target.with_name(f".{target.name}.run")
+        unfinished = _marker(beside)
+        goes_on = unfinished is not None and unfinished["recipe"] == recipe
+        if not goes_on:
+            shutil.rmtree(beside, ignore_errors=True)
+            write_json(beside / MARKER, _content(recipe, entries))
+        yield beside, goes_on
+        _take_place(beside, target, marker["entries"])
+
+
+def _content(recipe: dict[str, Any], entries: Sequence[str]) -> dict[str, Any]:
+    return {"written_by": "fasc run", "recipe": recipe, "entries": [*entries, MARKER]}
+
+
+def _marker(folder: Path) -> dict[str, Any] | None:
+    file = folder / MARKER
+    if not file.is_file():
+        return None
+    content = read_json(file)
+    if not isinstance(content, dict) or not isinstance(content.get("entries"), list) or "recipe" not in content:
+        raise StorageError(f"`{file}` is no marker of a run", "choose another --out")
+    return content
+
+
+def _require_free(target: Path, entries: Sequence[str], own: Sequence[str]) -> None:
+    """What the new run will write must be new, or the old run's."""
+    taken = [name for name in entries if (target / name).exists() and name not in own]
+    if taken:
+        raise StorageError(f"`{target / taken[0]}` is not the run's, and the new run would write there", "choose another --out")
+
+
+def _take_place(beside: Path, target: Path, own: Sequence[str]) -> None:
+    for name in own:
+        entry = target / name
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink(missing_ok=True)
+    for entry in list(beside.iterdir()):
+        entry.rename(target / entry.name)
+    beside.rmdir()

@@ -1,0 +1,94 @@
+"""Compressed model ↔ Hugging Face checkpoint: safetensors, ``config.json``, and how it was made."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from fasc.errors import StorageError
+from fasc.model.groups import InputGroup
+from fasc.model.quiet import quiet_transformers
+from fasc.storage import new_folder, read_json, require_free_space, storage_error, write_json
+
+RECIPE_FILE = "fasc_recipe.toml"
+PROVENANCE_FILE = "fasc_provenance.json"
+PLAN_FILE = "fasc_plan.json"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointNotes:
+    """What lies in the folder beside the weights."""
+
+    recipe: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    plan: Mapping[str, Any]
+    card: str
+    """The model card, Markdown with YAML front matter."""
+
+
+def save_checkpoint(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    notes: CheckpointNotes,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write a checkpoint that ``AutoModelForCausalLM.from_pretrained`` loads after ``import fasc``.
+
+    Everything is written aside and renamed when complete.
+
+    Raises:
+        StorageError: the folder exists and may not be replaced, or there is no space.
+    """
+    size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    require_free_space(folder, int(size * 1.05))
+    with new_folder(folder, overwrite=overwrite) as scratch:
+        try:
+            with quiet_transformers():
+                model.save_pretrained(scratch)
+                tokenizer.save_pretrained(scratch)
+        except SafetensorError as problem:
+            raise storage_error(problem, folder) from problem
+        (scratch / RECIPE_FILE).write_text(tomli_w.dumps(dict(notes.recipe)), encoding="utf-8")
+        write_json(scratch / PROVENANCE_FILE, dict(notes.provenance))
+        write_json(scratch / PLAN_FILE, dict(notes.plan))
+        (scratch / "README.md").write_text(notes.card, encoding="utf-8")
+
+
+def header_bytes(model: PreTrainedModel, groups: Sequence[InputGroup]) -> int:
+    """Upper bound of the safetensors header of a compressed checkpoint: each tensor's name, shape, type and place.
+
+    Args:
+        model: dense.
+        groups: whose layers may each be replaced by up to five tensors.
+    """
+    fixed = 100  # {"dtype":"BF16","shape":[…,…],"data_offsets":[…,…]}, and the name's quotes
+    names = [*model.state_dict(), *(f"{layer.name}.down.weight" for group in groups for layer in group.layers for _ in range(5))]
+    return sum(len(name) + fixed for name in names) + 4096
+
+
+def read_provenance(folder: str | Path) -> dict[str, Any] | None:
+    """How a checkpoint was made, or ``None`` if it was not made by us."""
+    file = Path(folder) / PROVENANCE_FILE
+    return read_json(file) if file.is_file() else None
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a checkpoint's files are there and can be opened: its config and every safetensors file, each of full length."""
+    files = sorted(folder.glob("*.safetensors"))
+    listed = folder / "model.safetensors.index.json"
+    try:
+        if listed.is_file():
+            files = [folder / name for name in sorted(set(read_json(listed)["weight_map"].values()))]
+        read_json(folder / "config.json")
+        for file in files:
+            with safe_open(file, framework="pt") as tensors:
+                tensors.keys()
+    except (OSError, SafetensorError, StorageError, KeyError, TypeError):
+        return False
+    return bool(files)

@@ -1,0 +1,1 @@
+"""The library verbs, on objects: collect, plan, compress, evaluate, diagnose, … The command line calls them and prints."""

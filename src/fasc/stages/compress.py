@@ -1,0 +1,269 @@
+"""A model, statistics and a plan → a compressed model; and the whole way from text to a checkpoint, resumable."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from fasc.compression.compress import carry_out
+from fasc.compression.merge import merge
+from fasc.edits.narrow import Narrow
+from fasc.errors import UsageError
+from fasc.forecast.cache import kept_forecasts
+from fasc.layouts import layouts_named
+from fasc.model.load import LoadedModel, load_model, model_fingerprint
+from fasc.model.options import LayersConfig, ModelConfig
+from fasc.planning.needs import needs_for
+from fasc.planning.options import BudgetConfig, MethodConfig
+from fasc.planning.plan import Plan
+from fasc.provenance import file_digest, provenance
+from fasc.pruning import find_method
+from fasc.recipe import Recipe
+from fasc.reporting.card import model_card
+from fasc.serving.checkpoint import CheckpointNotes, save_checkpoint
+from fasc.serving.quantizer import attach
+from fasc.stages.calibrate import calibrate
+from fasc.stages.keywords import Corpus, corpus_in, take
+from fasc.stages.plan import plan as make_plan
+from fasc.stages.plan import plan_of_recipe, take_method
+from fasc.statistics.moments import Need, Statistics
+from fasc.statistics.options import CalibrationConfig
+from fasc.storage import work_folder
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A compressed model, and how it was made."""
+
+    model: PreTrainedModel
+    plan: Plan
+    """As it was carried out."""
+
+    recipe: Recipe
+    provenance: dict[str, Any]
+    merged: bool = False
+    """Whether it is an ordinary dense model again."""
+
+    tokenizer: PreTrainedTokenizerBase | None = None
+
+    def save(self, folder: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None, overwrite: bool = False) -> Path:
+        """Write a checkpoint that ``AutoModelForCausalLM.from_pretrained`` loads where fasc is installed.
+
+        Args:
+            folder: where it goes.
+            tokenizer: to write beside the weights; that of the dense model by default.
+            overwrite: replace what is there.
+
+        Raises:
+            StorageError: the folder exists and may not be replaced, or there is no space.
+        """
+        folder = Path(folder).expanduser()
+        summary = find_method(self.plan.method).summary
+        card = model_card(self.recipe, self.plan, summary, self.provenance, merged=self.merged)
+        notes = CheckpointNotes(self.recipe.to_dict(), self.provenance, self.plan.to_dict(), card)
+        own = tokenizer or self.tokenizer or _tokenizer_of(self.model)
+        save_checkpoint(self.model, own, folder, notes, overwrite=overwrite)
+        return folder
+
+
+def _tokenizer_of(model: PreTrainedModel) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model.name_or_path)
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise UsageError(
+            f"the tokenizer of `{model.name_or_path or 'this model'}` cannot be loaded", "pass tokenizer= to save"
+        ) from problem
+    return tokenizer
+
+
+def compress(model: PreTrainedModel, statistics: Statistics, plan: Plan | None = None, **options: Any) -> Compressed:
+    """Compress a model in place.
+
+    Args:
+        model: the dense model that the statistics were measured on; changed.
+        statistics: from :func:`fasc.collect`.
+        plan: from :func:`fasc.plan`.
+        **options: without a plan, those of :func:`fasc.plan`: ``param_fraction=0.8``, ``method=``, ….
+
+    Returns:
+        The model with its plan; ``.save(folder)`` writes a checkpoint.
+
+    Raises:
+        ModelError: the plan does not fit the model.
+        StatisticsError: the statistics are of another model, or lack a moment.
+        NonFiniteError: a new weight is NaN or infinite; load the model again then.
+    """
+    if plan is not None and options:
+        raise UsageError(
+            f"a plan and `{next(iter(options))}` were given", "a plan holds its budget and options: give one of them"
+        )
+    statistics.require_model(model_fingerprint(model))
+    statistics = statistics.present_in(model)
+    chosen = plan or make_plan(model, statistics, **options)
+    recipe = _recipe_of(model, statistics, chosen)
+    return carry_out_recipe(LoadedModel(model, None), statistics, recipe, chosen)
+
+
+def _recipe_of(model: PreTrainedModel, statistics: Statistics, plan: Plan) -> Recipe:
+    """What was told, as far as the parts know it."""
+    budget = BudgetConfig.model_validate(dict(plan.budget or {}))
+    return Recipe(
+        source=ModelConfig(model=model.name_or_path or "a model in memory"),
+        calibration=CalibrationConfig.model_validate(statistics.meta["calibration"]),
+        methods=(plan.options,),
+        budgets=(budget,),
+    )
+
+
+def carry_out_recipe(
+    loaded: LoadedModel,
+    statistics: Statistics,
+    recipe: Recipe,
+    plan: Plan,
+    *,
+    merged: bool = False,
+    work: Path | None = None,
+) -> Compressed:
+    """Compress the loaded model in place by a plan.
+
+    Args:
+        loaded: the dense model.
+        statistics: measured on it.
+        recipe: of the run.
+        plan: what is done.
+        merged: make an ordinary dense model of it again.
+        work: folder in which an interrupted compression with propagation goes on.
+    """
+    done = carry_out(loaded.model, statistics, plan, propagate=plan.options.propagate, work=work)
+    damping = find_method(plan.method).options.model_validate(plan.options.own).damping
+    folded = merge(loaded.model, statistics, damping) if merged else []
+    attach(loaded.model)
+    facts = {key: value for key, value in statistics.meta.items() if key != "provenance"}
+    made = provenance(model=recipe.source.model, statistics=facts, merged=merged, folded_biases=folded)
+    return Compressed(loaded.model, done, recipe, made, merged, loaded.tokenizer)
+
+
+def mergeable(recipe: Recipe) -> Recipe:
+    """Without channel pruning: an ordinary checkpoint has one number of channels for all blocks."""
+    first, *others = recipe.methods
+    names = first.layouts or tuple(layout.name for layout in layouts_named(None))
+    layouts = tuple(name for name in names if name != Narrow.word)
+    return recipe.model_copy(update={"methods": (first.but(layouts=layouts), *others)})
+
+
+def compress_checkpoint(
+    model: str | Path,
+    corpus: Corpus = "self",
+    *,
+    out: str | Path,
+    method: str = "fasc",
+    statistics: str | Path | None = None,
+    merge: bool = False,
+    overwrite: bool = False,
+    **options: Any,
+) -> Compressed:
+    """All of it: load, calibrate, plan, compress and save. What an interrupted call has finished is not done again.
+
+    Args:
+        model: a hub id, a Hugging Face folder, a .gguf file, or the alias ``smollm2-135m``.
+        corpus: the calibration text, as for :func:`fasc.collect`.
+        out: the checkpoint's folder.
+        method: a registered method.
+        statistics: a file of moments to use instead of measuring.
+        merge: write an ordinary dense checkpoint.
+        overwrite: replace what is there.
+        **options: one budget (``param_fraction=0.8``), and fields of ``CalibrationConfig``, ``LayersConfig``, ``ModelConfig``,
+            ``BudgetConfig``, ``MethodConfig`` and of the method itself.
+
+    Raises:
+        FascError: any stage's own.
+    """
+    recipe = Recipe(
+        source=take(ModelConfig, options, model=str(model)),
+        calibration=take(CalibrationConfig, options, corpus=corpus_in(corpus)),
+        layers=take(LayersConfig, options),
+        budgets=(take(BudgetConfig, options),),
+        methods=(take_method(method, options),),
+    )
+    file = None if statistics is None else Path(statistics)
+    return compress_recipe(recipe, Path(out), statistics=file, merged=merge, overwrite=overwrite)
+
+
+def compress_recipe(
+    recipe: Recipe,
+    out: Path,
+    *,
+    statistics: Path | None = None,
+    held_out: Path | None = None,
+    plan: Plan | None = None,
+    merged: bool = False,
+    overwrite: bool = False,
+) -> Compressed:
+    """Load, calibrate, plan, compress and save; what an interrupted call has finished is not done again.
+
+    Finished stages lie in a hidden folder beside ``out`` until the checkpoint stands. They are used only by a call with the
+    same recipe and statistics.
+
+    Args:
+        recipe: its first method and budget are used.
+        out: the checkpoint's folder.
+        statistics: a file of moments to use instead of measuring.
+        held_out: a file of moments of other text, by which the loss is forecast.
+        plan: carried out instead of one made here.
+        merged: write an ordinary dense checkpoint.
+        overwrite: replace what is there.
+    """
+    recipe = mergeable(recipe) if merged else recipe
+    if plan is not None:
+        recipe = recipe.model_copy(update={"methods": (plan.options,)})
+    needs = needs_for(recipe.methods[0], recipe.budgets[0])
+    digests = [None if file is None else file_digest(file) for file in (statistics, held_out)]
+    key = {"recipe": recipe.to_dict(), "statistics": digests[0], "held_out": digests[1]}
+    key["plan"] = None if plan is None else plan.to_dict()
+    with work_folder(out.with_name(f".{out.name}.work"), key) as work:
+        loaded = load(recipe.source)
+        moments = measured(loaded, recipe, needs, work) if statistics is None else Statistics.load(statistics)
+        moments.require_model(model_fingerprint(loaded.model))
+        moments = moments.present_in(loaded.model)
+        if plan is None:
+            moments.require(needs)
+        if plan is None and (work / "plan.json").is_file():
+            plan = Plan.load(work / "plan.json")
+        elif plan is None:
+            unseen = None if held_out is None else Statistics.load(held_out)
+            with kept_forecasts(*digests) as known:
+                plan = plan_of_recipe(loaded, moments, recipe, known, unseen)
+            if recipe.methods[0].propagate or recipe.methods[0].selection != "none":  # otherwise it takes seconds
+                plan.save(work / "plan.json")
+        small = carry_out_recipe(loaded, moments, recipe, plan, merged=merged, work=work)
+        small.save(out, overwrite=overwrite)
+    return small
+
+
+def load(source: ModelConfig) -> LoadedModel:
+    """Load the model of a recipe."""
+    return load_model(source.model, dtype=source.dtype, device=source.device)
+
+
+def measured(loaded: LoadedModel, recipe: Recipe, needs: frozenset[Need], folder: Path) -> Statistics:
+    """The statistics that a recipe needs, measured once and kept in a folder."""
+    file = folder / "statistics.safetensors"
+    if file.is_file():
+        statistics = Statistics.load(file)
+        statistics.require(needs)
+        statistics.require_model(model_fingerprint(loaded.model))
+        return statistics
+    statistics = calibrate(loaded, needs, recipe.calibration, recipe.layers)
+    statistics.save(file)
+    return statistics
+
+
+def needs_of(methods: tuple[MethodConfig, ...], budgets: tuple[BudgetConfig, ...] | None = None) -> frozenset[Need]:
+    """Union of what methods must be given for budgets, or for any budget.
+
+    Raises:
+        UnknownNameError, UsageError, BudgetError: a method does not exist or cannot serve a budget.
+    """
+    asked: tuple[BudgetConfig | None, ...] = (None,) if budgets is None else budgets
+    return frozenset().union(*(needs_for(options, budget) for options in methods for budget in asked))

@@ -1,0 +1,154 @@
+"""Statistics and a budget → a plan."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from fasc.compression.trial import Trial
+from fasc.errors import BudgetError
+from fasc.forecast.cache import kept_forecasts
+from fasc.model.groups import InputGroup, find_groups
+from fasc.model.load import LoadedModel, model_fingerprint
+from fasc.model.options import LayersConfig
+from fasc.options import parse
+from fasc.paper.selection import select_methods
+from fasc.planning.alternatives import Curves
+from fasc.planning.make import plan_model
+from fasc.planning.options import BudgetConfig, MethodConfig
+from fasc.planning.plan import Plan
+from fasc.provenance import file_digest
+from fasc.recipe import Recipe
+from fasc.serving.checkpoint import header_bytes
+from fasc.stages.calibrate import held_out_tokens
+from fasc.stages.keywords import take
+from fasc.statistics.moments import Statistics
+
+_SELECTION_SEQUENCES = 8
+"""Held-out sequences on which the selection ``kl`` measures each unit."""
+
+
+def plan(
+    model: PreTrainedModel,
+    statistics: Statistics | None = None,
+    *,
+    method: str | MethodConfig = "fasc",
+    held_out: Statistics | None = None,
+    **options: Any,
+) -> Plan:
+    """The edits that a budget buys. ``print(plan)`` shows them as a table.
+
+    Args:
+        model: the dense model.
+        statistics: without them only a uniform plan of a fraction can be had, and no forecast.
+        method: a registered method, by name or with its options.
+        held_out: moments of other text by which the loss is forecast.
+        **options: one budget (``param_fraction=``, ``max_bytes=``, ``max_kl=``, …) and its options (fields of ``BudgetConfig``);
+            fields of ``LayersConfig``; fields of ``MethodConfig`` and the options that the method declares itself.
+
+    Raises:
+        UnknownNameError: no such method, or no such option.
+        BudgetError: the budget cannot be kept.
+        StatisticsError: a moment is missing, or the statistics are of another model.
+    """
+    budget, layers = take(BudgetConfig, options), take(LayersConfig, options)
+    chosen = method.but(**options) if isinstance(method, MethodConfig) else take_method(method, options)
+    if statistics is None and chosen.allocation is None and not budget.limits_loss:
+        chosen = chosen.but(allocation="uniform")
+    groups = groups_of(model, statistics, layers)
+    return _selected(model, statistics, make_plan(model, groups, chosen, budget, statistics, held_out=held_out))
+
+
+def take_method(name: str, options: dict[str, Any]) -> MethodConfig:
+    """A method with its options, from keyword arguments; what the method does not declare is refused when it is looked up."""
+    if isinstance(options.get("layouts"), str):
+        options["layouts"] = tuple(part.strip() for part in options["layouts"].split(","))
+    return parse(MethodConfig, {"name": name, **options}, "method")
+
+
+def groups_of(model: PreTrainedModel, statistics: Statistics | None, layers: LayersConfig) -> list[InputGroup]:
+    """The input groups of the statistics, as far as layers are chosen; found by running the model where there are none."""
+    if statistics is None or layers != LayersConfig():
+        return find_groups(model, layers)
+    return [group.group for group in statistics.present_in(model).groups.values()]
+
+
+def make_plan(  # noqa: PLR0913 - each is a source or a switch of the plan
+    model: PreTrainedModel,
+    groups: list[InputGroup],
+    options: MethodConfig,
+    budget: BudgetConfig,
+    statistics: Statistics | None,
+    *,
+    known: dict[str, Curves] | None = None,
+    forecast: bool = True,
+    held_out: Statistics | None = None,
+) -> Plan:
+    """:func:`~fasc.planning.make.plan_model` with what a checkpoint's files add."""
+    return plan_model(
+        model,
+        groups,
+        options,
+        budget,
+        statistics,
+        known=known,
+        forecast=forecast,
+        held_out=held_out,
+        header_bytes=header_bytes(model, groups),
+    )
+
+
+def plan_of_recipe(
+    loaded: LoadedModel,
+    statistics: Statistics,
+    recipe: Recipe,
+    known: dict[str, Curves] | None = None,
+    held_out: Statistics | None = None,
+) -> Plan:
+    """The plan of a recipe's first method and budget, with its selection of methods."""
+    options, budget = recipe.methods[0], recipe.budgets[0]
+    groups = groups_of(loaded.model, statistics, LayersConfig())
+    made = make_plan(loaded.model, groups, options, budget, statistics, known=known, forecast=False, held_out=held_out)
+    if options.selection == "none":
+        return made
+
+    def trial() -> Trial:
+        return Trial(loaded.model, statistics, held_out_tokens(loaded, recipe.calibration, _SELECTION_SEQUENCES))
+
+    return select_methods(loaded.model, statistics, made, options, trial)
+
+
+def _selected(model: PreTrainedModel, statistics: Statistics | None, made: Plan) -> Plan:
+    """The plan with its selection of methods, where no held-out text is at hand."""
+    if made.options.selection == "none":
+        return made
+    if statistics is None:
+        raise BudgetError(
+            f"the selection `{made.options.selection}` needs moments, and there are no statistics", "give --statistics"
+        )
+    return select_methods(model, statistics, made, made.options)
+
+
+def plan_from_files(
+    loaded: LoadedModel,
+    options: MethodConfig,
+    budget: BudgetConfig,
+    layers: LayersConfig,
+    statistics: Path | None,
+    held_out: Path | None = None,
+) -> Plan:
+    """A plan from files of moments; forecasts are kept in the cache, so that another budget takes seconds."""
+    moments = None if statistics is None else stored_statistics(statistics, loaded.model)
+    unseen = None if held_out is None else stored_statistics(held_out, loaded.model)
+    digests = [None if file is None else file_digest(file) for file in (statistics, held_out)]
+    groups = groups_of(loaded.model, moments, layers)
+    with kept_forecasts(*digests) as known:
+        made = make_plan(loaded.model, groups, options, budget, moments, known=known, held_out=unseen)
+    return _selected(loaded.model, moments, made)
+
+
+def stored_statistics(file: str | Path, model: PreTrainedModel) -> Statistics:
+    """Statistics from a file, checked to be of this model, of the layers that it has now: experts may not be layers of it."""
+    statistics = Statistics.load(Path(file))
+    statistics.require_model(model_fingerprint(model))
+    return statistics.present_in(model)

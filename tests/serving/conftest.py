@@ -1,0 +1,43 @@
+"""Checkpoints of tiny models: MLPs with fewer channels, groups and layers in several layouts."""
+
+import pytest
+
+from fasc.compression.compress import carry_out
+from fasc.serving.checkpoint import CheckpointNotes, save_checkpoint
+from fasc.serving.quantizer import attach
+from fasc.stages.plan import plan
+from tests.conftest import tiny_model
+
+
+@pytest.fixture(scope="session")
+def compressed(measured):
+    """A model compressed as by default, and the plan as it was carried out."""
+
+    def of(architecture="llama", *, propagate=False, **options):
+        model = tiny_model(architecture)
+        budget = options or {"param_fraction": 0.6}
+        made = plan(model, measured(architecture), damping=1e-2, **budget)
+        done = carry_out(model, measured(architecture), made, propagate=propagate)
+        attach(model)
+        return model, done
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def write(tokenizer):
+    """Save a model as compression does."""
+
+    def save(model, folder, plan=None, **options):
+        notes = CheckpointNotes({"a": 1}, {"versions": {}}, {} if plan is None else plan.to_dict(), "card")
+        save_checkpoint(model, tokenizer, folder, notes, **options)
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def checkpoint(compressed, write, tmp_path_factory):
+    """A folder of the default plan; to be copied before it is changed."""
+    model, plan = compressed()
+    return write(model, tmp_path_factory.mktemp("checkpoint") / "small", plan)
