@@ -12,11 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fasc.errors import StatisticsError
-<<<<<<< HEAD
-from fasc.model.groups import Unit
-=======
 from fasc.model.groups import Scope, Unit
->>>>>>> wt-a
 from fasc.provenance import digest, provenance
 from fasc.statistics.accumulators import Covariance, weights_of
 from fasc.statistics.file import read_statistics, write_statistics
