@@ -18,7 +18,7 @@ def test_a_diagnosis_needs_more_moments(done, model_folder, text_file, tmp_path)
         file = tmp_path / f"{len(option)}.safetensors"
         done("collect", model_folder, "--methods", "svd", "--corpus", text_file, *CALIBRATION, *option, "--out", file)
         needs[len(option)] = {Need(*need) for need in Statistics.load(file).meta["needs"]}
-    assert needs[1] - needs[0] >= {Need("cross", "group"), Need("gradient", "group"), Need("sequences", "group")}
+    assert needs[1] - needs[0] >= {Need("cross", "group"), Need("sequences", "group")}
 
 
 def test_text_that_is_sampled_has_no_order_to_skip_in(fasc, model_folder, tmp_path):

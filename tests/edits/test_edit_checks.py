@@ -72,9 +72,9 @@ WRONG = {
     "a rank above the width": (but(FACTOR, rank=65), "cannot have rank 65"),
     "an unknown layout": (but(FACTOR, layout="pivotal"), "unknown layout.*`pivotal`"),
     "a layout that is no layout of factors": (but(FACTOR, layout="dense"), "unknown layout of factors `dense`"),
-    "another width": (but(FACTOR, d_outs=(32, 16, 8)), "16×32 without a bias here and 8×32 without a bias in the plan"),
-    "another input": (but(FACTOR, d_in=48), "32×32 without a bias here and 32×48"),
-    "a bias that is not there": (but(FACTOR, biases=(True, False, False)), "without a bias here and 32×32 with a bias"),
+    "another width": (but(FACTOR, d_outs=(32, 16, 8)), "is 16×32 here and 8×32 in the plan"),
+    "another input": (but(FACTOR, d_in=48), "is 32×32 here and 32×48"),
+    "a bias that is not there": (but(FACTOR, biases=(True, False, False)), "has no bias here and one in the plan"),
     "a layer twice": (but(FACTOR, layers=(ATTENTION[0], ATTENTION[1], ATTENTION[1])), "listed twice"),
     "a layer that is not there": (but(FACTOR, layers=(*ATTENTION[:2], STRANGER)), f"`{STRANGER}` is no linear layer"),
     "a module that is no linear layer": (but(FACTOR, layers=(*ATTENTION[:2], "model.norm")), "`model.norm` is no linear layer"),
@@ -89,11 +89,11 @@ WRONG = {
     "a narrow layer that is not there": (but(NARROW, consumer=renamed(DOWN, name=STRANGER)), "no linear layer"),
     "a narrow layer of another shape": (
         but(NARROW, producers=(renamed(MLP[0], d_out=96),)),
-        "48×32 without a bias here and 96×32",
+        "is 48×32 here and 96×32",
     ),
     "a producer that fits by no multiple": (but(NARROW, producers=(Shape(ATTENTION[0], 32, 32, False),)), "cannot keep"),
     "more weights than there are": (but(MASK, weights=48 * 32 + 1), "1,537 weights of 1,536"),
-    "a mask of another shape": (but(MASK, d_in=32), "32×48 without a bias here and 32×32"),
+    "a mask of another shape": (but(MASK, d_in=32), "is 32×48 here and 32×32"),
     "a mask of a layer that is not there": (but(MASK, layer=STRANGER), "no linear layer"),
     "more parts than there are": (but(REMOVE, count=49), "cannot keep 49 of 48"),
     "parts that do not divide": (but(REMOVE, parts=36), "cannot keep 20 of 36"),
@@ -123,10 +123,10 @@ def test_a_narrow_mlp_may_be_edited_further_in_the_shapes_it_has_left():
     narrow = {"layers": (MLP[0].name, MLP[1].name), "d_outs": (20, 20), "biases": (False, False)}
     factor = but(FACTOR, group="model.layers.0.mlp.gate_proj+up_proj", **narrow)
     check_edits([NARROW, factor], tiny_model())
-    refused(NARROW, but(factor, d_outs=(48, 48)), match="20×32 without a bias here and 48×32")
-    refused(factor, NARROW, match="20×32")
+    refused(NARROW, but(factor, d_outs=(48, 48)), match="is 20×32 here and 48×32")
+    refused(factor, NARROW, match="is 48×32 here and 20×32")
     check_edits([NARROW, but(MASK, d_in=20, bias=True, weights=600)], tiny_model())
-    refused(NARROW, but(MASK, d_in=20, weights=600), match="32×20 with a bias here and 32×20 without a bias")
+    refused(NARROW, but(MASK, d_in=20, weights=600), match="has a bias here and none in the plan")
 
 
 def test_a_rank_that_the_method_has_no_direction_for_is_refused(statistics):

@@ -11,8 +11,8 @@ EVERYTHING = frozenset().union(*(method.needs_in(method.scopes) for method in ME
 
 
 @pytest.fixture(scope="package")
-def statistics(tokens):
-    return collect_moments(tiny_model(), tokens, EVERYTHING)
+def statistics(measured):
+    return measured()
 
 
 @pytest.fixture(scope="package")

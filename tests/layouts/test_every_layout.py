@@ -2,7 +2,7 @@
 
 import copy
 import json
-import math
+import weakref
 
 import pytest
 import torch
@@ -10,7 +10,6 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from fasc.errors import ModelError
 from fasc.layouts import LAYOUTS
 from tests.layouts.units import FACTORED, RANKS, SHAPES, empty, factors_of, rank_of, stored, unit_of
 
@@ -78,11 +77,8 @@ def test_every_parameter_lies_in_an_ordinary_linear_layer(case):
     inside = {id(p) for linear in case.linears() for p in (linear.weight, linear.bias)}
     assert {id(parameter) for parameter in case.modules.parameters()} <= inside
     for linear in case.linears():
-        assert {key for key, _ in linear.named_parameters()} <= {"weight", "bias"}
-        assert not list(linear.buffers())
+        assert type(linear) is nn.Linear, "some tools look for the very class"
         assert tuple(linear.weight.shape) == (linear.out_features, linear.in_features)
-        x = torch.randn(3, linear.in_features, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-        close(linear(x), F.linear(x, linear.weight, linear.bias))
     for module, layer in zip(case.modules, case.unit.layers, strict=True):
         assert (module.in_features, module.out_features) == (layer.d_in, layer.d_out)
 
@@ -103,8 +99,9 @@ def test_the_projection_of_several_layers_is_computed_once_and_nothing_is_kept(u
         for module in usual.modules:
             module(x)
     assert len(products) == len({id(weight) for weight in products}) == len(usual.linears())
-    held = [value for module in usual.modules.modules() for key, value in vars(module).items() if isinstance(value, torch.Tensor)]
-    assert held == []
+    left = weakref.ref(x)
+    del x
+    assert left() is None
 
 
 def test_the_layers_of_a_unit_may_be_called_in_any_order_on_any_input(usual):
@@ -198,6 +195,16 @@ def test_hooks_of_every_linear_layer_are_called(usual):
     assert called == set(usual.linears())
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+def test_dynamic_quantisation_changes_every_linear_layer(usual):
+    with torch.no_grad():
+        modules = torch.ao.quantization.quantize_dynamic(copy.deepcopy(usual.modules).float(), {nn.Linear}, dtype=torch.qint8)
+        assert not _linears(modules)
+        x = usual.inputs(6)
+        for module, expected in zip(modules, usual.outputs(x), strict=True):
+            assert float((module(x.float()) - expected).norm() / expected.norm()) < 0.1
+
+
 class Tripled(nn.Module):
     """What LoRA and quantisers do: a module in the place of a linear layer."""
 
@@ -217,7 +224,7 @@ def test_what_stands_in_the_place_of_a_linear_layer_is_called(usual):
     for parent, key in places:
         setattr(parent, key, Tripled(getattr(parent, key)))
     with torch.no_grad():
-        for parameter in [one for child in expected.modules() if type(child) is nn.Linear for one in child.parameters()]:
+        for parameter in [one for child in _linears(expected) for one in child.parameters()]:
             parameter.mul_(3)
         x = usual.inputs(3)
         for module, other in zip(usual.modules, expected, strict=True):
@@ -282,54 +289,6 @@ def test_low_precision_does_not_meet_large_coefficients(usual):
         for tensor in state.values():
             if tensor.is_floating_point():
                 assert float(tensor.abs().max()) <= 10 * scale
-
-
-DAMAGED_RANKS = [-1, 0, 10**6, 10**12]
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_ranks_that_the_unit_cannot_have_are_refused(name, shape):
-    case = stored(name, shape, 4)
-    for rank in (*DAMAGED_RANKS, max(case.unit.d_in, case.unit.d_out) + 1):
-        with pytest.raises(ModelError, match="rank"):
-            case.layout.check(case.unit, rank, case.facts)
-
-
-def ruined(facts):
-    """Facts as a damaged or hostile file might hold them."""
-    yield {}
-    for key, value in facts.items():
-        for other in (None, "x", 3, [], [0], [-1, 1], [True], ["1"], [1.5], [[1]], {}, math.nan):
-            yield {**facts, key: other}
-        if isinstance(value, list):
-            for other in ([*value, 0], value[:-1], [10**9] * len(value), [n + 1 for n in value], [-n for n in value]):
-                yield {**facts, key: other}
-
-
-def outcome(case, rank, facts):
-    """Whether the structure is refused; if not, its modules must map ``d_in`` to each ``d_out``."""
-    try:
-        case.layout.check(case.unit, rank, facts)
-    except ModelError as problem:
-        assert "\n" not in str(problem)
-        return "refused"
-    modules = empty(case.layout, case.unit, rank, facts)
-    for tensor in modules.state_dict().values():
-        tensor.zero_()
-    x = torch.zeros(2, case.unit.d_in, dtype=torch.float64)
-    assert [module(x).shape for module in modules] == [(2, layer.d_out) for layer in case.unit.layers]
-    return "built"
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_a_structure_is_refused_or_can_be_built(name, shape):
-    """Whatever a file says: no other error, no module of another size, no negative number of anything."""
-    case = stored(name, shape, 4)
-    ranks = range(1, max(case.unit.d_in, case.unit.d_out) + 1)
-    outcomes = [outcome(case, rank, facts) for facts in (case.facts, *ruined(case.facts)) for rank in ranks]
-    assert "built" in outcomes
-    if case.facts:
-        assert "refused" in outcomes
 
 
 @pytest.mark.parametrize("shape", SHAPES)

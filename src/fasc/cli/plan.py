@@ -41,7 +41,7 @@ def plan(
         Path | None,
         typer.Option(
             "--frontier",
-            help="Instead of one plan: what fewer weights, fewer bits and both lose at many sizes, as a table and in this PNG file.",
+            help="Instead of one plan: what fewer weights, fewer bits and both lose at many sizes, printed and in this PNG.",
             show_default=False,
         ),
     ] = None,
@@ -70,11 +70,11 @@ def plan(
         _print_frontier(source, options, layers, statistics, frontier, json)
         return
     needs_for(options, budget)
-    opt.check_outputs([json], inputs=opt.inputs(model, statistics, held_out))
+    opt.check_files(json, inputs=(model, statistics, held_out))
     result = plan_from_files(load(source), options, budget, layers, statistics, held_out)
-    print_results(edits_table(result), totals_table(result))
     if json is not None:
         result.save(json)
+    print_results(edits_table(result), totals_table(result))
 
 
 def _print_frontier(
@@ -89,10 +89,8 @@ def _print_frontier(
     from fasc.stages.plan import frontier_from_files
 
     if statistics is None:
-        raise UsageError(
-            "a frontier is made of forecasts: there are no statistics", "give --statistics (from `fasc collect`)"
-        )
-    opt.check_outputs([figure, json], inputs=opt.inputs(source.model, statistics))
+        raise UsageError("a frontier is made of forecasts: there are no statistics", "give --statistics (from `fasc collect`)")
+    opt.check_files(figure, json, inputs=(source.model, statistics))
     chosen = options if options.bits else options.but(bits=(3, 4, 5, 6, 8))
     points = frontier_from_files(load(source), chosen, layers, statistics)
     print_results(frontier_table(points), verdict(points))

@@ -161,9 +161,15 @@ def require_layers(wanted: Sequence[Layer], layers: Layers, what: str) -> None:
                 f"{what}: `{layer.name}` is no linear layer of this model, or an earlier edit has replaced it",
                 "the plan or checkpoint belongs to another model",
             )
-        if now != layer:
+        if (now.d_in, now.d_out) != (layer.d_in, layer.d_out):
             raise ModelError(
-                f"{what}: `{layer.name}` is {_shape(now)} here and {_shape(layer)} in the plan",
+                f"{what}: `{layer.name}` is {now.d_out}×{now.d_in} here and {layer.d_out}×{layer.d_in} in the plan",
+                "the plan or checkpoint belongs to another model",
+            )
+        if now.bias != layer.bias:
+            here, there = ("a bias", "none") if now.bias else ("no bias", "one")
+            raise ModelError(
+                f"{what}: `{layer.name}` has {here} here and {there} in the plan",
                 "the plan or checkpoint belongs to another model",
             )
 
@@ -180,7 +186,3 @@ def require_members(statistics: Statistics, group: str, names: Sequence[str]) ->
         raise StatisticsError(
             f"the group `{group}` of the statistics has no layer `{absent[0]}`", "run `fasc collect` on this model"
         )
-
-
-def _shape(layer: Layer) -> str:
-    return f"{layer.d_out}×{layer.d_in} {'with' if layer.bias else 'without'} a bias"

@@ -25,48 +25,47 @@ class LinearMap(NamedTuple):
     """``b``; ``None`` for 0."""
 
 
-class ComputedOnce(nn.Module):
-    """A map that several layers read: computed once per forward pass.
+class Once:
+    """What several layers read: computed once per forward pass.
 
     The first consumer computes it and leaves the result here. The others, called with the *same tensor object*, take it, and the
     last one clears it. A consumer that is called with another tensor computes it again, so the result is right in any order of
     calls, also if the tensor was changed in place (tensors made in inference mode excepted: their changes are not counted).
     Nothing is left here while the map itself is trained, because its weight may change between two calls.
+
+    Args:
+        consumers: how many layers there are.
     """
 
-    consumers: int = 1
+    def __init__(self, consumers: int) -> None:
+        self.consumers = consumers
+        self._clear()
 
-    _input: Tensor | None = None
-    _output: Tensor | None = None
-    _left: int = 0
-    _changes: int = 0
+    def _clear(self) -> None:
+        self._input: Tensor | None = None
+        self._output: Tensor | None = None
+        self._changes = self._left = 0
 
-    def project(self, input: Tensor) -> Tensor:
-        """The map itself, [… d_in] → [… rank]."""
-        raise NotImplementedError
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Compute the map, or hand out what another consumer of the same tensor has computed."""
-        if self.consumers == 1 or (torch.is_grad_enabled() and any(one.requires_grad for one in self.parameters())):
-            return self.project(input)
+    def __call__(self, compute: nn.Module, input: Tensor) -> Tensor:
+        """What the module gives for the input, [… d_in] → [… rank]."""
+        output: Tensor
+        if torch.is_grad_enabled() and any(one.requires_grad for one in compute.parameters()):
+            output = compute(input)
+            return output
         changes = _changes_of(input)
         if self._left > 0 and self._input is input and self._changes == changes and self._output is not None:
             output = self._output
             self._left -= 1
             if self._left == 0:
-                self._input = self._output = None
+                self._clear()
             return output
-        output = self.project(input)
-        self._input, self._output, self._left, self._changes = input, output, self.consumers - 1, changes
+        output = compute(input)
+        self._input, self._output, self._changes, self._left = input, output, changes, self.consumers - 1
         return output
-
-    def linear_maps(self) -> Iterator[LinearMap]:
-        """Its matrices, in the order in which they are used."""
-        raise NotImplementedError
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy holds no activations."""
-        return {**self.__dict__, "_input": None, "_output": None, "_left": 0}
+        return {**vars(self), "_input": None, "_output": None, "_left": 0}
 
 
 def _changes_of(tensor: Tensor) -> int:
@@ -74,32 +73,11 @@ def _changes_of(tensor: Tensor) -> int:
     return 0 if torch.compiler.is_compiling() or tensor.is_inference() else tensor._version
 
 
-class Projection(ComputedOnce, nn.Linear):
-    """``x ↦ down · x`` for one or several layers."""
-
-    def __init__(self, d_in: int, rank: int, consumers: int = 1, *, bias: bool = False) -> None:
-        super().__init__(d_in, rank, bias=bias)
-        self.consumers = consumers
-
-    def project(self, input: Tensor) -> Tensor:
-        """[… d_in] → [… rank]."""
-        return nn.Linear.forward(self, input)
-
-    def linear_maps(self) -> Iterator[LinearMap]:
-        """Itself."""
-        yield LinearMap("")
-
-    @property
-    def matrix(self) -> Tensor:
-        """The whole map, [rank, d_in]."""
-        return self.weight
-
-
 class LowRankLinear(nn.Module):
     """``x ↦ up(down(x))`` in the place of a dense layer ``d_in → d_out``.
 
     ``up`` has a bias: the layer's own, if any, and the correction of the mean. In a unit of several layers only the first holds
-    ``down``; the others read it from there.
+    ``down``; the others read it from there. Both are ordinary ``nn.Linear``s, so that other tools know what to do with them.
 
     Args:
         d_in: features of the input.
@@ -114,34 +92,41 @@ class LowRankLinear(nn.Module):
         self.register_module("down", None)
         # A tuple hides the first layer from nn.Module, so that its parameters are not listed twice.
         self._first: tuple[LowRankLinear, ...] = ()
+        self._once: Once | None = None
 
     @property
     def projection(self) -> Any:
-        """The module that holds ``down``, here or in the first layer of the unit."""
+        """The module that is ``down``, here or in the first layer of the unit."""
         return self._first[0].down if self._first else self.down
 
     def linear_maps(self) -> Iterator[LinearMap]:
         """The matrices that this layer holds, in the order in which they are used; ``A`` and ``b`` are those of the moment."""
-        if self.down is not None:
-            for path, matrix, offset in self.down.linear_maps():  # type: ignore[union-attr, operator]
-                yield LinearMap(f"down.{path}".rstrip("."), matrix, offset)
+        if isinstance(self.down, nn.Linear):
+            yield LinearMap("down")
+        elif self.down is not None and hasattr(self.down, "linear_maps"):
+            yield from self.down.linear_maps()
         if self.up is not None:
-            yield LinearMap("up", self.projection.matrix, getattr(self.projection, "bias", None))
+            yield LinearMap("up", self.projection.weight, getattr(self.projection, "bias", None))
 
     def felt(self, scale: Tensor) -> tuple[Tensor, Tensor]:
         """What errors of the projection's outputs [rank] and of ``up``'s [n] count, if those of the outputs count ``scale``."""
         assert self.up is not None  # noqa: S101 - only pivoted layers may do without
         return self.up.weight.square().mT @ scale, scale
 
+    def project(self, x: Tensor) -> Tensor:
+        """``down · x``, [… d_in] → [… rank]."""
+        result: Tensor = self.projection(x) if self._once is None else self._once(self.projection, x)
+        return result
+
     def forward(self, x: Tensor) -> Tensor:
         """Map […, d_in] to […, d_out]."""
-        result: Tensor = self.up(self.projection(x))
+        result: Tensor = self.up(self.project(x))
         return result
 
     @property
     def weight(self) -> Tensor:
         """The dense ``up · down``, [d_out, d_in], computed when asked for."""
-        product: Tensor = self.up.weight @ self.projection.matrix  # type: ignore[union-attr]
+        product: Tensor = self.up.weight @ self.projection.weight  # type: ignore[union-attr]
         return product
 
     @property
@@ -156,13 +141,16 @@ class LowRankLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}{shared}"
 
 
-def share(projection: ComputedOnce, layers: Sequence[LowRankLinear]) -> list[nn.Module]:
+def share(projection: nn.Module, layers: Sequence[LowRankLinear]) -> list[nn.Module]:
     """Give the first layer the projection and let the others read it there."""
     first, *others = layers
-    projection.consumers = len(layers)
     first.down = projection
-    for layer in others:
-        layer._first = (first,)
+    if others:
+        once = Once(len(layers))
+        for layer in layers:
+            layer._once = once
+        for layer in others:
+            layer._first = (first,)
     return list(layers)
 
 
@@ -196,7 +184,7 @@ class _TwoFactors(FactoredLayout):
         """A :class:`LowRankLinear` for each layer."""
         del facts
         layers = [LowRankLinear(unit.d_in, one.d_out, nn.Linear(rank, one.d_out, bias=True)) for one in unit.layers]
-        return share(Projection(unit.d_in, rank), layers)
+        return share(nn.Linear(unit.d_in, rank, bias=False), layers)
 
 
 @layout("factors")

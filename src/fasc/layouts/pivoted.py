@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fasc.errors import ModelError
 from fasc.layouts._registry import Encoded, FactoredLayout, Facts, layout
-from fasc.layouts.factors import LowRankLinear, Projection, share
+from fasc.layouts.factors import LowRankLinear, share
 from fasc.linalg.decomposition import Factorization
 from fasc.linalg.pivot import pivoted_form
 from fasc.linalg.psd import cholesky, damped
@@ -52,7 +52,7 @@ class PivotedLinear(LowRankLinear):
     def forward(self, x: Tensor) -> Tensor:
         """Map […, d_in] to […, d_out]."""
         # Flat, because on a CPU ordering the columns of a matrix is faster than the last axis of a larger tensor (decision 0005).
-        pivots = self.projection(x)
+        pivots = self.project(x)
         pivots = pivots.reshape(-1, pivots.shape[-1])
         own = pivots[:, self.start : self.stop]
         outputs = own if self.up is None else torch.cat((own, self.up(pivots)), dim=1)
@@ -125,7 +125,7 @@ class PivotedRows(FactoredLayout):
             PivotedLinear(unit.d_in, layer.d_out, rank, own)
             for layer, own in zip(unit.layers, _own_rows(facts["pivots"]), strict=True)
         ]
-        return share(Projection(unit.d_in, rank, bias=True), layers)
+        return share(nn.Linear(unit.d_in, rank, bias=True), layers)
 
     def largest_rank(self, unit: Unit) -> int:
         """All rows are pivots."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fasc.layouts._registry import Encoded, FactoredLayout, Facts, layout, split_rows
-from fasc.layouts.factors import ComputedOnce, LinearMap, LowRankLinear, share
+from fasc.layouts.factors import LinearMap, LowRankLinear, share
 from fasc.linalg.decomposition import Factorization
 from fasc.linalg.pivot import pivoted_form
 from fasc.model.groups import Unit
@@ -17,7 +17,7 @@ _SMALLEST = 1e-8
 """Variance of an input, relative to the mean, below which it counts as dead."""
 
 
-class PivotColumns(ComputedOnce):
+class PivotColumns(nn.Module):
     """The projection of a unit that keeps ``rank`` of its inputs: ``x ↦ x_pivots + rest(x_others)``.
 
     ``order`` lists the pivots and then the others. Where :class:`~fasc.layouts.pivoted.PivotedLinear` orders the outputs of every
@@ -32,20 +32,21 @@ class PivotColumns(ComputedOnce):
         self.rest = nn.Linear(d_in - rank, rank, bias=False)
         self.register_buffer("order", torch.arange(d_in, dtype=torch.int32))
 
-    def project(self, input: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """[… d_in] → [… rank]."""
-        ordered = input.reshape(-1, input.shape[-1]).index_select(1, self.order)
+        ordered = x.reshape(-1, x.shape[-1]).index_select(1, self.order)
         output = ordered[:, : self.rank] + self.rest(ordered[:, self.rank :])
-        result: Tensor = output.view(*input.shape[:-1], self.rank)
+        result: Tensor = output.view(*x.shape[:-1], self.rank)
         return result
 
     def linear_maps(self) -> Iterator[LinearMap]:
         """``rest``, which reads the inputs that are no pivots."""
         others = torch.eye(len(self.order), dtype=self.rest.weight.dtype, device=self.order.device)[self.order[self.rank :]]
-        yield LinearMap("rest", others)
+        if isinstance(self.rest, nn.Linear):
+            yield LinearMap("down.rest", others)
 
     @property
-    def matrix(self) -> Tensor:
+    def weight(self) -> Tensor:
         """The whole map, [rank, d_in]."""
         pivots = torch.eye(self.rank, dtype=self.rest.weight.dtype, device=self.rest.weight.device)
         return torch.cat((pivots, self.rest.weight), dim=1)[:, self.order.argsort()]

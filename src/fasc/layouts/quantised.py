@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fasc.layouts.factors import ComputedOnce, LinearMap, Projection
+from fasc.layouts.factors import LinearMap
 from fasc.linalg.packing import pack, packed_size, unpack
 from fasc.linalg.rounding import Grid, Rounded
 
@@ -94,23 +94,6 @@ class QuantisedLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, bits={self.bits}, group={self.group}"
 
 
-class QuantisedProjection(ComputedOnce, QuantisedLinear):
-    """:class:`QuantisedLinear` in the place of a projection that several layers may read."""
-
-    def project(self, input: Tensor) -> Tensor:
-        """[… d_in] → [… rank]."""
-        return QuantisedLinear.forward(self, input)
-
-    def linear_maps(self) -> Iterator[LinearMap]:
-        """None that could be rounded."""
-        return iter(())
-
-    @property
-    def matrix(self) -> Tensor:
-        """The whole map, [rank, d_in]."""
-        return self.weight
-
-
 def quantised_like(module: nn.Module, shape: tuple[int, int], bits: int, group: int) -> QuantisedLinear:
     """An empty module of so many bits for the place of a linear one.
 
@@ -121,11 +104,7 @@ def quantised_like(module: nn.Module, shape: tuple[int, int], bits: int, group: 
         group: inputs that share a scale.
     """
     bias = getattr(module, "bias", None) is not None
-    if not isinstance(module, Projection):
-        return QuantisedLinear(shape[1], shape[0], bits, group, bias=bias)
-    projection = QuantisedProjection(shape[1], shape[0], bits, group, bias=bias)
-    projection.consumers = module.consumers
-    return projection
+    return QuantisedLinear(shape[1], shape[0], bits, group, bias=bias)
 
 
 def linear_maps(module: nn.Module) -> Iterator[LinearMap]:

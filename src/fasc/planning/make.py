@@ -1,6 +1,7 @@
 """Budget, shapes and forecast → :class:`~fasc.planning.plan.Plan`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from transformers import PreTrainedModel
@@ -15,6 +16,7 @@ from fasc.forecast.rounding import Rounding
 from fasc.methods import Solver
 from fasc.model.coupling import Coupling
 from fasc.model.groups import InputGroup, Scope, Unit
+from fasc.model.untouched import parameters_outside
 from fasc.planning.alternatives import Curves, alternatives_of, check_widths, prunable, widths_of
 from fasc.planning.candidates import Alternative, Candidates, Rules
 from fasc.planning.lagrangian import allocate_by_loss
@@ -28,7 +30,7 @@ from fasc.planning.two_budgets import allocate_within_both
 from fasc.planning.uniform import allocate_uniformly, uniform_share_for_loss
 from fasc.provenance import digest
 from fasc.pruning import PRUNINGS
-from fasc.statistics.collect import memory_forecast
+from fasc.statistics.memory import memory_forecast
 from fasc.statistics.moments import Statistics
 
 
@@ -65,7 +67,10 @@ def plan_model(  # noqa: PLR0913 - each is a source or a switch of the plan
         StatisticsError: the statistics lack a moment or a group.
     """
     size = ModelSize(parameters=model.num_parameters(), bytes_per_parameter=model.dtype.itemsize, header_bytes=header_bytes)
-    dense = Plan(options, (), layers_in(groups), size, budget=budget.model_dump(mode="json", exclude_none=True))
+    layers = layers_in(groups)
+    outside = parameters_outside(model, [layer.name for layer in layers])
+    asked = budget.model_dump(mode="json", exclude_none=True)
+    dense = Plan(options, (), layers, size, budget=asked, outside=outside)
     if options.name in PRUNINGS:
         return _plan_pruning(model, groups, options, budget, dense)
     chosen, allocation = solver_of(options), allocation_of(options, budget)
@@ -96,7 +101,7 @@ def plan_model(  # noqa: PLR0913 - each is a source or a switch of the plan
     edits = allocate(choices, dense, budget, chosen)
     memory = memory_forecast(model, groups, needs_for(options, budget)) | memory_to_compress(groups, couplings, edits, size)
     nll = None if statistics is None else statistics.meta.get("nll")
-    return Plan(options, tuple(edits), dense.layers, size, allocation, dense.budget, memory, nll)
+    return replace(dense, edits=tuple(edits), allocation=allocation, forecast_memory=memory, dense_nll=nll)
 
 
 def _noises(
@@ -187,7 +192,7 @@ def _plan_pruning(
         limit /= dense.model.bytes_per_parameter
     edits = prune(model, groups, pruning, min(limit, float(dense.dense_parameters)), budget.rank_multiple)
     memory = memory_forecast(model, groups, pruning.needs)
-    return Plan(options, edits, dense.layers, dense.model, budget=dense.budget, forecast_memory=memory)
+    return replace(dense, edits=edits, forecast_memory=memory)
 
 
 Choices = Sequence[Sequence[Alternative]]
@@ -200,8 +205,16 @@ def _uniformly(choices: Choices, dense: Plan, budget: BudgetConfig, chosen: Solv
             raise BudgetError(f"{budget.kind} needs a forecast, and the statistics hold no gradients", "collect them again")
         share = uniform_share_for_loss(units, budget.loss_limit)
     else:
-        whole = _whole(units)
-        share = min(1.0, limit_of(dense, budget, whole=whole) / whole)
+        free = _whole([unit for unit in units if len(unit.costs) > 1])
+        fixed = sum(float(unit.costs[0]) for unit in units if len(unit.costs) == 1)
+        whole = limit_of(dense, budget, whole=free + fixed)
+        if free == 0 and whole < fixed:
+            raise BudgetError(
+                f"a fraction of {whole / fixed:g} leaves no direction: no chosen layer can be stored with fewer parameters",
+                "allow another layout than dense, or choose other layers",
+            )
+        limit = whole - (0.0 if budget.kind == "rank_fraction" else fixed)
+        share = 1.0 if free == 0 else min(1.0, limit / (free if budget.kind != "rank_fraction" else free + fixed))
     return [
         edit for unit, index in zip(units, allocate_uniformly(units, share), strict=True) for edit in unit.edits(index, chosen)
     ]

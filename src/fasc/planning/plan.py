@@ -56,6 +56,9 @@ class Plan:
     dense_nll: float | None = None
     """Mean loss of the dense model on the calibration text, nats per token."""
 
+    outside: Mapping[str, int] | None = None
+    """Parameters that no plan touches, by what they are."""
+
     @property
     def method(self) -> str:
         """Name of the method."""
@@ -141,6 +144,7 @@ class Plan:
             "model": self.model.model_dump(),
             "forecast_memory": None if self.forecast_memory is None else dict(self.forecast_memory),
             "dense_nll": self.dense_nll,
+            "outside": None if self.outside is None else dict(self.outside),
         }
 
     @staticmethod
@@ -166,6 +170,7 @@ class Plan:
             budget=None if header.budget is None else header.budget.model_dump(mode="json", exclude_none=True),
             forecast_memory=header.forecast_memory,
             dense_nll=header.dense_nll,
+            outside=header.outside,
         )
 
     def save(self, path: str | Path) -> Path:
@@ -209,6 +214,7 @@ class _Header(BaseModel, frozen=True, extra="forbid"):
     model: ModelSize
     forecast_memory: dict[str, int] | None
     dense_nll: FiniteFloat | None
+    outside: dict[str, NonNegativeInt] | None = None
 
 
 def layers_in(groups: Sequence[InputGroup]) -> tuple[Layer, ...]:

@@ -14,6 +14,7 @@ from fasc.edits.narrow import Narrow
 from fasc.edits.quantise import Quantise
 from fasc.edits.remove import Remove
 from fasc.model.groups import group_name
+from fasc.model.untouched import in_words
 from fasc.planning.plan import Plan
 from fasc.statistics.accumulators import FLUSH_TOKENS
 
@@ -75,7 +76,7 @@ def totals_table(plan: Plan) -> Table:
         table.add_row("bits per weight of the chosen layers", f"{plan.bits_per_weight:.2f}")
     table.add_row("multiply-adds of the chosen layers", f"{totals['multiply_add_fraction']:.1%} of dense")
     table.add_row("edits", composition(plan))
-    table.add_row("never compressed", _outside(plan))
+    table.add_row("not touched", _outside(plan))
     if plan.predicted_loss is not None:
         table.add_row("forecast, Σ ½J", f"{plan.predicted_loss:.4f} nats/token: {_perplexity(plan)}")
     memory = plan.forecast_memory or {}
@@ -115,7 +116,8 @@ def composition(plan: Plan) -> str:
 def _outside(plan: Plan) -> str:
     """What no plan touches: embeddings, norms, the head, routers, and layers that were not chosen or not called."""
     outside = plan.model.parameters - plan.dense_parameters
-    return f"{outside:,} parameters, {outside / plan.model.parameters:.1%} of the model"
+    parts = f": {in_words(plan.outside, plan.model.parameters)}" if plan.outside else ""
+    return f"{outside:,} parameters, {outside / plan.model.parameters:.1%} of the model{parts}"
 
 
 def _perplexity(plan: Plan) -> str:
@@ -132,6 +134,3 @@ def as_text(plan: Plan, width: int = 160) -> str:
     with console.capture() as capture:
         console.print(edits_table(plan), totals_table(plan))
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
-
-
-_counted = composition

@@ -2,17 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from fasc.errors import CorpusError
 from fasc.evaluation.cloze import ClozeItem, score_items
 from fasc.evaluation.options import EvaluationConfig
 from fasc.evaluation.registry import Subject, benchmark
 from fasc.evaluation.score import Score
-from fasc.text.corpus import data_folder, read_rows
-from fasc.text.statements import lama_file
-
-_FIELDS = ("relation", "template", "subject", "object")
+from fasc.text.named import data_folder
+from fasc.text.statements import lama_file, lama_rows
 
 
 def read_trex(file: Path) -> list[ClozeItem]:
@@ -21,13 +17,7 @@ def read_trex(file: Path) -> list[ClozeItem]:
     Raises:
         CorpusError: unreadable, or a line without one of the fields; names the line.
     """
-    rows: list[dict[str, Any]] = []
-    for number, fields in read_rows(file):
-        row: dict[str, Any] = dict(fields)
-        absent = [key for key in _FIELDS if not isinstance(row.get(key), str)]
-        if absent:
-            raise CorpusError(f"`{file}` line {number}: no {absent[0]}", f"each line needs {', '.join(_FIELDS)}")
-        rows.append(row)
+    rows = list(lama_rows(file))
     objects: dict[str, dict[str, None]] = {}
     for row in rows:
         objects.setdefault(row["relation"], {})[row["object"]] = None
