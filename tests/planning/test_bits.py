@@ -25,14 +25,16 @@ def measured(tokens):
     return collect_moments(tiny_model(), tokens, needs_for(MethodConfig(bits=(4,)), None))
 
 
-def unit_with_options(seed, bits=(2, 3, 4, 6, 16), layouts=("dense", "factors")):
+def unit_with_options(seed, bits=(2, 3, 4, 6, 16), layouts=("dense", "factors"), **others):
     """A small layer with a random convex loss by rank, and noise."""
     generator = np.random.default_rng(seed)
     unit = Unit(f"u{seed}", (Layer(f"u{seed}", 24, 32, bias=False),))
     energies = np.sort(generator.exponential(size=24))[::-1]
     losses = 0.01 * np.append(np.cumsum(energies[::-1])[::-1], 0.0)
     noise = {name: generator.uniform(0.5, 2) * np.linspace(1, 3, 25) for name in layouts}
-    rules = Rules(tuple(layouts_named(layouts)), rank_multiple=4, cost="bytes", bytes_per_parameter=2, bits=bits, bits_group=8)
+    rules = Rules(
+        tuple(layouts_named(layouts)), rank_multiple=4, cost="bytes", bytes_per_parameter=2, bits=bits, bits_group=8, **others
+    )
     return candidates(unit, rules, losses, noise=noise)
 
 
@@ -51,12 +53,19 @@ def test_the_joint_choice_is_that_of_brute_force(seed, share):
 
 
 def test_options_are_every_layout_and_rank_in_every_number_of_bits():
-    options = unit_with_options(0)
+    options = unit_with_options(0, counts_multiply_adds=True)
     dense = [bits for bits, layout in zip(options.bits, options.layouts, strict=True) if layout.leaves_dense]
     assert sorted(dense) == [0, 2, 3, 4, 6]
     assert (np.diff(options.costs) >= 0).all()
     assert (options.roundings[options.bits == 0] == 0).all()
     assert (options.roundings[options.bits > 0] > 0).all()
+
+
+def test_options_that_cost_more_and_lose_no_less_are_left_out_where_nothing_else_counts():
+    everything, few = unit_with_options(2, counts_multiply_adds=True), unit_with_options(2)
+    best = np.minimum.accumulate(everything.losses)
+    assert (np.diff(few.losses) < 0).all()
+    assert {float(one) for one in best} == {float(one) for one in few.losses}
 
 
 def test_the_cost_of_an_option_is_what_its_edits_leave():
@@ -131,6 +140,6 @@ def test_what_no_bits_can_give_is_refused_with_a_way_out(measured, options, word
 
 
 def test_statistics_without_the_scale_of_the_outputs_are_refused(tokens):
-    plain = collect_moments(tiny_model(), tokens, needs_for(MethodConfig(), None))
+    plain = collect_moments(tiny_model(), tokens, needs_for(MethodConfig(), BudgetConfig(param_fraction=0.5)))
     with pytest.raises(Exception, match="output_scale"):
         plan(tiny_model(), plain, bits=(4,), max_bytes=50_000)

@@ -60,7 +60,10 @@ def test_the_better_buy_is_the_simplest_that_loses_no_more(losses, buy):
 
 def test_the_verdict_says_where_bits_end():
     ample, scarce = point(2_000_000, bits=0.1, both=0.1), point(1_000_000, bits=3.0, both=1.0)
-    assert verdict([ample, scarce]) == "Bits alone are the better buy down to 2.0 MB; from 1.0 MB on, fewer weights in more bits each."
+    assert (
+        verdict([ample, scarce])
+        == "Bits alone are the better buy down to 2.0 MB; from 1.0 MB on, fewer weights in more bits each."
+    )
     assert "at each of these sizes" in verdict([ample])
     assert "at each of these sizes" in verdict([scarce])
 

@@ -1,8 +1,9 @@
 """What may become of a unit: every rank and layout that is allowed, with its cost and, where it is known, its loss."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -152,38 +153,70 @@ def candidates(
         noise: by layout, the forecast of rounding to one step at each rank, or the one number of the dense layers; see
             :func:`~fasc.forecast.rounding.noise_loss`.
     """
-    options = _options(unit, rules, rules.floor * (dense_parameters or unit.parameters))
-    menu = np.array([0 if bits == UNROUNDED else bits for bits in rules.bits] or [0])
-    bits = np.tile(menu, len(options))
-    costs = np.repeat([_cost(layout, unit, rank, rules) for rank, layout in options], len(menu)).astype(np.float64)
-    if rules.bits and rules.cost == "bytes":
-        costs -= _saved_by_rounding(unit, options, menu, rules).ravel()
-    ranks, position = np.repeat([rank for rank, _ in options], len(menu)), np.repeat(np.arange(len(options)), len(menu))
-    order = np.lexsort((position, -ranks, costs))
-    ranks, bits, position = ranks[order], bits[order], position[order]
-    layouts = tuple(options[one][1] for one in position)
+    table = _table(_anonymous(unit), rules, rules.floor * (dense_parameters or unit.parameters))
     known = roundings = None
     if losses is not None:
-        known = np.array([0.0 if layout.leaves_dense else losses[min(rank, len(losses) - 1)] for rank, layout in options])[
-            position
+        known = np.array([0.0 if one.leaves_dense else losses[min(rank, len(losses) - 1)] for rank, one in table.stored])[
+            table.place
         ]
     if known is not None and rules.bits:
-        noises = np.array([_noise_at(layout, rank, noise or {}) for rank, layout in options])
-        roundings = np.where(bits > 0, noises[position] * np.array([rounding_share(int(b)) for b in bits]), 0.0)
+        noises = np.array([_noise_at(layout, rank, noise or {}) for rank, layout in table.stored])
+        roundings = noises[table.place] * _SHARES[table.bits]
         known = known + roundings
+    kept = np.arange(len(table.place))
+    if known is not None and rules.bits and not rules.overhead and not rules.counts_multiply_adds:
+        kept = kept[known < np.minimum.accumulate(np.append(np.inf, known[:-1]))]  # others cost more and lose no less
+    place = table.place[kept]
+    layouts = tuple(table.stored[one][1] for one in place)
     return Candidates(
         unit,
-        ranks,
+        np.array([table.stored[one][0] for one in place]),
         layouts,
-        costs[order],
-        known,
+        table.costs[kept],
+        None if known is None else known[kept],
         whole=_cost(_leaving_dense(), unit, unit.full_rank, rules),
         overheads=np.array([_overhead(layout, rules) for layout in layouts]) if rules.overhead else None,
-        bits=bits if rules.bits else None,
-        roundings=roundings,
+        bits=table.bits[kept] if rules.bits else None,
+        roundings=None if roundings is None else roundings[kept],
         bits_group=rules.bits_group,
-        multiply_adds=_multiply_adds(unit, options, position) if rules.counts_multiply_adds else None,
+        multiply_adds=table.multiply_adds[place] if rules.counts_multiply_adds else None,
     )
+
+
+class _Table(NamedTuple):
+    """What units of one shape may become, whatever they lose; in order of cost."""
+
+    stored: list[tuple[int, Layout]]
+    """Ranks in layouts."""
+
+    multiply_adds: Floats
+    """Of each of these."""
+
+    place: NDArray[np.int64]
+    """Of each option in ``stored``."""
+
+    bits: NDArray[np.int64]
+    costs: Floats
+
+
+def _anonymous(unit: Unit) -> Unit:
+    """The shape alone: blocks of a model have the same."""
+    return Unit("", tuple(replace(layer, name="") for layer in unit.layers))
+
+
+@lru_cache(maxsize=4096)
+def _table(unit: Unit, rules: Rules, least: float) -> _Table:
+    stored = _options(unit, rules, least)
+    menu = np.array([0 if bits == UNROUNDED else bits for bits in rules.bits] or [0])
+    bits = np.tile(menu, len(stored))
+    place = np.repeat(np.arange(len(stored)), len(menu))
+    costs = np.array([_cost(layout, unit, rank, rules) for rank, layout in stored], dtype=np.float64)[place]
+    if rules.bits and rules.cost == "bytes":
+        costs -= _saved_by_rounding(unit, stored, menu, rules).ravel()
+    ranks = np.array([rank for rank, _ in stored])[place]
+    order = np.lexsort((np.arange(len(place)), -ranks, costs))
+    multiply_adds = np.array([layout.multiply_adds(unit, rank) for rank, layout in stored], dtype=np.float64)
+    return _Table(stored, multiply_adds, place[order], bits[order], costs[order])
 
 
 def _options(unit: Unit, rules: Rules, least: float) -> list[tuple[int, Layout]]:
@@ -203,12 +236,12 @@ def _options(unit: Unit, rules: Rules, least: float) -> list[tuple[int, Layout]]
     return options
 
 
-def _multiply_adds(unit: Unit, options: Sequence[tuple[int, Layout]], position: NDArray[np.int64]) -> Floats:
-    return np.array([layout.multiply_adds(unit, rank) for rank, layout in options], dtype=np.float64)[position]
-
-
 UNROUNDED = 16
 """In a menu of bits: the weights stay as they are, in the precision of the model."""
+
+
+_SHARES = np.array([rounding_share(bits) for bits in range(9)])
+"""By bits."""
 
 
 def _saved_by_rounding(unit: Unit, options: Sequence[tuple[int, Layout]], menu: NDArray[np.int64], rules: Rules) -> Floats:

@@ -99,6 +99,7 @@ def needs_for(options: MethodConfig, budget: BudgetConfig | None) -> frozenset[N
         needs |= frozenset(Need("gradient", scope) for scope in scopes)
     if options.bits:
         check_bits(options, budget)
+    if options.bits or (budget is None and method.is_loss):
         needs |= {OUTPUT_SCALE}
     return needs | selection_needs(options)
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from fasc.planning.frontier import WAYS, Point, verdict
 from fasc.planning.table import composition
-from fasc.storage import new_file
+from fasc.reporting.drawing import save_png
 
 _TITLES = {"width": "fewer weights", "bits": "fewer bits", "both": "both"}
 _COLOURS = {"width": "#8a8f98", "bits": "#1f6fb4", "both": "#d1495b"}
@@ -57,6 +57,4 @@ def frontier_figure(points: Sequence[Point], path: Path) -> Path:
         right.set(xlabel="multiply-adds of the compressed layers ÷ dense")
         left.legend(frameon=False)
         figure.suptitle(verdict(points), fontsize=9)
-        with new_file(path) as scratch:
-            figure.savefig(scratch, format="png")
-    return path
+    return save_png(figure, path)

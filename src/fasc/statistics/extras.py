@@ -264,6 +264,9 @@ EXTRAS: Mapping[str, type[Extra]] = {
 }
 """By moment."""
 
+OUTPUT_ONLY = frozenset({"output_scale"})
+"""Extras that look at no input, which then need not be kept until the backward pass."""
+
 FORWARD_ONLY = frozenset({"magnitude"})
 """Extras that need no backward pass."""
 
