@@ -129,7 +129,8 @@ def test_what_the_user_put_where_the_next_run_writes_is_not_replaced(fasc, done,
 
 
 @pytest.mark.parametrize(
-    "label", ["..", ".", "../../x", "/tmp/x", "a/b", "figures", "dense", "Dense", "report.md", "recipe.toml", "", " ", "x" * 200, "a\nb"]
+    "label",
+    ["..", ".", "../../x", "/tmp/x", "a/b", "figures", "dense", "Dense", "report.md", "recipe.toml", "", " ", "x" * 200, "a\nb"],
 )
 def test_a_label_that_is_no_name_of_a_result_is_refused(fasc, recipe, tmp_path, label):
     recipe.write_text(recipe.read_text() + f'[[methods]]\nname = "fasc"\nlabel = {json.dumps(label)}\n')
@@ -161,7 +162,9 @@ def test_a_run_recovers_what_the_recipe_says_and_scores_it_beside_the_rest(done,
     rows = {folder.parent.name for folder in out.glob("*/scores.json")}
     assert rows == {"dense", "svd", "svd-recovered", "fasc", "fasc-recovered", "magnitude"}, "masks have no layers to train"
     assert all(row in table for row in rows)
-    kl = {name: next(s for s in found if s["benchmark"] == "kl")["value"] for name, found in scores(out).items() if name != "dense"}
+    kl = {
+        name: next(s for s in found if s["benchmark"] == "kl")["value"] for name, found in scores(out).items() if name != "dense"
+    }
     assert kl["fasc-recovered"] < kl["fasc"]
     assert "recovery" not in json.loads((out / "fasc" / "model" / "fasc_provenance.json").read_text())
     assert json.loads((out / "fasc-recovered" / "model" / "fasc_provenance.json").read_text())["recovery"]["tokens"] == 640
@@ -209,7 +212,14 @@ def test_a_run_whose_checkpoint_was_damaged_or_removed_heals(done, finished, tmp
 
 @pytest.mark.parametrize(
     "moment",
-    ["statistics.safetensors", "diagnosis.json", "dense/scores.json", "svd/model/config.json", "svd/plan.json", "fasc/scores.json"],
+    [
+        "statistics.safetensors",
+        "diagnosis.json",
+        "dense/scores.json",
+        "svd/model/config.json",
+        "svd/plan.json",
+        "fasc/scores.json",
+    ],
 )
 def test_a_run_that_is_killed_at_any_moment_ends_as_one_that_nobody_disturbed(done, finished, tmp_path, moment):
     """SIGKILL as soon as a file stands; the same command finishes the run, and its weights and scores are the same bits."""
