@@ -28,6 +28,8 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from fasc.methods import METHODS
+from fasc.statistics.collect import collect_moments
 from fasc.storage import cache_root
 
 VOCABULARY = 128
@@ -154,9 +156,6 @@ def text_file(tmp_path):
 @pytest.fixture(scope="session")
 def measured(tokens):
     """The moments that any method asks for, of the tiny model of an architecture; each is measured once."""
-    from fasc.methods import METHODS  # late: first the plugin that checks shapes
-    from fasc.statistics.collect import collect_moments
-
     needs = frozenset().union(*(method.needs_in(method.scopes) for method in METHODS.values()))
     known = {}
 
