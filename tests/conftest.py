@@ -1,6 +1,7 @@
 """Tiny models of real architectures, built here from their configs; nothing is downloaded."""
 
 import copy
+import os
 import subprocess
 import sys
 import time
@@ -31,6 +32,9 @@ from transformers import (
 from fasc.methods import METHODS
 from fasc.statistics.collect import collect_moments
 from fasc.storage import cache_root
+
+torch.set_num_threads(1)  # models are tiny and tests run side by side: a second thread only waits
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 
 VOCABULARY = 128
 _COMMON = {
