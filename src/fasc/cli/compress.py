@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -66,6 +66,14 @@ def compress(
         Path | None, typer.Option("--plan", help="Carry out this plan (from `fasc plan --json`).", show_default=False)
     ] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Write an ordinary dense checkpoint, which loads without fasc.")] = False,
+    format: Annotated[
+        Literal["fasc", "compressed-tensors"] | None,
+        typer.Option(
+            "--format",
+            help="`fasc`, or `compressed-tensors` for rounded layers that load without fasc. [default: fasc]",
+            show_default=False,
+        ),
+    ] = None,
     include: opt.Include = None,
     exclude: opt.Exclude = None,
     batch_tokens: opt.BatchTokens = None,
@@ -103,7 +111,14 @@ def compress(
     sources = (model, statistics, held_out, plan, recipe.calibration.corpus)
     with output(out, overwrite=overwrite, inputs=sources, folder=True, owned=require_own_checkpoint) as target:
         small = compress_recipe(
-            recipe, target, statistics=statistics, held_out=held_out, plan=made, merged=merge, overwrite=overwrite
+            recipe,
+            target,
+            statistics=statistics,
+            held_out=held_out,
+            plan=made,
+            merged=merge,
+            overwrite=overwrite,
+            format="fasc" if format is None else format,
         )
     print_outcome(small.plan, out, recipe.source.model, merged=merge)
     print_line(out)

@@ -101,10 +101,11 @@ class LowRankLinear(nn.Module):
 
     def linear_maps(self) -> Iterator[LinearMap]:
         """The matrices that this layer holds, in the order in which they are used; ``A`` and ``b`` are those of the moment."""
-        if isinstance(self.down, nn.Linear):
+        down: Any = self.down
+        if isinstance(down, nn.Linear):
             yield LinearMap("down")
-        elif self.down is not None and hasattr(self.down, "linear_maps"):
-            yield from self.down.linear_maps()
+        elif hasattr(down, "linear_maps"):
+            yield from down.linear_maps()
         if self.up is not None:
             yield LinearMap("up", self.projection.weight, getattr(self.projection, "bias", None))
 

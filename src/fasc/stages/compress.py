@@ -3,7 +3,7 @@
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -25,6 +25,7 @@ from fasc.pruning import find_method
 from fasc.recipe import Recipe
 from fasc.reporting.card import model_card
 from fasc.serving.checkpoint import CheckpointNotes, require_own_checkpoint, save_checkpoint
+from fasc.serving.pack_quantized import save_pack_quantized
 from fasc.serving.quantizer import attach
 from fasc.stages.calibrate import calibrate
 from fasc.stages.keywords import Corpus, corpus_in, take
@@ -34,6 +35,9 @@ from fasc.statistics.moments import Need, Statistics
 from fasc.statistics.options import CalibrationConfig
 from fasc.storage import expanded, work_folder
 from fasc.text.sources import text_key
+
+Format = Literal["fasc", "compressed-tensors"]
+"""Of a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -51,16 +55,25 @@ class Compressed:
 
     tokenizer: PreTrainedTokenizerBase | None = None
 
-    def save(self, folder: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None, overwrite: bool = False) -> Path:
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        overwrite: bool = False,
+        format: Format = "fasc",
+    ) -> Path:
         """Write a checkpoint that ``AutoModelForCausalLM.from_pretrained`` loads where fasc is installed.
 
         Args:
             folder: where it goes.
             tokenizer: to write beside the weights; by default that of the dense model, if it was loaded from somewhere.
             overwrite: replace what is there.
+            format: ``compressed-tensors`` for rounded layers that other programs load without fasc.
 
         Raises:
             StorageError: the folder exists and may not be replaced, or there is no space.
+            UsageError: the format cannot hold the plan.
         """
         folder = expanded(folder)
         summary = find_method(self.plan.method).summary
@@ -69,7 +82,8 @@ class Compressed:
         own = tokenizer or self.tokenizer or _tokenizer_of(self.model)
         if own is None:
             say("no tokenizer is saved: the model was made in memory; pass tokenizer= to save one")
-        save_checkpoint(self.model, own, folder, notes, overwrite=overwrite)
+        write = save_checkpoint if format == "fasc" else save_pack_quantized
+        write(self.model, own, folder, notes, overwrite=overwrite)
         return folder
 
 
@@ -151,6 +165,16 @@ def carry_out_recipe(
     return Compressed(loaded.model, done, recipe, made, merged, loaded.tokenizer)
 
 
+def require_rounding_alone(options: MethodConfig) -> None:
+    """Refuse a plan that compressed-tensors could not hold, before the work.
+
+    Raises:
+        UsageError: layers may be factored or narrowed, or are not rounded.
+    """
+    if not options.bits or options.layouts != ("dense",):
+        raise UsageError("compressed-tensors holds rounded layers and no others", "give --layouts dense --bits 4,8")
+
+
 def mergeable(recipe: Recipe) -> Recipe:
     """Without channel pruning: an ordinary checkpoint has one number of channels for all blocks."""
     first, *others = recipe.methods
@@ -201,7 +225,7 @@ def compress_checkpoint(
         return compress_recipe(recipe, target, statistics=file, merged=merge, overwrite=overwrite)
 
 
-def compress_recipe(
+def compress_recipe(  # noqa: PLR0913 - a source each, and switches
     recipe: Recipe,
     out: Path,
     *,
@@ -210,6 +234,7 @@ def compress_recipe(
     plan: Plan | None = None,
     merged: bool = False,
     overwrite: bool = False,
+    format: Format = "fasc",
 ) -> Compressed:
     """Load, calibrate, plan, compress and save; what an interrupted call has finished is not done again.
 
@@ -224,7 +249,10 @@ def compress_recipe(
         plan: carried out instead of one made here.
         merged: write an ordinary dense checkpoint.
         overwrite: replace what is there.
+        format: of the checkpoint.
     """
+    if plan is None and format == "compressed-tensors":
+        require_rounding_alone(recipe.methods[0])
     recipe = mergeable(recipe) if merged else recipe
     if plan is not None:
         recipe = recipe.model_copy(update={"methods": (plan.options,)})
@@ -250,7 +278,7 @@ def compress_recipe(
             if recipe.methods[0].propagate or recipe.methods[0].selection != "none":  # otherwise it takes seconds
                 plan.save(work / "plan.json")
         small = carry_out_recipe(loaded, moments, recipe, plan, merged=merged, work=work)
-        small.save(out, overwrite=overwrite)
+        small.save(out, overwrite=overwrite, format=format)
     return small
 
 
