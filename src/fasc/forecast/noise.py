@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from fasc.errors import NotPositiveDefiniteError
 from fasc.forecast.rounding import Rounding, factored_noise, noise_key, noise_loss
 from fasc.layouts import FactoredLayout, Layout
+from fasc.linalg.decomposition import Decomposition
 from fasc.linalg.rounding import variances
 from fasc.methods import Solver
 from fasc.model.groups import Unit, stacked_weight
 from fasc.progress import progress
-from fasc.statistics.moments import GroupStatistics, Statistics, as_float64
+from fasc.statistics.moments import GroupStatistics, Statistics, UnitStatistics, as_float64
 
 _BLOCKS = 3
 """In which factors are looked at."""
@@ -131,12 +133,29 @@ def _ratios(
             for layout in {id(one): one for one in (layout.suited(unit) for layout in layouts)}.values():
                 if not isinstance(layout, FactoredLayout) or not layout.maps(unit, 1) or dense[unit.name] <= 0:
                     continue
-                logs = []
-                for share in _FRACTIONS:
-                    rank = max(1, round(share * min(unit.d_in, unit.d_out)))
-                    factors = full.truncate(rank, moments.input.mean.to(full.down))
-                    noise = factored_noise(unit, (layout, factors), moments, scales, how)
-                    logs.append(log(max(noise, 1e-300) / dense[unit.name]))
-                found[_kind(unit)].setdefault(layout.name, []).append(logs)
+                logs = _log_ratios(unit, (layout, full), moments, scales, how, dense[unit.name])
+                if logs:
+                    found[_kind(unit)].setdefault(layout.name, []).append(logs)
             advance()
     return {kind: {name: np.mean(logs, axis=0).tolist() for name, logs in by_layout.items()} for kind, by_layout in found.items()}
+
+
+def _log_ratios(
+    unit: Unit,
+    stored: tuple[FactoredLayout, Decomposition],
+    moments: UnitStatistics,
+    scales: Sequence[Tensor],
+    how: Rounding,
+    dense: float,
+) -> list[float]:
+    """At each of ``_FRACTIONS``; a rank beyond what the text has directions for is taken to be as the one before it."""
+    layout, full = stored
+    logs: list[float] = []
+    for share in _FRACTIONS:
+        rank = max(1, round(share * min(unit.d_in, unit.d_out)))
+        factors = full.truncate(rank, moments.input.mean.to(full.down))
+        try:
+            logs.append(log(max(factored_noise(unit, (layout, factors), moments, scales, how), 1e-300) / dense))
+        except NotPositiveDefiniteError:
+            logs += logs[-1:]
+    return logs if len(logs) == len(_FRACTIONS) else []

@@ -255,7 +255,8 @@ def compress_recipe(  # noqa: PLR0913 - a source each, and switches
         require_rounding_alone(recipe.methods[0])
     recipe = mergeable(recipe) if merged else recipe
     if plan is not None:
-        recipe = recipe.model_copy(update={"methods": (plan.options,)})
+        budgets = (BudgetConfig.model_validate(dict(plan.budget)),) if plan.budget else recipe.budgets
+        recipe = recipe.model_copy(update={"methods": (plan.options,), "budgets": budgets})
     needs = needs_for(recipe.methods[0], recipe.budgets[0])
     digests = [None if file is None else file_digest(file) for file in (statistics, held_out)]
     calibration = recipe.calibration
