@@ -224,12 +224,11 @@ def _options(unit: Unit, rules: Rules, least: float) -> list[tuple[int, Layout]]
     step = step_of(rules.rank_multiple, unit.full_rank)
     factored = _suited([layout for layout in rules.layouts if not layout.leaves_dense], unit)
     dense = [layout for layout in rules.layouts if layout.leaves_dense]
+    allowed = [(layout, layout.ranks(unit, step)) for layout in factored]
     options = []
-    for rank in range(step, min(unit.d_in, unit.d_out), step):
-        cheapest = _cheapest(factored, unit, rank)
-        several = [one for one in factored if not one.last_resort and one.parameters(unit, rank) < unit.parameters]
-        for layout in several if rules.bits and several else [cheapest]:
-            if layout is not None and layout.parameters(unit, rank) >= least:
+    for rank in sorted({rank for _, ranks in allowed for rank in ranks}):
+        for layout in _at_rank([layout for layout, ranks in allowed if rank in ranks], unit, rank, several=bool(rules.bits)):
+            if layout.parameters(unit, rank) >= least:
                 options.append((rank, layout))
     if dense or not options:
         options.append((min(unit.d_in, unit.d_out), dense[0] if dense else _leaving_dense()))
@@ -270,6 +269,14 @@ def _suited(layouts: Sequence[Layout], unit: Unit) -> list[Layout]:
     """The forms for this unit, each once; cheaper to run first, so that it is taken where two are as large."""
     forms = {id(form): form for form in (layout.suited(unit) for layout in layouts)}
     return sorted(forms.values(), key=lambda form: (form.extra_products, form.extra_copies))
+
+
+def _at_rank(layouts: Sequence[Layout], unit: Unit, rank: int, *, several: bool) -> list[Layout]:
+    """The cheapest layout, or every one below the dense size."""
+    cheapest = _cheapest(layouts, unit, rank)
+    if cheapest is None or cheapest.last_resort or not several:
+        return [] if cheapest is None else [cheapest]
+    return [one for one in layouts if not one.last_resort and one.parameters(unit, rank) < unit.parameters]
 
 
 def _cheapest(layouts: Sequence[Layout], unit: Unit, rank: int) -> Layout | None:
