@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from fasc.methods import METHODS
+from fasc.planning.options import BudgetConfig
 from fasc.statistics.collect import collect_moments
 from fasc.storage import cache_root
 
@@ -87,6 +88,17 @@ def tiny_model(architecture="llama", seed=0, dtype=torch.float32, layers=None):
             else:
                 parameter.normal_(std=0.7)
     return model.to(dtype).eval()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def products_are_free():
+    """The default penalty of a product is more than the whole of a tiny model, whose plans would then have no factors."""
+    field = BudgetConfig.model_fields["overhead"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(field, "default", 0)
+        BudgetConfig.model_rebuild(force=True)
+        yield
+    BudgetConfig.model_rebuild(force=True)
 
 
 @pytest.fixture(scope="session", autouse=True)

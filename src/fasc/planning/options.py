@@ -102,9 +102,9 @@ class BudgetConfig(Options):
     floor: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of its dense parameters that each layer keeps at least."""
 
-    overhead: NonNegativeInt = 0
-    """Penalty, in parameters, per matrix product that factoring a layer adds. Higher means fewer and faster products at the same
-    size, and more loss. 0 counts parameters alone."""
+    overhead: NonNegativeInt = 32768
+    """Penalty, in parameters, per matrix product that factoring a layer adds. Higher means fewer products, a faster model of the same
+    size, and more loss. 0 counts parameters alone; the default keeps a 135M model from decoding slower than dense (docs/results.md)."""
 
     @model_validator(mode="before")
     @classmethod
