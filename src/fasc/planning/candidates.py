@@ -164,8 +164,8 @@ def candidates(
         roundings = noises[table.place] * _SHARES[table.bits]
         known = known + roundings
     kept = np.arange(len(table.place))
-    if known is not None and rules.bits and not rules.overhead and not rules.counts_multiply_adds:
-        kept = kept[known < np.minimum.accumulate(np.append(np.inf, known[:-1]))]  # others cost more and lose no less
+    if known is not None and rules.bits and not rules.counts_multiply_adds:
+        kept = _undominated(known, np.array([_overhead(one, rules) for _, one in table.stored])[table.place])
     place = table.place[kept]
     layouts = tuple(table.stored[one][1] for one in place)
     return Candidates(
@@ -181,6 +181,16 @@ def candidates(
         bits_group=rules.bits_group,
         multiply_adds=table.multiply_adds[place] if rules.counts_multiply_adds else None,
     )
+
+
+def _undominated(losses: Floats, overheads: Floats) -> NDArray[np.int64]:
+    """Options, in order of cost, that lose less than every cheaper one of the same overhead."""
+    kept = np.zeros(len(losses), dtype=bool)
+    for overhead in np.unique(overheads):
+        alike = np.flatnonzero(overheads == overhead)
+        before = np.minimum.accumulate(np.append(np.inf, losses[alike][:-1]))
+        kept[alike[losses[alike] < before]] = True
+    return np.flatnonzero(kept)
 
 
 class _Table(NamedTuple):

@@ -72,7 +72,7 @@ def frontier(make: Make, options: MethodConfig, dense_bytes: int, shares: Sequen
     ways = {"width": options.but(bits=None), "bits": options.but(layouts=("dense",)), "both": options}
     points = []
     for share in shares:
-        budget, plans = BudgetConfig(max_bytes=int(share * dense_bytes)), {}
+        budget, plans = BudgetConfig(max_bytes=int(share * dense_bytes), overhead=0), {}
         for way in WAYS:
             try:
                 plans[way] = make(ways[way], budget)
