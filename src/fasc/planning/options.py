@@ -103,8 +103,8 @@ class BudgetConfig(Options):
     """Share of its dense parameters that each layer keeps at least."""
 
     overhead: NonNegativeInt = 32768
-    """Penalty, in parameters, per matrix product that factoring a layer adds. Higher means fewer products, a faster model of the same
-    size, and more loss. 0 counts parameters alone; the default keeps a 135M model from decoding slower than dense (docs/results.md)."""
+    """Penalty, in parameters, per matrix product that factoring a layer adds. Higher means fewer products, a faster model of the
+    same size, and more loss. 0 counts parameters alone."""
 
     @model_validator(mode="before")
     @classmethod
