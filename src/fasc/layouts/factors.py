@@ -7,70 +7,20 @@ import torch
 from torch import Tensor, nn
 
 from fasc.layouts._registry import LAYOUTS, Encoded, FactoredLayout, Facts, Layout, layout, split_rows
+from fasc.layouts._replacement import Replacement
 from fasc.linalg.decomposition import Factorization
 from fasc.model.groups import Scope, Unit
 from fasc.statistics.accumulators import Covariance
 
 
-class ComputedOnce(nn.Module):
-    """A map that several layers read: computed once per forward pass.
-
-    The first consumer computes it and leaves the result here. The others, called with the *same tensor object*, take it, and the
-    last one clears it. A consumer that is called with another tensor computes it again, so the result is right in any order of
-    calls. Nothing is left here while the map itself is trained, because its weight may change between two calls.
-    """
-
-    consumers: int = 1
-
-    _input: Tensor | None = None
-    _output: Tensor | None = None
-    _left: int = 0
-
-    def project(self, input: Tensor) -> Tensor:
-        """The map itself, [… d_in] → [… rank]."""
-        raise NotImplementedError
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Compute the map, or hand out what another consumer of the same tensor has computed."""
-        if self.consumers == 1 or (torch.is_grad_enabled() and any(one.requires_grad for one in self.parameters())):
-            return self.project(input)
-        if self._left > 0 and self._input is input and self._output is not None:
-            output = self._output
-            self._left -= 1
-            if self._left == 0:
-                self._input = self._output = None
-            return output
-        output = self.project(input)
-        self._input, self._output, self._left = input, output, self.consumers - 1
-        return output
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy holds no activations."""
-        return {**self.__dict__, "_input": None, "_output": None, "_left": 0}
-
-
-class Projection(ComputedOnce, nn.Linear):
-    """``x ↦ down · x`` for one or several layers."""
-
-    def __init__(self, d_in: int, rank: int, consumers: int = 1, *, bias: bool = False) -> None:
-        super().__init__(d_in, rank, bias=bias)
-        self.consumers = consumers
-
-    def project(self, input: Tensor) -> Tensor:
-        """[… d_in] → [… rank]."""
-        return nn.Linear.forward(self, input)
-
-    @property
-    def matrix(self) -> Tensor:
-        """The whole map, [rank, d_in]."""
-        return self.weight
-
-
-class LowRankLinear(nn.Module):
+class LowRankLinear(Replacement):
     """``x ↦ up(down(x))`` in the place of a dense layer ``d_in → d_out``.
 
     ``up`` has a bias: the layer's own, if any, and the correction of the mean. In a unit of several layers only the first holds
-    ``down``; the others read it from there.
+    ``down``; the others ask it. What ``down`` gives is computed once per forward pass: the first consumer computes it and leaves
+    it here. The others, called with the *same tensor object*, take it, and the last one clears it. A consumer that is called with
+    another tensor computes it again, so the result is right in any order of calls. Nothing is left while ``down`` is trained,
+    because its weight may change between two calls.
 
     Args:
         d_in: features of the input.
@@ -78,9 +28,15 @@ class LowRankLinear(nn.Module):
         up: the second factor.
     """
 
+    consumers: int = 1
+    """Layers that read this layer's ``down``."""
+
+    _input: Tensor | None = None
+    _output: Tensor | None = None
+    _left: int = 0
+
     def __init__(self, d_in: int, d_out: int, up: nn.Linear | None) -> None:
-        super().__init__()
-        self.in_features, self.out_features = d_in, d_out
+        super().__init__(d_in, d_out)
         self.up = up
         self.register_module("down", None)
         # A tuple hides the first layer from nn.Module, so that its parameters are not listed twice.
@@ -91,34 +47,53 @@ class LowRankLinear(nn.Module):
         """The module that holds ``down``, here or in the first layer of the unit."""
         return self._first[0].down if self._first else self.down
 
+    def project(self, x: Tensor) -> Tensor:
+        """``down``, [… d_in] → [… rank], or what another consumer of the same tensor has computed."""
+        return (self._first[0] if self._first else self)._project(x)
+
+    def _project(self, x: Tensor) -> Tensor:
+        down: nn.Module = self.down  # type: ignore[assignment]
+        if self.consumers == 1 or (torch.is_grad_enabled() and any(one.requires_grad for one in down.parameters())):
+            return down(x)  # type: ignore[no-any-return]
+        if self._left > 0 and self._input is x and self._output is not None:
+            output = self._output
+            self._left -= 1
+            if self._left == 0:
+                self._input = self._output = None
+            return output
+        output = down(x)
+        self._input, self._output, self._left = x, output, self.consumers - 1
+        return output
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy holds no activations."""
+        return {**self.__dict__, "_input": None, "_output": None, "_left": 0}
+
     def forward(self, x: Tensor) -> Tensor:
         """Map […, d_in] to […, d_out]."""
-        result: Tensor = self.up(self.projection(x))
+        result: Tensor = self.up(self.project(x))  # type: ignore[misc]
         return result
 
-    @property
-    def weight(self) -> Tensor:
-        """The dense ``up · down``, [d_out, d_in], computed when asked for."""
-        product: Tensor = self.up.weight @ self.projection.matrix  # type: ignore[union-attr]
-        return product
-
-    @property
-    def bias(self) -> Tensor:
-        """Of the layer, [d_out]."""
+    def product(self) -> tuple[Tensor, Tensor]:
+        """``up · down`` [d_out, d_in], and the bias [d_out]."""
         assert self.up is not None  # noqa: S101 - only pivoted layers may do without
-        return self.up.bias
+        return self.up.weight @ matrix_of(self.projection), self.up.bias
 
     def extra_repr(self) -> str:
         """One line for ``print(model)``."""
-        shared = ", shared" if self._first else ""
-        return f"in_features={self.in_features}, out_features={self.out_features}{shared}"
+        return super().extra_repr() + (", shared" if self._first else "")
 
 
-def share(projection: ComputedOnce, layers: Sequence[LowRankLinear]) -> list[nn.Module]:
+def matrix_of(projection: Any) -> Tensor:
+    """The whole map of a ``down``, [rank, d_in]."""
+    matrix: Tensor = projection.matrix if hasattr(projection, "matrix") else projection.weight
+    return matrix
+
+
+def share(projection: nn.Module, layers: Sequence[LowRankLinear]) -> list[nn.Module]:
     """Give the first layer the projection and let the others read it there."""
     first, *others = layers
-    projection.consumers = len(layers)
-    first.down = projection
+    first.down, first.consumers = projection, len(layers)
     for layer in others:
         layer._first = (first,)
     return list(layers)
@@ -150,7 +125,7 @@ class _TwoFactors(FactoredLayout):
         """A :class:`LowRankLinear` for each layer."""
         del facts
         layers = [LowRankLinear(unit.d_in, one.d_out, nn.Linear(rank, one.d_out, bias=True)) for one in unit.layers]
-        return share(Projection(unit.d_in, rank), layers)
+        return share(nn.Linear(unit.d_in, rank, bias=False), layers)
 
 
 @layout("factors")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fasc.errors import ModelError
 from fasc.layouts._registry import Encoded, FactoredLayout, Facts, layout
-from fasc.layouts.factors import LowRankLinear, Projection, share
+from fasc.layouts.factors import LowRankLinear, share
 from fasc.linalg.decomposition import Factorization
 from fasc.linalg.pivot import pivoted_form
 from fasc.linalg.psd import cholesky, damped
@@ -45,25 +45,20 @@ class PivotedLinear(LowRankLinear):
     def forward(self, x: Tensor) -> Tensor:
         """Map […, d_in] to […, d_out]."""
         # Flat, because on a CPU ordering the columns of a matrix is faster than the last axis of a larger tensor (decision 0005).
-        pivots = self.projection(x)
+        pivots = self.project(x)
         pivots = pivots.reshape(-1, pivots.shape[-1])
         own = pivots[:, self.start : self.stop]
         outputs = own if self.up is None else torch.cat((own, self.up(pivots)), dim=1)
         return outputs.index_select(1, self.order).view(*x.shape[:-1], self.out_features)
 
-    @property
-    def weight(self) -> Tensor:
-        """The dense weight, [d_out, d_in], computed when asked for."""
-        rows = self.projection.weight
-        parts = [rows[self.start : self.stop]] + ([] if self.up is None else [self.up.weight @ rows])
-        return torch.cat(parts)[self.order]
-
-    @property
-    def bias(self) -> Tensor:
-        """Of the layer, [d_out], in the order of its outputs."""
-        pivots = self.projection.bias
-        parts = [pivots[self.start : self.stop]] + ([] if self.up is None else [self.up.bias + self.up.weight @ pivots])
-        return torch.cat(parts)[self.order]
+    def product(self) -> tuple[Tensor, Tensor]:
+        """The dense weight [d_out, d_in] and bias [d_out], in the order of the layer's outputs."""
+        rows, pivots = self.projection.weight, self.projection.bias
+        weights, biases = [rows[self.start : self.stop]], [pivots[self.start : self.stop]]
+        if self.up is not None:
+            weights.append(self.up.weight @ rows)
+            biases.append(self.up.bias + self.up.weight @ pivots)
+        return torch.cat(weights)[self.order], torch.cat(biases)[self.order]
 
 
 @layout("pivoted")
@@ -114,7 +109,7 @@ class PivotedRows(FactoredLayout):
             PivotedLinear(unit.d_in, layer.d_out, rank, own)
             for layer, own in zip(unit.layers, _own_rows(facts["pivots"]), strict=True)
         ]
-        return share(Projection(unit.d_in, rank, bias=True), layers)
+        return share(nn.Linear(unit.d_in, rank, bias=True), layers)
 
     def check(self, unit: Unit, rank: int, facts: Facts) -> None:
         """Each layer's pivots are some of its rows, and together they are the rank."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fasc.layouts._registry import Encoded, FactoredLayout, Facts, layout, split_rows
-from fasc.layouts.factors import ComputedOnce, LowRankLinear, share
+from fasc.layouts.factors import LowRankLinear, share
 from fasc.linalg.decomposition import Factorization
 from fasc.linalg.pivot import pivoted_form
 from fasc.model.groups import Unit
@@ -16,7 +16,7 @@ _SMALLEST = 1e-8
 """Variance of an input, relative to the mean, below which it counts as dead."""
 
 
-class PivotColumns(ComputedOnce):
+class PivotColumns(nn.Module):
     """The projection of a unit that keeps ``rank`` of its inputs: ``x ↦ x_pivots + rest(x_others)``.
 
     ``order`` lists the pivots and then the others. Where :class:`~fasc.layouts.pivoted.PivotedLinear` orders the outputs of every
@@ -31,7 +31,7 @@ class PivotColumns(ComputedOnce):
         self.rest = nn.Linear(d_in - rank, rank, bias=False)
         self.register_buffer("order", torch.arange(d_in, dtype=torch.int32))
 
-    def project(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """[… d_in] → [… rank]."""
         ordered = input.reshape(-1, input.shape[-1]).index_select(1, self.order)
         output = ordered[:, : self.rank] + self.rest(ordered[:, self.rank :])

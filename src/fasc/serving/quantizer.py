@@ -1,6 +1,6 @@
 """Our entry in transformers' quantizer registry: rebuilds the compressed structure before the weights are loaded.
 
-Imports nothing of transformers but the registry, because it is imported while transformers is (see ``fasc/__init__.py``).
+Imports nothing of transformers but the registry, because it is imported while transformers is (see ``_fasc_transformers.py``).
 """
 
 from typing import Any
@@ -22,7 +22,9 @@ class FascHfQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: nn.Module, **_kwargs: Any) -> None:
         from fasc.edits.structure import build_structure, parsed  # noqa: PLC0415 - not while transformers is imported
+        from fasc.serving.model_type import undisguise  # noqa: PLC0415
 
+        undisguise(model.config)
         build_structure(model, parsed(self.quantization_config))
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_kwargs: Any) -> nn.Module:
