@@ -2,6 +2,7 @@
 
 import copy
 import subprocess
+import sys
 import time
 
 import pytest
@@ -148,6 +149,36 @@ def text_file(tmp_path):
     picks = torch.randint(len(words), (900,), generator=generator)
     file.write_text(" ".join(words[i] for i in picks), encoding="utf-8")
     return file
+
+
+@pytest.fixture(scope="session")
+def measured(tokens):
+    """The moments that any method asks for, of the tiny model of an architecture; each is measured once."""
+    from fasc.methods import METHODS  # late: first the plugin that checks shapes
+    from fasc.statistics.collect import collect_moments
+
+    needs = frozenset().union(*(method.needs_in(method.scopes) for method in METHODS.values()))
+    known = {}
+
+    def of(architecture="llama"):
+        if architecture not in known:
+            known[architecture] = collect_moments(tiny_model(architecture), tokens, needs)
+        return known[architecture]
+
+    return of
+
+
+def logits(model, tokens):
+    with torch.no_grad():
+        return model(input_ids=tokens).logits
+
+
+def in_new_process(script, *arguments):
+    """Run a Python script that must succeed; its output."""
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.fixture(scope="session")

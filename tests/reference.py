@@ -105,7 +105,9 @@ SURROGATE = {
     "svd": input_error,
     "whitened": output_error,
     "two-sided": fisher_loss,
+    "two-sided-sketch": fisher_loss,
     "fasc": fisher_loss,
+    "fasc-sketch": fisher_loss,
     "fasc-eq6": dropped_quotients,
     "grad-weighted": product_error,
     "fisher-diag": diagonal_fisher_loss,
@@ -122,10 +124,10 @@ def greedy_elimination(weight, covariance, fewest):
     while len(alive) > fewest:
         tried = {}
         for feature in alive:
-            kept = [one for one in alive if one != feature]
-            fitted = weight @ covariance[:, kept] @ torch.linalg.inv(covariance[kept][:, kept])
+            others = [one for one in alive if one != feature]
+            fitted = weight @ covariance[:, others] @ torch.linalg.inv(covariance[others][:, others])
             error = weight.clone()
-            error[:, kept] -= fitted
+            error[:, others] -= fitted
             tried[feature] = float(torch.trace(error @ covariance @ error.mT))
         best = min(tried, key=tried.get)
         alive.remove(best)

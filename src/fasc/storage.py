@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -213,14 +214,19 @@ def write_json(path: Path, value: Any) -> Path:
     return path
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *, finite: bool = True) -> Any:
     """Read a JSON file.
+
+    Args:
+        path: the file.
+        finite: refuse NaN and infinity, which our files never hold and others may.
 
     Raises:
         StorageError: missing, unreadable, or not JSON; names the line.
     """
+    numbers: dict[str, Any] = {"parse_float": _finite, "parse_constant": _finite} if finite else {}
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(path.read_text(encoding="utf-8-sig"), **numbers)
     except FileNotFoundError as problem:
         raise StorageError(f"`{path}` does not exist", "run the stage that writes it first") from problem
     except json.JSONDecodeError as problem:
@@ -229,3 +235,12 @@ def read_json(path: Path) -> Any:
         raise StorageError(f"`{path}`: nested too deeply to be one of ours", "write it again") from problem
     except (OSError, UnicodeDecodeError) as problem:
         raise StorageError(f"cannot read `{path}`: {problem}", "check the path and its permissions") from problem
+    except ValueError as problem:  # a number that is not finite, or of thousands of digits
+        raise StorageError(f"`{path}`: {problem}", "write it again") from problem
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not isfinite(number):
+        raise ValueError(f"{digits} is no finite number")
+    return number

@@ -1,4 +1,4 @@
-"""Compressed tiny models, and Python without fasc."""
+"""Checkpoints of tiny models: MLPs with fewer channels, groups and layers in several layouts."""
 
 import os
 import subprocess
@@ -6,7 +6,10 @@ import sys
 
 import pytest
 
-import fasc
+from fasc.compression.compress import carry_out
+from fasc.serving.checkpoint import CheckpointNotes, save_checkpoint
+from fasc.serving.quantizer import attach
+from fasc.stages.plan import plan
 from tests.conftest import tiny_model
 
 WITHOUT_US = """
@@ -16,12 +19,38 @@ sys.modules["fasc"] = None
 """
 
 
-def compressed(architecture, tokens, **options):
-    """A tiny model with its plan, of every kind of layer by default."""
-    model = tiny_model(architecture)
-    statistics = fasc.collect(model, corpus=tokens, sequences=len(tokens), sequence_length=tokens.shape[1])
-    budget = {"merged": {"rank_fraction": 0.5}, "dense,channels": {"param_fraction": 0.8}}
-    return fasc.compress(model, statistics, **(budget.get(options.get("layouts"), {"param_fraction": 0.7}) | options))
+@pytest.fixture(scope="session")
+def compressed(measured):
+    """A model compressed as by default, and the plan as it was carried out."""
+
+    def of(architecture="llama", *, propagate=False, **options):
+        model = tiny_model(architecture)
+        budget = options or {"param_fraction": 0.6}
+        made = plan(model, measured(architecture), damping=1e-2, **budget)
+        done = carry_out(model, measured(architecture), made, propagate=propagate)
+        attach(model)
+        return model, done
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def write(tokenizer):
+    """Save a model as compression does."""
+
+    def save(model, folder, plan=None, **options):
+        notes = CheckpointNotes({"a": 1}, {"versions": {}}, {} if plan is None else plan.to_dict(), "card")
+        save_checkpoint(model, tokenizer, folder, notes, **options)
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def checkpoint(compressed, write, tmp_path_factory):
+    """A folder of the default plan; to be copied before it is changed."""
+    model, plan = compressed()
+    return write(model, tmp_path_factory.mktemp("checkpoint") / "small", plan)
 
 
 @pytest.fixture(params=["factors", "shared", "pivoted", "pivoted-columns", "merged", "dense,channels"])

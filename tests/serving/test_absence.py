@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaC
 from fasc.edits.structure import edited_layers
 from fasc.serving.model_type import MODEL_TYPE
 from tests.conftest import tiny_model
-from tests.serving.conftest import compressed
+from tests.serving.small import small_of
 
 LOAD = """
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
@@ -27,7 +27,7 @@ def logits_of(folder, tokens):
 
 @pytest.fixture
 def saved(tokens, tokenizer, tmp_path):
-    small = compressed("llama", tokens)
+    small = small_of("llama", tokens)
     return small, small.save(tmp_path / "small", tokenizer=tokenizer)
 
 
@@ -44,14 +44,14 @@ def test_a_model_class_named_by_hand_stops_at_the_sizes_without_us(saved, python
 
 
 def test_what_save_pretrained_wrote_stops_at_the_sizes_without_us(tokens, layouts, tmp_path, python):
-    compressed("llama", tokens, layouts=layouts).model.save_pretrained(tmp_path / "plain")
+    small_of("llama", tokens, layouts=layouts).model.save_pretrained(tmp_path / "plain")
     result = python(LOAD, tmp_path / "plain", "auto", without_us=True)
     assert "LOADED" not in result.stdout
     assert "mismatch" in result.stderr.lower()
 
 
 def test_every_replaced_layer_holds_a_tensor_that_no_dense_layer_fits(tokens, architecture, layouts):
-    small = compressed(architecture, tokens, layouts=layouts)
+    small = small_of(architecture, tokens, layouts=layouts)
     dense = {name: tensor.shape for name, tensor in tiny_model(architecture).state_dict().items()}
     state = small.model.state_dict()
     assert edited_layers(small.model)

@@ -1,16 +1,31 @@
 """``fasc compress``."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fasc.cli import options as opt
 from fasc.errors import UsageError
 from fasc.model.options import LayersConfig, ModelConfig
-from fasc.planning.options import BudgetConfig
+from fasc.planning.options import BudgetConfig, MethodConfig
 from fasc.recipe import Recipe
 from fasc.statistics.options import CalibrationConfig
+
+if TYPE_CHECKING:
+    from fasc.planning.plan import Plan
+
+
+_PLANNED = (
+    *BudgetConfig.model_fields,
+    *MethodConfig.model_fields,
+    *LayersConfig.model_fields,
+    "damping",
+    "method_option",
+    "held_out",
+)
+"""Arguments that make a plan; one that is made already holds them."""
 
 
 def compress(
@@ -78,8 +93,8 @@ def compress(
 
     needs_for(recipe.methods[0], recipe.budgets[0])
     made = None if plan is None else Plan.load(plan)
-    if made is not None and method not in (None, made.method):
-        raise UsageError(f"`{plan}` is a plan for `{made.method}`, not `{method}`", "leave --method out: a plan holds its own")
+    if made is not None:
+        _require_no_other(made, given)
     sources = opt.inputs(model, statistics, held_out, plan, recipe.calibration.corpus)
     with output(out, overwrite=overwrite, inputs=sources, folder=True) as target:
         small = compress_recipe(
@@ -87,3 +102,17 @@ def compress(
         )
     print_outcome(small.plan, out, recipe.source.model, merged=merge)
     typer.echo(out)
+
+
+def _require_no_other(plan: "Plan", given: Mapping[str, Any]) -> None:
+    """A plan is carried out as it is: refuse options that would change it."""
+    if given["method"] not in (None, plan.method):
+        raise UsageError(
+            f"`{given['plan']}` is a plan for `{plan.method}`, not `{given['method']}`",
+            "leave --method out: a plan holds its own",
+        )
+    other = next((name for name in _PLANNED if given.get(name) is not None), None)
+    if other is not None:
+        raise UsageError(
+            f"--{other.replace('_', '-')} and --plan were both given", "a plan holds its own: make another with `fasc plan`"
+        )

@@ -70,5 +70,5 @@ def diagnose(
     if figures is not None:
         from fasc.reporting.dependence_figures import dependence_figures
 
-        for path in dependence_figures(diagnosis.rows, figures):
+        for path in dependence_figures(diagnosis, figures):
             typer.echo(path)

@@ -41,8 +41,8 @@ def carry_out(
         raise ModelError("the model is compressed already", "compress the dense model; `fasc recover` trains a compressed one")
     plan.check(model)
     for edit in plan.edits:
-        if isinstance(edit, Factor):
-            edit.require(statistics)
+        edit.require(statistics)
+    require_loadable(model, plan.edits)
     if propagate:
         compress_in_order(model, statistics, plan, work)
     else:
@@ -50,7 +50,6 @@ def carry_out(
             for edit in plan.edits:
                 statistics = edit.apply(model, statistics)
                 advance()
-    require_loadable(model, plan.edits)
     return plan.with_edits(_as_made(model, plan))
 
 

@@ -103,6 +103,7 @@ def diagnose(
         statistics: with the moments that the methods need; what else is there (cross moments, sketches, gradients) adds columns.
         methods: whose energies to look at.
         rank_fraction: ½J is given at the rank that a uniform plan of it has, the angles at this fraction of the directions.
+            Angles are between the first and the last method whose projectors are of whole groups.
         exclude: says of each row why it is not to be trusted; none is by default.
 
     Raises:
@@ -111,18 +112,20 @@ def diagnose(
     solvers = [solver_of(options) for options in methods]
     for chosen in solvers:
         statistics.require(chosen.method.needs)
+    whole = [one.name for one in solvers if one.method.scope == "group"]
+    compared = (whole[0], whole[-1]) if len(whole) > 1 else None
     rows = []
     with progress("diagnosing", len(statistics.groups), "groups") as advance, torch.no_grad():
         for group in statistics.groups.values():
             parts = {one.name: _decompose(model, statistics, group.group, one) for one in solvers}
             energies = {one.name: _energies(one, parts[one.name], rank_fraction) for one in solvers}
             losses = {name: e["predicted_loss"] for name, e in energies.items() if "predicted_loss" in e}
-            scores = _dependence(model, group) | {"angle": _angle(parts, rank_fraction)}
+            scores = _dependence(model, group) | {"angle": compared and _angle(parts, compared, rank_fraction)}
             rows.append(_row(group) | scores | {"methods": energies, "predicted_loss": losses})
             advance()
     reasons = [None] * len(rows) if exclude is None else exclude(rows)
     rows = [row | {"excluded": reason} for row, reason in zip(rows, reasons, strict=True)]
-    return Diagnosis(tuple(rows), {"rank_fraction": rank_fraction, **statistics.meta})
+    return Diagnosis(tuple(rows), {"rank_fraction": rank_fraction, "angles_between": compared, **statistics.meta})
 
 
 def _row(group: GroupStatistics) -> dict[str, Any]:
@@ -160,12 +163,9 @@ def _dependence(model: PreTrainedModel, group: GroupStatistics) -> dict[str, Any
     }
 
 
-def _angle(parts: Mapping[str, Sequence["_Part"]], rank_fraction: float) -> float | None:
-    """Median principal angle, in degrees, between what the first and the last method read of the input at this rank."""
-    whole = [units[0].full for units in parts.values() if len(units) == 1]
-    if len(whole) < 2 or len(whole) < len(parts):
-        return None
-    one, other = whole[0].down, whole[-1].down
+def _angle(parts: Mapping[str, Sequence["_Part"]], compared: tuple[str, str], rank_fraction: float) -> float:
+    """Median principal angle, in degrees, between what two methods of whole groups read of the input at this rank."""
+    one, other = (parts[name][0].full.down for name in compared)
     rank = max(1, round(rank_fraction * min(one.shape[0], other.shape[0])))
     return float(principal_angles(one[:rank].mT, other[:rank].mT).median())
 

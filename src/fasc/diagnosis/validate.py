@@ -33,6 +33,9 @@ from fasc.statistics.options import CalibrationConfig
 
 Row = dict[str, Any]
 
+_EQUAL = 1e-9
+"""Relative spread of numbers that are the same."""
+
 
 def validate(
     model: PreTrainedModel,
@@ -271,9 +274,15 @@ def _gains(rows: Sequence[Mapping[str, Any]], fraction: float | None, better: st
 
 def _row(what: str, method: str, fraction: float | None, pairs: Sequence[tuple[float, float]], *, logs: bool) -> Row:
     row: Row = {"forecast": what, "method": method, "rank_fraction": fraction, "n": len(pairs)}
+    row |= dict.fromkeys(("pearson", "pearson_p", "spearman", "spearman_p", "median_ratio"))
     if len(pairs) < 3:
-        return row | dict.fromkeys(("pearson", "pearson_p", "spearman", "spearman_p", "median_ratio"))
+        return row
     x, y = np.array(pairs).T
+    row["median_ratio"] = float(np.median(y / x)) if logs else None
+    if (
+        np.ptp(x) <= _EQUAL * np.abs(x).max() or np.ptp(y) <= _EQUAL * np.abs(y).max()
+    ):  # a correlation needs something that varies
+        return row
     linear = stats.pearsonr(np.log(x), np.log(y)) if logs else stats.pearsonr(x, y)
     ranked = stats.spearmanr(x, y)
     return row | {
@@ -281,5 +290,4 @@ def _row(what: str, method: str, fraction: float | None, pairs: Sequence[tuple[f
         "pearson_p": float(linear.pvalue),
         "spearman": float(ranked.statistic),
         "spearman_p": float(ranked.pvalue),
-        "median_ratio": float(np.median(y / x)) if logs else None,
     }

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from torch import nn
 from transformers import PreTrainedModel
 
-from fasc.errors import ModelError
+from fasc.errors import ModelError, StatisticsError
 from fasc.model.layers import Layer, oriented_weight
 from fasc.options import parse
 from fasc.registry import Registry
@@ -67,6 +67,15 @@ class Edit(BaseModel, ABC, frozen=True, extra="forbid"):
 
         Raises:
             ModelError: a layer that is not there, of another shape or replaced already; a size that is not possible.
+        """
+
+    @abstractmethod
+    def require(self, statistics: Statistics) -> None:
+        """See that the statistics hold what the edit needs, before anything is changed.
+
+        Raises:
+            StatisticsError: names the layer or unit.
+            UsageError: the edit's method does not exist or has no such option.
         """
 
     @abstractmethod
@@ -134,11 +143,13 @@ def layers_of(model: nn.Module) -> dict[str, Layer]:
 
 
 def require_layers(wanted: Sequence[Layer], layers: Layers, what: str) -> None:
-    """See that layers are there, in the shapes that an edit was made for.
+    """See that layers are there, each once, in the shapes that an edit was made for.
 
     Raises:
         ModelError: names the first that is not.
     """
+    if len({layer.name for layer in wanted}) < len(wanted):
+        raise ModelError(f"{what}: a layer is listed twice", "the plan or checkpoint is damaged")
     for layer in wanted:
         now = layers.get(layer.name)
         if now is None:
@@ -151,3 +162,23 @@ def require_layers(wanted: Sequence[Layer], layers: Layers, what: str) -> None:
                 f"{what}: `{layer.name}` is {now.d_out}×{now.d_in} here and {layer.d_out}×{layer.d_in} in the plan",
                 "the plan or checkpoint belongs to another model",
             )
+        if now.bias != layer.bias:
+            here, there = ("a bias", "none") if now.bias else ("no bias", "one")
+            raise ModelError(
+                f"{what}: `{layer.name}` has {here} here and {there} in the plan",
+                "the plan or checkpoint belongs to another model",
+            )
+
+
+def require_members(statistics: Statistics, group: str, names: Sequence[str]) -> None:
+    """See that layers are in the group whose moments an edit will use.
+
+    Raises:
+        StatisticsError: there is no such group, or it has no such layer.
+    """
+    members = {layer.name for layer in statistics.group(group).group.layers}
+    absent = [name for name in names if name not in members]
+    if absent:
+        raise StatisticsError(
+            f"the group `{group}` of the statistics has no layer `{absent[0]}`", "run `fasc collect` on this model"
+        )

@@ -7,7 +7,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fasc.edits._registry import Edit, Layers, edit_kind, require_layers
+from fasc.edits._registry import Edit, Layers, edit_kind, require_layers, require_members
 from fasc.edits.structure import empty_modules, fill, put_module, record
 from fasc.errors import ModelError, UnknownNameError
 from fasc.forecast.half_j import loss_curve
@@ -131,8 +131,6 @@ class Factor(Edit):
     def check(self, layers: Layers) -> Layers:
         """The layers are there in these shapes, and the layout can hold the rank; they may not be edited again."""
         what = f"factor `{self.unit.name}`"
-        if len(set(self.layers)) < len(self.layers):
-            raise ModelError(f"{what}: a layer is listed twice", "the plan or checkpoint is damaged")
         require_layers(self.unit.layers, layers, what)
         if self.facts is None:  # not made yet
             FactoredLayout.check(self.stored, self.unit, self.rank, {})
@@ -146,6 +144,7 @@ class Factor(Edit):
         Raises:
             StatisticsError: names the unit.
         """
+        require_members(statistics, self.group, self.layers)
         unit = statistics.unit(self.unit)
         moments = self.solver.method.moments
         if "gradient" in moments:
@@ -174,6 +173,11 @@ class Factor(Edit):
         mean, target = inputs.mean.to(full.down), problem.target
         if target is None and not solution.whole:
             target = problem.weight.to(full.up) @ mean
+        if self.rank > full.full_rank:
+            raise ModelError(
+                f"`{self.unit.name}`: {self.method} finds {full.full_rank} directions and the plan keeps {self.rank}",
+                "the plan is damaged or was made for another method",
+            )
         factors = full.truncate(self.rank, mean, target)
         loss = self.predicted_loss
         if loss is None and solution.whole and problem.statistics.gradient is not None:
@@ -195,8 +199,14 @@ class Factor(Edit):
         return torch.zeros(layer.d_out).to(like) if bias is None else bias.detach().to(like)
 
     def build(self, model: nn.Module) -> None:
-        """The layout's empty modules."""
+        """The layout's empty modules.
+
+        Raises:
+            ModelError: the edit was never made, so that nobody knows what the layout has chosen.
+        """
+        if self.facts is None:
+            raise ModelError(f"factor `{self.unit.name}`: the edit lacks `facts`", "the checkpoint is damaged; copy it again")
         with empty_modules():
-            modules = self.stored.build(self.unit, self.rank, self.facts or {})
+            modules = self.stored.build(self.unit, self.rank, self.facts)
         for name, module in zip(self.layers, modules, strict=True):
             put_module(model, name, module)

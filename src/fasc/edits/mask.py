@@ -6,7 +6,7 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 from transformers import PreTrainedModel
 
-from fasc.edits._registry import Edit, Layers, edit_kind, require_layers
+from fasc.edits._registry import Edit, Layers, edit_kind, require_layers, require_members
 from fasc.errors import ModelError
 from fasc.model.layers import Layer, weight_of
 from fasc.pruning import get_unstructured
@@ -57,6 +57,11 @@ class Mask(Edit):
                 f"mask `{self.layer}`: {self.weights:,} weights of {self.d_in * self.d_out:,}", "the plan is damaged"
             )
         return {name: layer for name, layer in layers.items() if name != self.layer}
+
+    def require(self, statistics: Statistics) -> None:
+        """The group's inputs."""
+        get_unstructured(self.method)
+        require_members(statistics, self.group, self.touches)
 
     def apply(self, model: PreTrainedModel, statistics: Statistics) -> Statistics:
         """Write the zeros."""

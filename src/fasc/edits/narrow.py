@@ -22,8 +22,8 @@ class Shape(NamedTuple):
     """Of one dense layer."""
 
     name: str
-    d_in: int
-    d_out: int
+    d_in: PositiveInt
+    d_out: PositiveInt
     bias: bool
 
     @property
@@ -94,7 +94,7 @@ class Narrow(Edit):
         what = f"narrow `{self.consumer.name}`"
         require_layers([one.layer for one in (*self.producers, self.consumer)], layers, what)
         fits = self.consumer.d_in == self.channels and all(one.d_out % self.channels == 0 for one in self.producers)
-        if not fits or not self.producers or self.width >= self.channels or self.consumer.name in self.touches[:-1]:
+        if not fits or not self.producers or self.width >= self.channels:
             raise ModelError(
                 f"{what}: cannot keep {self.width} of {self.channels} channels of layers "
                 f"{', '.join(f'{one.d_out}×{one.d_in}' for one in (*self.producers, self.consumer))}",
@@ -122,6 +122,10 @@ class Narrow(Edit):
         group = groups[self.producers[0].name]
         producers = tuple(layer for layer in group.layers if layer.name in self.touches)
         return Coupling("channels", self.channels, group, producers, groups[self.consumer.name])
+
+    def require(self, statistics: Statistics) -> None:
+        """The consumer's inputs and gradients."""
+        statistics.unit(self.coupling(statistics).consumer.unit()).require_gradient()
 
     def apply(self, model: PreTrainedModel, statistics: Statistics) -> Statistics:
         """Choose the channels as the forecast did, and cut the layers."""

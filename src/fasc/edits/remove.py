@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from fasc.edits._registry import Edit, Layers, edit_kind, require_layers
 from fasc.edits.narrow import Shape
@@ -31,7 +31,6 @@ class Remove(Edit):
 
     producers: tuple[Shape, ...]
     consumer: Shape
-    consumer_group: str
     method: str
     structural: ClassVar[bool] = False
 
@@ -45,7 +44,6 @@ class Remove(Edit):
             count=count,
             producers=tuple(producers),
             consumer=consumer,
-            consumer_group=coupling.consumer.name,
             method=method,
         )
 
@@ -77,10 +75,13 @@ class Remove(Edit):
             raise ModelError(f"{what}: cannot keep {self.count} of {self.parts}", "the plan is damaged")
         return {name: layer for name, layer in layers.items() if name not in self.touches}
 
+    def require(self, statistics: Statistics) -> None:
+        """The moments that say which parts are important."""
+        self._importance(statistics)
+
     def apply(self, model: PreTrainedModel, statistics: Statistics) -> Statistics:
         """Keep the most important parts, and say the new sizes in the model's config."""
-        importance = get_structured(self.method).importance(statistics.group(self.consumer_group), self.parts)
-        stay = importance.argsort(descending=True, stable=True)[: self.count].sort().values.to(model.device)
+        stay = self._importance(statistics).argsort(descending=True, stable=True)[: self.count].sort().values.to(model.device)
         for producer in self.producers:
             module = model.get_submodule(producer.name)
             rows = _positions(stay, producer.d_out // self.parts)
@@ -90,32 +91,61 @@ class Remove(Edit):
         module = model.get_submodule(self.consumer.name)
         columns = _positions(stay, self.consumer.d_in // self.parts)
         module.weight, module.in_features = _rows(module.weight, columns, 1), len(columns)
-        config = model.config.get_text_config()
+        self._resize(model.config.get_text_config())
+        return statistics
+
+    def _importance(self, statistics: Statistics) -> Tensor:
+        """Of each part, [parts]; the consumer is the one layer of its group."""
+        return get_structured(self.method).importance(statistics.group(self.consumer.name), self.parts)
+
+    def _resize(self, config: PretrainedConfig) -> None:
+        """Say in a config how many parts stay."""
         if self.part == "heads":
             width = head_sizes(config)[2]
             served = self.consumer.d_in // self.parts // width  # query heads for each key-value head
             config.num_attention_heads, config.num_key_value_heads, config.head_dim = self.count * served, self.count, width
         else:
             config.intermediate_size = self.count
-        return statistics
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the tensors that stay, by their names in the model's state."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for producer in self.producers:
+            rows = producer.d_out // self.parts * self.count
+            shapes[f"{producer.name}.weight"] = (rows, producer.d_in)
+            if producer.bias:
+                shapes[f"{producer.name}.bias"] = (rows,)
+        shapes[f"{self.consumer.name}.weight"] = (self.consumer.d_out, self.consumer.d_in // self.parts * self.count)
+        return shapes
 
 
 def require_loadable(model: PreTrainedModel, edits: Sequence[Edit]) -> None:
-    """See that a model built from the smaller config has these very shapes.
+    """See, before parts are removed, that a model built from the smaller config has the very shapes that will be left.
 
     Raises:
         ModelError: the smaller config does not describe the smaller weights.
     """
-    if not any(isinstance(edit, Remove) for edit in edits):
+    removals = [edit for edit in edits if isinstance(edit, Remove)]
+    if not removals:
         return
-    with torch.device("meta"):
-        fresh = AutoModelForCausalLM.from_config(deepcopy(model.config))
-    expected = {name: tuple(tensor.shape) for name, tensor in fresh.state_dict().items()}
-    for name, tensor in model.state_dict().items():
-        if expected.get(name) != tuple(tensor.shape):
+    config = deepcopy(model.config)
+    left = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    heads = head_sizes(config.get_text_config())[1]
+    for edit in removals:
+        if edit.part == "heads" and edit.parts != heads:
             raise ModelError(
-                f"`{name}` is {tuple(tensor.shape)} after pruning and {expected.get(name)} by the smaller config",
-                f"structured pruning does not know how {type(model).__name__} is built",
+                f"`{edit.consumer.name}` reads {heads} heads here and {edit.parts} in the plan", "the plan is damaged"
+            )
+        edit._resize(config.get_text_config())
+        left |= edit._shapes()
+    with torch.device("meta"):
+        fresh = AutoModelForCausalLM.from_config(config)
+    expected = {name: tuple(tensor.shape) for name, tensor in fresh.state_dict().items()}
+    for name, shape in left.items():
+        if expected.get(name) != shape:
+            raise ModelError(
+                f"`{name}` is {shape} after pruning and {expected.get(name)} by the smaller config",
+                f"structured pruning does not know how {type(model).__name__} is built, or the plan is damaged",
             )
 
 

@@ -6,7 +6,7 @@ layout by its name.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -69,7 +69,7 @@ class Layout(ABC):
         del unit
         return self
 
-    def ranks(self, unit: Unit, step: int) -> Iterable[int]:
+    def ranks(self, unit: Unit, step: int) -> Collection[int]:
         """The ranks that a plan may choose."""
         return range(step, min(unit.d_in, unit.d_out), step)
 
@@ -110,6 +110,10 @@ class FactoredLayout(Layout):
     def build(self, unit: Unit, rank: int, facts: Facts) -> list[nn.Module]:
         """Empty replacements of the right shape, one for each layer, on the default device and in the default precision."""
 
+    def largest_rank(self, unit: Unit) -> int:
+        """Above it the layout has no modules for the unit."""
+        return max(unit.d_in, unit.d_out)
+
     def check(self, unit: Unit, rank: int, facts: Facts) -> None:
         """Refuse a structure that no unit of this shape can have.
 
@@ -117,9 +121,10 @@ class FactoredLayout(Layout):
             ModelError: names the unit and the number.
         """
         del facts
-        if not 1 <= rank <= max(unit.d_in, unit.d_out):
+        if not 1 <= rank <= self.largest_rank(unit):
             raise ModelError(
-                f"`{unit.name}` is {unit.d_out}×{unit.d_in} and cannot have rank {rank}", "the plan or checkpoint is damaged"
+                f"`{unit.name}` is {unit.d_out}×{unit.d_in} and cannot have rank {rank} in layout `{self.name}`",
+                "the plan or checkpoint is damaged",
             )
 
     def dense(self, module: nn.Module) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ class Replacement(nn.Module):
 
     A program that does not know of it builds the dense layer, finds no tensor of that layer in the checkpoint, and fills it with
     random numbers and a warning. So the checkpoint holds a tensor under the dense layer's name that has not its shape: there every
-    loader stops. It is a buffer of one number, and no product reads it (decision 0015).
+    loader stops. It is an empty buffer, and no product reads it (decision 0015).
 
     It is no ``nn.Linear``: whoever quantises or adapts those finds the factors, each of which is one.
 
@@ -38,5 +38,5 @@ class Replacement(nn.Module):
 
 
 def mark() -> Tensor:
-    """The mark's contents: one dimension, where a dense weight has two."""
-    return torch.ones(1)
+    """The mark: one dimension without a number, where a dense weight has two."""
+    return torch.empty(0)

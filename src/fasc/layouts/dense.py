@@ -1,6 +1,6 @@
 """Dense: the layers stay as they are."""
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import ClassVar
 
 from fasc.layouts._registry import Layout, layout
@@ -13,7 +13,7 @@ class Dense(Layout):
 
     leaves_dense: ClassVar[bool] = True
 
-    def ranks(self, unit: Unit, step: int) -> Iterable[int]:
+    def ranks(self, unit: Unit, step: int) -> Collection[int]:
         """The full one."""
         del step
         return (min(unit.d_in, unit.d_out),)

@@ -19,8 +19,9 @@ class LowRankLinear(Replacement):
     ``up`` has a bias: the layer's own, if any, and the correction of the mean. In a unit of several layers only the first holds
     ``down``; the others ask it. What ``down`` gives is computed once per forward pass: the first consumer computes it and leaves
     it here. The others, called with the *same tensor object*, take it, and the last one clears it. A consumer that is called with
-    another tensor computes it again, so the result is right in any order of calls. Nothing is left while ``down`` is trained,
-    because its weight may change between two calls.
+    another tensor computes it again, so the result is right in any order of calls, also if the tensor was changed in place
+    (tensors made in inference mode excepted: their changes are not counted). Nothing is left while ``down`` is trained, because
+    its weight may change between two calls.
 
     Args:
         d_in: features of the input.
@@ -34,6 +35,7 @@ class LowRankLinear(Replacement):
     _input: Tensor | None = None
     _output: Tensor | None = None
     _left: int = 0
+    _changes: int = 0
 
     def __init__(self, d_in: int, d_out: int, up: nn.Linear | None) -> None:
         super().__init__(d_in, d_out)
@@ -55,14 +57,15 @@ class LowRankLinear(Replacement):
         down: nn.Module = self.down  # type: ignore[assignment]
         if self.consumers == 1 or (torch.is_grad_enabled() and any(one.requires_grad for one in down.parameters())):
             return down(x)  # type: ignore[no-any-return]
-        if self._left > 0 and self._input is x and self._output is not None:
+        changes = _changes_of(x)
+        if self._left > 0 and self._input is x and self._changes == changes and self._output is not None:
             output = self._output
             self._left -= 1
             if self._left == 0:
                 self._input = self._output = None
             return output
         output = down(x)
-        self._input, self._output, self._left = x, output, self.consumers - 1
+        self._input, self._output, self._left, self._changes = x, output, self.consumers - 1, changes
         return output
 
     def __getstate__(self) -> dict[str, Any]:
@@ -82,6 +85,11 @@ class LowRankLinear(Replacement):
     def extra_repr(self) -> str:
         """One line for ``print(model)``."""
         return super().extra_repr() + (", shared" if self._first else "")
+
+
+def _changes_of(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; compilers follow that themselves."""
+    return 0 if torch.compiler.is_compiling() or tensor.is_inference() else tensor._version
 
 
 def matrix_of(projection: Any) -> Tensor:

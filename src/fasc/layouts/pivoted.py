@@ -111,6 +111,10 @@ class PivotedRows(FactoredLayout):
         ]
         return share(nn.Linear(unit.d_in, rank, bias=True), layers)
 
+    def largest_rank(self, unit: Unit) -> int:
+        """All rows are pivots."""
+        return unit.d_out
+
     def check(self, unit: Unit, rank: int, facts: Facts) -> None:
         """Each layer's pivots are some of its rows, and together they are the rank."""
         super().check(unit, rank, facts)

@@ -82,6 +82,10 @@ class PivotedColumns(FactoredLayout):
         states[0] |= {"down.rest.weight": rest, "down.order": order}
         return Encoded(states)
 
+    def largest_rank(self, unit: Unit) -> int:
+        """One input is no pivot."""
+        return unit.d_in - 1
+
     def build(self, unit: Unit, rank: int, facts: Facts) -> list[nn.Module]:
         """A :class:`~fasc.layouts.factors.LowRankLinear` for each layer."""
         del facts

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fasc.errors import ModelError
-from fasc.model.layers import Layer, select_layers, weight_of
+from fasc.model.layers import Layer, oriented_weight, select_layers, weight_of
 from fasc.model.options import LayersConfig
 from fasc.model.scopes import evaluating
 
@@ -139,15 +139,40 @@ def group_name(names: list[str]) -> str:
     return ".".join([*parts[0][:shared], "+".join(".".join(p[shared:]) for p in parts)])
 
 
+_SAME = 1e-2
+"""Relative difference up to which an output is that of a linear map, in any precision."""
+
+
 class _Probe:
-    """Records which tensor each layer read; holds the tensors so that no address is used twice."""
+    """Records which tensor each layer read, and whether its output is ``x Wᵀ + b``.
+
+    It holds the tensors, so that no address is used twice.
+    """
 
     def __init__(self) -> None:
         self.read: dict[str, list[tuple[Any, ...]]] = {}
+        self.not_linear: set[str] = set()
         self._held: list[Tensor] = []
 
-    def __call__(self, name: str, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        x = args[0]
+    def leave(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """A subclass of ``nn.Linear`` may compute something else: a router that returns a tuple, a grouped product."""
+        x, weight = args[0] if args else None, oriented_weight(module)
+        if not isinstance(x, Tensor) or not isinstance(output, Tensor) or weight is None or x.shape[-1] != weight.shape[1]:
+            self.not_linear.add(name)
+            return
+        expected = nn.functional.linear(x.to(weight.dtype), weight, getattr(module, "bias", None))
+        near = expected.shape == output.shape and bool(
+            (output.float() - expected.float()).abs().max() <= _SAME * expected.float().abs().max() + 1e-6 if x.numel() else True
+        )
+        if not near:
+            self.not_linear.add(name)
+
+    def enter(self, name: str, _module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Note the identity of what the layer reads."""
+        x = args[0] if args else None
+        if not isinstance(x, Tensor):
+            self.not_linear.add(name)
+            return
         self._held.append(x)
         storage = x.untyped_storage().data_ptr() or id(x)  # tensors without entries have no address
         identity = (storage, x.storage_offset(), tuple(x.shape), x.stride(), x._version)
@@ -157,7 +182,8 @@ class _Probe:
 def find_groups(model: PreTrainedModel, choice: LayersConfig) -> list[InputGroup]:
     """Run the model once on a few tokens and group the layers that read the same tensor.
 
-    Layers that are not called (an expert without tokens, a tower of another modality) belong to no group and stay dense.
+    Layers that are not called (an expert without tokens, a tower of another modality) or do not compute ``x Wᵀ + b`` belong to no
+    group and stay dense.
 
     Args:
         model: any causal language model of transformers; comes out as it went in.
@@ -173,12 +199,14 @@ def find_groups(model: PreTrainedModel, choice: LayersConfig) -> list[InputGroup
     probe = _Probe()
     with ExitStack() as stack:
         for name in layers:
-            handle = model.get_submodule(name).register_forward_pre_hook(partial(probe, name))
-            stack.callback(handle.remove)
+            module = model.get_submodule(name)
+            stack.callback(module.register_forward_pre_hook(partial(probe.enter, name)).remove)
+            stack.callback(module.register_forward_hook(partial(probe.leave, name)).remove)
         try_out(model)
     members: dict[tuple[Any, ...], list[Layer]] = {}
     for name, identities in probe.read.items():
-        members.setdefault(tuple(identities), []).append(layers[name])
+        if name not in probe.not_linear:
+            members.setdefault(tuple(identities), []).append(layers[name])
     if not members:
         raise ModelError(f"{type(model).__name__} calls none of the {len(layers)} chosen layers", "check --include")
     return [InputGroup(tuple(group)) for group in members.values()]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PretrainedConfig
 
 from fasc.errors import ModelError
@@ -19,7 +20,7 @@ def inspect_folder(folder: Path) -> None:
     """See that a folder holds a model that may be loaded.
 
     Raises:
-        ModelError: it holds no model, an adapter, pickles, or an index that names files outside of it.
+        ModelError: it holds no model, an adapter, pickles, a damaged file, or an index that names files outside of it.
         StorageError: a JSON file is damaged; names the line.
     """
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
@@ -38,6 +39,17 @@ def inspect_folder(folder: Path) -> None:
         if pickles:
             raise ModelError(f"`{folder}` holds pickles only ({pickles[0]}), and fasc unpickles nothing", _CONVERT)
         raise ModelError(f"`{folder}` holds no safetensors file", "copy the whole folder, or download it again")
+    for file in sorted(folder.glob("*.safetensors")):
+        _require_readable(file)
+
+
+def _require_readable(file: Path) -> None:
+    """See that a file's header can be read and that the file is as long as it says."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            tensors.keys()
+    except (OSError, SafetensorError) as problem:
+        raise ModelError(f"`{file}` is damaged: {' '.join(str(problem).split())[:200]}", "copy the file again") from problem
 
 
 def _inspect_index(folder: Path) -> None:

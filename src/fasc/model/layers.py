@@ -5,6 +5,7 @@ how it is stored there: the table at the end of this file is the only place that
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
@@ -99,7 +100,8 @@ def weight_of(model: nn.Module, layer: Layer) -> Tensor:
 def select_layers(model: PreTrainedModel, choice: LayersConfig) -> dict[str, Layer]:
     """The linear layers of the decoder blocks, by qualified name.
 
-    The output head and anything outside the blocks stay dense: they are what maps tokens to vectors and back.
+    The output head and anything outside the blocks stay dense: they are what maps tokens to vectors and back. So do layers whose
+    weight is used in several places.
 
     Args:
         model: any causal language model of transformers.
@@ -109,10 +111,10 @@ def select_layers(model: PreTrainedModel, choice: LayersConfig) -> dict[str, Lay
         ModelError: nothing is left to compress.
     """
     head = model.get_output_embeddings()
-    chosen = {}
+    chosen, uses = {}, _uses(model)
     for name, module in model.named_modules():
         weight = oriented_weight(module)
-        if weight is None or module is head:
+        if weight is None or module is head or _is_shared(module, uses):
             continue
         layer = Layer(name, weight.shape[1], weight.shape[0], bias=getattr(module, "bias", None) is not None)
         if layer.block is not None and _matches(name, choice.include) and not _matches(name, choice.exclude):
@@ -123,6 +125,16 @@ def select_layers(model: PreTrainedModel, choice: LayersConfig) -> dict[str, Lay
             "the patterns match qualified names such as `*.mlp.*`; a compressed checkpoint has no dense layers left",
         )
     return chosen
+
+
+def _uses(model: nn.Module) -> Counter[int]:
+    """In how many places each weight is used: one that is shared cannot be replaced in one of them."""
+    weights = (module._parameters.get("weight") for _, module in model.named_modules(remove_duplicate=False))
+    return Counter(id(weight) for weight in weights if weight is not None)
+
+
+def _is_shared(module: nn.Module, uses: Counter[int]) -> bool:
+    return uses[id(module._parameters.get("weight"))] > 1
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

@@ -140,6 +140,9 @@ def _explain(spec: str, problem: Exception) -> ModelError:
     hint = "check the folder: a safetensors file may be missing, truncated or of another model"
     if "couldn't connect" in text or "not a local folder" in text or "offline" in text.lower():
         hint = "give a local folder, or connect to the hub; `smollm2-135m` needs only a package index"
+    elif "ignore_mismatched_sizes" in text:
+        first = "its weights have other shapes than its config.json says"
+        hint = "the checkpoint is damaged, or its config.json belongs to another model"
     elif "trust_remote_code" in text:
         hint = "fasc runs no code from a checkpoint; use an architecture that transformers knows"
     return ModelError(f"cannot load `{spec}`: {first[:300]}", hint)

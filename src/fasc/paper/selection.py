@@ -100,6 +100,6 @@ def _rho(model: PreTrainedModel, statistics: Statistics, group: str) -> float:
     dependence = group_dependence(model, statistics.group(group))
     if dependence is None:
         raise StatisticsError(
-            f"`{group}`: the statistics hold no cross covariance, which ρ needs", "collect again with --selection rho"
+            f"`{group}`: the statistics hold no cross covariance, which ρ needs", "measure again with `fasc collect --diagnosis`"
         )
     return dependence.rho

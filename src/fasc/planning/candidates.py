@@ -107,9 +107,10 @@ def candidates(unit: Unit, rules: Rules, losses: Floats | None = None, *, dense_
     least = rules.floor * (dense_parameters or unit.parameters)
     factored = _suited([layout for layout in rules.layouts if not layout.leaves_dense], unit)
     dense = [layout for layout in rules.layouts if layout.leaves_dense]
+    allowed = [(layout, layout.ranks(unit, step)) for layout in factored]
     options = []
-    for rank in range(step, min(unit.d_in, unit.d_out), step):
-        layout = _cheapest(factored, unit, rank)
+    for rank in sorted({rank for _, ranks in allowed for rank in ranks}):
+        layout = _cheapest([layout for layout, ranks in allowed if rank in ranks], unit, rank)
         if layout is not None and layout.parameters(unit, rank) >= least:
             options.append((rank, layout))
     if dense or not options:

@@ -1,6 +1,7 @@
 """A budget as a limit on the cost of the candidates."""
 
 from fasc.errors import BudgetError
+from fasc.model.untouched import in_words
 from fasc.planning.options import BudgetConfig
 from fasc.planning.plan import Plan
 
@@ -30,9 +31,10 @@ def limit_of(dense: Plan, budget: BudgetConfig, *, whole: float) -> float:
         what = f"max_bytes {budget.max_bytes}"
     if limit <= 0:
         share = outside / size.parameters
+        parts = in_words(dense.outside or {}, size.parameters)
         raise BudgetError(
-            f"{what} leaves nothing for the compressed layers: what is never compressed (embeddings, norms, head) is "
-            f"{share:.1%} of the model, {outside * size.bytes_per_parameter / 1e6:,.1f} MB",
+            f"{what} leaves nothing for the chosen layers: what is not touched ({parts}) is {share:.1%} of the model, "
+            f"{outside * size.bytes_per_parameter / 1e6:,.1f} MB",
             f"ask for more than {share:.3f} of the model",
         )
     return limit

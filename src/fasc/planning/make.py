@@ -1,6 +1,7 @@
 """Budget, shapes and forecast → :class:`~fasc.planning.plan.Plan`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from transformers import PreTrainedModel
@@ -12,6 +13,7 @@ from fasc.forecast.half_j import loss_curves
 from fasc.methods import Solver
 from fasc.model.coupling import Coupling
 from fasc.model.groups import InputGroup, Scope, Unit
+from fasc.model.untouched import parameters_outside
 from fasc.planning.alternatives import Curves, alternatives_of, check_widths, prunable, widths_of
 from fasc.planning.candidates import Alternative, Candidates
 from fasc.planning.lagrangian import allocate_by_loss
@@ -61,7 +63,10 @@ def plan_model(  # noqa: PLR0913 - each is a source or a switch of the plan
         StatisticsError: the statistics lack a moment or a group.
     """
     size = ModelSize(parameters=model.num_parameters(), bytes_per_parameter=model.dtype.itemsize, header_bytes=header_bytes)
-    dense = Plan(options, (), layers_in(groups), size, budget=budget.model_dump(mode="json", exclude_none=True))
+    layers = layers_in(groups)
+    outside = parameters_outside(model, [layer.name for layer in layers])
+    asked = budget.model_dump(mode="json", exclude_none=True)
+    dense = Plan(options, (), layers, size, budget=asked, outside=outside)
     if options.name in PRUNINGS:
         return _plan_pruning(model, groups, options, budget, dense)
     chosen, allocation = solver_of(options), allocation_of(options, budget)
@@ -88,7 +93,7 @@ def plan_model(  # noqa: PLR0913 - each is a source or a switch of the plan
     edits = allocate(choices, dense, budget, chosen)
     memory = memory_forecast(model, groups, needs_for(options, budget)) | memory_to_compress(groups, couplings, edits, size)
     nll = None if statistics is None else statistics.meta.get("nll")
-    return Plan(options, tuple(edits), dense.layers, size, allocation, dense.budget, memory, nll)
+    return replace(dense, edits=tuple(edits), allocation=allocation, forecast_memory=memory, dense_nll=nll)
 
 
 def _key(
@@ -158,7 +163,7 @@ def _plan_pruning(
         limit /= dense.model.bytes_per_parameter
     edits = prune(model, groups, pruning, min(limit, float(dense.dense_parameters)), budget.rank_multiple)
     memory = memory_forecast(model, groups, pruning.needs)
-    return Plan(options, edits, dense.layers, dense.model, budget=dense.budget, forecast_memory=memory)
+    return replace(dense, edits=edits, forecast_memory=memory)
 
 
 Choices = Sequence[Sequence[Alternative]]
@@ -171,8 +176,10 @@ def _uniformly(choices: Choices, dense: Plan, budget: BudgetConfig, chosen: Solv
             raise BudgetError(f"{budget.kind} needs a forecast, and the statistics hold no gradients", "collect them again")
         share = uniform_share_for_loss(units, budget.loss_limit)
     else:
-        whole = _whole(units)
-        share = min(1.0, limit_of(dense, budget, whole=whole) / whole)
+        free = _whole([unit for unit in units if len(unit.costs) > 1])
+        fixed = sum(float(unit.costs[0]) for unit in units if len(unit.costs) == 1)
+        limit = limit_of(dense, budget, whole=free + fixed) - (0.0 if budget.kind == "rank_fraction" else fixed)
+        share = 1.0 if free == 0 else min(1.0, limit / (free if budget.kind != "rank_fraction" else free + fixed))
     edits = [unit.edit(index, chosen) for unit, index in zip(units, allocate_uniformly(units, share), strict=True)]
     return [edit for edit in edits if edit is not None]
 

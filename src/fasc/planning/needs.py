@@ -90,12 +90,10 @@ def needs_for(options: MethodConfig, budget: BudgetConfig | None) -> frozenset[N
             check_pruning(method, options, budget)
         return method.needs
     solver_of(options)
-    needs = method.needs_in(method.scopes)
-    if budget is not None:
-        scopes = scopes_of(options, budget)
-        needs = method.needs_in(scopes)
-        if budget.limits_loss:
-            needs |= frozenset(Need("gradient", scope) for scope in scopes)
+    scopes = method.scopes if budget is None else scopes_of(options, budget)
+    needs = method.needs_in(scopes)
+    if budget is None or budget.limits_loss:
+        needs |= frozenset(Need("gradient", scope) for scope in scopes)
     return needs | selection_needs(options)
 
 

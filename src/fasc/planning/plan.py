@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, NonNegativeInt, PositiveInt
+from pydantic import BaseModel, Field, FiniteFloat, NonNegativeInt, PositiveInt
 from torch import nn
 
 from fasc.edits import Edit, read_edit
@@ -16,7 +16,7 @@ from fasc.model.groups import InputGroup
 from fasc.model.layers import Layer
 from fasc.options import parse
 from fasc.outputs import MARK, write_artifact
-from fasc.planning.options import MethodConfig
+from fasc.planning.options import BudgetConfig, MethodConfig
 from fasc.storage import read_json
 
 FORMAT = 5
@@ -55,6 +55,9 @@ class Plan:
 
     dense_nll: float | None = None
     """Mean loss of the dense model on the calibration text, nats per token."""
+
+    outside: Mapping[str, int] | None = None
+    """Parameters that no plan touches, by what they are."""
 
     @property
     def method(self) -> str:
@@ -134,6 +137,7 @@ class Plan:
             "model": self.model.model_dump(),
             "forecast_memory": None if self.forecast_memory is None else dict(self.forecast_memory),
             "dense_nll": self.dense_nll,
+            "outside": None if self.outside is None else dict(self.outside),
         }
 
     @staticmethod
@@ -156,9 +160,10 @@ class Plan:
             layers=tuple(Layer(**layer.model_dump()) for layer in header.layers),
             model=header.model,
             allocation=header.allocation,
-            budget=header.budget,
+            budget=None if header.budget is None else header.budget.model_dump(mode="json", exclude_none=True),
             forecast_memory=header.forecast_memory,
             dense_nll=header.dense_nll,
+            outside=header.outside,
         )
 
     def save(self, path: str | Path) -> Path:
@@ -197,11 +202,11 @@ class _LayerRow(BaseModel, frozen=True, extra="forbid"):
 class _Header(BaseModel, frozen=True, extra="forbid"):
     options: MethodConfig
     allocation: str
-    budget: dict[str, Any] | None
-    layers: tuple[_LayerRow, ...]
+    budget: BudgetConfig | None
+    layers: Annotated[tuple[_LayerRow, ...], Field(min_length=1)]
     model: ModelSize
     forecast_memory: dict[str, int] | None
-    dense_nll: float | None
+    dense_nll: FiniteFloat | None
 
 
 def layers_in(groups: Sequence[InputGroup]) -> tuple[Layer, ...]:

@@ -12,6 +12,7 @@ from fasc.edits.factor import Factor
 from fasc.edits.mask import Mask
 from fasc.edits.narrow import Narrow
 from fasc.edits.remove import Remove
+from fasc.model.untouched import in_words
 from fasc.planning.plan import Plan
 from fasc.statistics.accumulators import FLUSH_TOKENS
 
@@ -67,7 +68,7 @@ def totals_table(plan: Plan) -> Table:
     table.add_row("weights, on disk and in memory", f"{size:,.1f} MB (dense: {dense:,.1f} MB)")
     table.add_row("multiply-adds of the chosen layers", f"{totals['multiply_add_fraction']:.1%} of dense")
     table.add_row("edits", _counted(plan))
-    table.add_row("never compressed", _outside(plan))
+    table.add_row("not touched", _outside(plan))
     if plan.predicted_loss is not None:
         table.add_row("forecast, Σ ½J", f"{plan.predicted_loss:.4f} nats/token: {_perplexity(plan)}")
     memory = plan.forecast_memory or {}
@@ -100,7 +101,8 @@ def _counted(plan: Plan) -> str:
 def _outside(plan: Plan) -> str:
     """What no plan touches: embeddings, norms, the head, routers, and layers that were not chosen or not called."""
     outside = plan.model.parameters - plan.dense_parameters
-    return f"{outside:,} parameters, {outside / plan.model.parameters:.1%} of the model"
+    parts = f": {in_words(plan.outside, plan.model.parameters)}" if plan.outside else ""
+    return f"{outside:,} parameters, {outside / plan.model.parameters:.1%} of the model{parts}"
 
 
 def _perplexity(plan: Plan) -> str:

@@ -15,8 +15,8 @@ def allocate_uniformly(units: Sequence[Candidates], share: float) -> list[int]:
     so that the total is met as closely as a step allows and never exceeded.
 
     Args:
-        units: their options in order of cost.
-        share: of the cost of each dense unit, in (0, 1].
+        units: their options in order of cost; one with a single option gets that, whatever it costs.
+        share: of the cost of each other dense unit, in (0, 1].
 
     Returns:
         The index of each unit's option.
@@ -26,16 +26,20 @@ def allocate_uniformly(units: Sequence[Candidates], share: float) -> list[int]:
     """
     picks = []
     for unit in units:
+        if len(unit.costs) == 1:  # a layer of one row has no rank between nothing and all
+            picks.append(0)
+            continue
         target = share * unit.whole
         index = int(np.searchsorted(unit.costs, target * (1 + 1e-9), side="right")) - 1
         if index < 0:
-            least = max(float(one.costs[0] / one.whole) for one in units)
+            least = max(float(one.costs[0] / one.whole) for one in units if len(one.costs) > 1)
             raise BudgetError(
                 f"a fraction of {share:g} leaves no direction of `{unit.unit.name}` ({unit.unit.d_out}×{unit.unit.d_in})",
                 f"the least for a uniform allocation is {np.ceil(1e4 * least) / 1e4:g}",
             )
         picks.append(index)
-    slack = sum(share * unit.whole - unit.costs[pick] for unit, pick in zip(units, picks, strict=True)) + 1e-6
+    free = [(unit, pick) for unit, pick in zip(units, picks, strict=True) if len(unit.costs) > 1]
+    slack = sum(share * unit.whole - unit.costs[pick] for unit, pick in free) + 1e-6
     shortfall = [share - unit.costs[pick] / unit.whole for unit, pick in zip(units, picks, strict=True)]
     for which in sorted(range(len(units)), key=lambda position: -shortfall[position]):
         costs = units[which].costs
@@ -54,7 +58,7 @@ def uniform_share_for_loss(units: Sequence[Candidates], most: float) -> float:
         units: with their losses.
         most: Σ ½J allowed.
     """
-    least = max(float(unit.costs[0] / unit.whole) for unit in units)
+    least = max((float(unit.costs[0] / unit.whole) for unit in units if len(unit.costs) > 1), default=1.0)
     low, high = least, 1.0
 
     def loss(share: float) -> float:

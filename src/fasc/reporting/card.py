@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from fasc.model.untouched import in_words
 from fasc.planning.plan import Plan
 from fasc.provenance import recoveries
 from fasc.recipe import Recipe
@@ -24,6 +25,7 @@ tags: [fasc, low-rank, compression]
 | parameters of the compressed layers | {param_fraction:.1%} of dense |
 | parameters of the model | {parameters:,} ({model_fraction:.1%} of dense) |
 | weights | {megabytes:,.0f} MB (dense: {dense_megabytes:,.0f} MB) |
+| not touched | {outside} |
 | calibration | {sequences} × {sequence_length} tokens of `{corpus}`, {labels} labels |
 {forecast}{recovery}
 ## Load
@@ -78,6 +80,7 @@ def model_card(recipe: Recipe, plan: Plan, summary: str, provenance: Mapping[str
         parameters=totals["parameters"],
         megabytes=megabytes / 1e6,
         dense_megabytes=(totals["dense_bytes"] or 0) / 1e6,
+        outside=in_words(plan.outside or {}, plan.model.parameters),
         sequences=calibration.sequences,
         sequence_length=calibration.sequence_length,
         corpus=calibration.corpus,

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fasc.diagnosis.diagnose import Diagnosis
 from fasc.storage import new_file
 
 THRESHOLD = 0.3
@@ -17,22 +18,23 @@ THRESHOLD = 0.3
 Rows = Sequence[Mapping[str, Any]]
 
 
-def dependence_figures(rows: Rows, folder: Path) -> list[Path]:
+def dependence_figures(diagnosis: Diagnosis, folder: Path) -> list[Path]:
     """Draw ``rho.png`` (block × kind, the paper's Fig. 3) and, where angles are known, ``angles.png`` (Fig. 5).
 
     Args:
-        rows: of a diagnosis.
+        diagnosis: with its rows.
         folder: made if it does not exist.
 
     Returns:
         The files that were written; none if no ρ is known.
     """
-    known = [row for row in rows if row["rho"] is not None]
+    known = [row for row in diagnosis.rows if row["rho"] is not None]
     if not known:
         return []
     paths = [_save(_heatmap(known), folder / "rho.png")]
-    if any(row["angle"] is not None for row in known):
-        paths.append(_save(_angles(known), folder / "angles.png"))
+    compared = diagnosis.meta["angles_between"]
+    if compared is not None:
+        paths.append(_save(_angles(known, compared), folder / "angles.png"))
     return paths
 
 
@@ -69,7 +71,7 @@ def _heatmap(rows: Rows) -> Figure:
     return figure
 
 
-def _angles(rows: Rows) -> Figure:
+def _angles(rows: Rows, compared: Sequence[str]) -> Figure:
     parts = {
         f"ρ > {THRESHOLD:g}": [row["angle"] for row in rows if row["rho"] > THRESHOLD],
         f"ρ ≤ {THRESHOLD:g}": [row["angle"] for row in rows if row["rho"] <= THRESHOLD],
@@ -81,7 +83,7 @@ def _angles(rows: Rows) -> Figure:
             if angles:
                 label = f"{name}: {len(angles)} groups, median {np.median(angles):.0f}°"
                 axis.hist(angles, bins=np.linspace(0, 90, 31).tolist(), alpha=0.6, label=label)
-        axis.set_xlabel("median principal angle between svd and fasc, degrees")
+        axis.set_xlabel(f"median principal angle between {' and '.join(compared)}, degrees")
         axis.set_ylabel("groups")
         axis.set_ylim(top=1.3 * axis.get_ylim()[1])  # room for the legend
         axis.yaxis.set_major_locator(MaxNLocator(integer=True))

@@ -3,15 +3,21 @@
 Imports nothing of transformers but the registry, because it is imported while transformers is (see ``_fasc_transformers.py``).
 """
 
-from typing import Any
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from safetensors import safe_open
+from torch import Tensor, nn
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 
 from fasc.errors import ModelError, NonFiniteError
 from fasc.model.structure import FascConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class FascHfQuantizer(HfQuantizer):
@@ -20,26 +26,48 @@ class FascHfQuantizer(HfQuantizer):
     requires_calibration = True
     quantization_config: FascConfig
 
-    def _process_model_before_weight_loading(self, model: nn.Module, **_kwargs: Any) -> None:
+    def _process_model_before_weight_loading(self, model: nn.Module, **given: Any) -> None:
+        """Build the structure, and see that what the files hold of it has its shapes."""
         from fasc.edits.structure import build_structure, parsed  # noqa: PLC0415 - not while transformers is imported
         from fasc.serving.model_type import undisguise  # noqa: PLC0415
 
         undisguise(model.config)
-        build_structure(model, parsed(self.quantization_config))
+        edits = parsed(self.quantization_config)
+        build_structure(model, edits)
+        self._in_files = _shapes_in(given.get("checkpoint_files") or ())
+        shapes = {
+            f"{name}.{key}": tuple(tensor.shape)
+            for name in {name for edit in edits for name in edit.touches}
+            for key, tensor in model.get_submodule(name).state_dict(keep_vars=True).items()
+        }
+        for name in sorted(shapes.keys() & self._in_files.keys()):
+            if self._in_files[name] != shapes[name]:
+                raise ModelError(
+                    f"`{name}` is {_by(self._in_files[name])} in the weights and {_by(shapes[name])} by config.json",
+                    "the checkpoint is damaged or its files belong to two models; copy the whole folder again",
+                )
+        self._made = shapes.keys() if shapes.keys() & self._in_files.keys() else set()
 
-    def _process_model_after_weight_loading(self, model: nn.Module, **_kwargs: Any) -> nn.Module:
-        """Refuse a layer that the files did not hold: transformers fills it with random numbers and a warning."""
-        from fasc.edits.structure import edited_layers  # noqa: PLC0415
-
-        for name in edited_layers(model):
-            for key, tensor in model.get_submodule(name).state_dict(keep_vars=True).items():
-                if tensor.device.type == "meta":
-                    continue  # offloaded
-                if not getattr(tensor, "_is_hf_initialized", False):
-                    raise ModelError(f"the checkpoint lacks `{name}.{key}`", "it is incomplete: copy the whole folder again")
-                if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                    raise NonFiniteError(f"weight `{name}.{key}`", "the checkpoint is damaged; load another copy")
+    def _process_model_after_weight_loading(self, model: "PreTrainedModel", **_given: Any) -> "PreTrainedModel":
+        """Refuse a tensor that the files did not hold: transformers fills it with random numbers and a warning."""
+        ignored = tuple(model._keys_to_ignore_on_load_missing or ())
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            if name in model.all_tied_weights_keys or any(re.search(pattern, name) for pattern in ignored):
+                continue
+            if not self._was_loaded(name, tensor):
+                raise ModelError(f"the checkpoint lacks `{name}`", "it is incomplete: copy the whole folder again")
+            if tensor.device.type != "meta" and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise NonFiniteError(f"weight `{name}`", "the checkpoint is damaged; load another copy")
         return model
+
+    def _was_loaded(self, name: str, tensor: Tensor) -> bool:
+        """By its name in the files, or by transformers' mark: files of some architectures bear other names.
+
+        What is offloaded has lost the mark; then only names that the files are known to use count.
+        """
+        if name in self._in_files or getattr(tensor, "_is_hf_initialized", False):
+            return True
+        return tensor.device.type == "meta" and name not in self._made
 
     def is_serializable(self, *_args: Any, **_kwargs: Any) -> bool:
         """``save_pretrained`` works."""
@@ -59,6 +87,20 @@ class FascHfQuantizer(HfQuantizer):
     def is_compileable(self) -> bool:
         """``torch.compile`` works."""
         return True
+
+
+def _shapes_in(files: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """The shapes of all tensors of safetensors files, by name: their headers alone are read."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in files:
+        if str(path).endswith(".safetensors"):
+            with safe_open(path, framework="pt") as file:
+                shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    return shapes
+
+
+def _by(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape))
 
 
 def attach(model: nn.Module) -> None:

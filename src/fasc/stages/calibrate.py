@@ -1,7 +1,6 @@
 """Text → statistics."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from fasc.model.options import LayersConfig
 from fasc.model.precision import working_precision
 from fasc.planning.needs import needs_for
 from fasc.planning.options import MethodConfig
-from fasc.stages.keywords import Names, names_in, refuse_rest, take
+from fasc.stages.keywords import Corpus, Names, corpus_in, names_in, refuse_rest, take
 from fasc.statistics.collect import collect_moments
 from fasc.statistics.moments import Need, Statistics
 from fasc.statistics.options import CalibrationConfig
@@ -25,7 +24,7 @@ from fasc.text.corpus import TextRequest, TokenBlock, load_corpus
 def collect(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    corpus: str | Path | Names | Tensor = "self",
+    corpus: Corpus | Tensor = "self",
     *,
     methods: Names = "fasc",
     needs: frozenset[Need] | None = None,
@@ -49,8 +48,7 @@ def collect(
         NonFiniteError: a loss or a moment is NaN or infinite; names the batch or the layer.
     """
     layers = take(LayersConfig, options)
-    named = None if isinstance(corpus, Tensor) else ",".join(names_in(corpus)) if not isinstance(corpus, Path) else str(corpus)
-    calibration = take(CalibrationConfig, options, corpus=named)
+    calibration = take(CalibrationConfig, options, corpus=None if isinstance(corpus, Tensor) else corpus_in(corpus))
     refuse_rest(options, CalibrationConfig, LayersConfig)
     if needs is None:
         needs = frozenset().union(*(needs_for(MethodConfig(name=name), None) for name in names_in(methods)))

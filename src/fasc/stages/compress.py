@@ -24,7 +24,7 @@ from fasc.reporting.card import model_card
 from fasc.serving.checkpoint import CheckpointNotes, save_checkpoint
 from fasc.serving.quantizer import attach
 from fasc.stages.calibrate import calibrate
-from fasc.stages.keywords import Names, names_in, take
+from fasc.stages.keywords import Corpus, corpus_in, take
 from fasc.stages.plan import plan as make_plan
 from fasc.stages.plan import plan_of_recipe, take_method
 from fasc.statistics.moments import Need, Statistics
@@ -154,7 +154,7 @@ def mergeable(recipe: Recipe) -> Recipe:
 
 def compress_checkpoint(
     model: str | Path,
-    corpus: str | Path | Names = "self",
+    corpus: Corpus = "self",
     *,
     out: str | Path,
     method: str = "fasc",
@@ -179,10 +179,9 @@ def compress_checkpoint(
     Raises:
         FascError: any stage's own.
     """
-    text = str(corpus) if isinstance(corpus, Path) else ",".join(names_in(corpus))
     recipe = Recipe(
         source=take(ModelConfig, options, model=str(model)),
-        calibration=take(CalibrationConfig, options, corpus=text),
+        calibration=take(CalibrationConfig, options, corpus=corpus_in(corpus)),
         layers=take(LayersConfig, options),
         budgets=(take(BudgetConfig, options),),
         methods=(take_method(method, options),),
@@ -227,6 +226,8 @@ def compress_recipe(
         moments = measured(loaded, recipe, needs, work) if statistics is None else Statistics.load(statistics)
         moments.require_model(model_fingerprint(loaded.model))
         moments = moments.present_in(loaded.model)
+        if plan is None:
+            moments.require(needs)
         if plan is None and (work / "plan.json").is_file():
             plan = Plan.load(work / "plan.json")
         elif plan is None:

@@ -19,7 +19,7 @@ from fasc.provenance import recoveries
 from fasc.recipe import read_recipe
 from fasc.serving.checkpoint import RECIPE_FILE, read_provenance
 from fasc.stages.compress import Compressed, load
-from fasc.stages.keywords import Names, names_in, refuse_rest, take
+from fasc.stages.keywords import Corpus, Names, corpus_in, names_in, refuse_rest, take
 
 
 def evaluate(
@@ -27,6 +27,7 @@ def evaluate(
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     benchmarks: Names | None = None,
+    corpus: Corpus | None = None,
     dense: str | Path | PreTrainedModel | None = None,
     **options: Any,
 ) -> list[Score]:
@@ -36,18 +37,16 @@ def evaluate(
         model: a checkpoint, or a loaded model.
         tokenizer: of a loaded model.
         benchmarks: registered names.
+        corpus: the text of ``perplexity`` and ``kl``; several are scored one by one.
         dense: the dense model, for ``kl``; by default what a checkpoint of ours says.
-        **options: fields of ``EvaluationConfig`` (``corpus=``, ``limit=``, …), and ``device=``, ``dtype=``.
+        **options: fields of ``EvaluationConfig`` (``limit=``, ``context=``, …), and ``device=``, ``dtype=``.
 
     Raises:
         UnknownNameError: no such benchmark or option.
         NonFiniteError: the model produced NaN or infinity.
     """
-    corpus = options.pop("corpus", None)
-    if corpus is not None:
-        options["corpus"] = str(corpus) if isinstance(corpus, Path) else ",".join(names_in(corpus))
-    names = None if benchmarks is None else names_in(benchmarks)
-    config = take(EvaluationConfig, options, benchmarks=names)
+    named = None if corpus is None else corpus_in(corpus)
+    config = take(EvaluationConfig, options, corpus=named, benchmarks=None if benchmarks is None else names_in(benchmarks))
     source = take(ModelConfig, {key: options.pop(key) for key in ("device", "dtype") if key in options})
     refuse_rest(options, EvaluationConfig, ModelConfig)
     if isinstance(model, Compressed):

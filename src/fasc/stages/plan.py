@@ -6,6 +6,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from fasc.compression.trial import Trial
+from fasc.errors import BudgetError
 from fasc.forecast.cache import kept_forecasts
 from fasc.model.groups import InputGroup, find_groups
 from fasc.model.load import LoadedModel, model_fingerprint
@@ -55,7 +56,7 @@ def plan(
     if statistics is None and chosen.allocation is None and not budget.limits_loss:
         chosen = chosen.but(allocation="uniform")
     groups = groups_of(model, statistics, layers)
-    return make_plan(model, groups, chosen, budget, statistics, held_out=held_out)
+    return _selected(model, statistics, make_plan(model, groups, chosen, budget, statistics, held_out=held_out))
 
 
 def take_method(name: str, options: dict[str, Any]) -> MethodConfig:
@@ -117,6 +118,17 @@ def plan_of_recipe(
     return select_methods(loaded.model, statistics, made, options, trial)
 
 
+def _selected(model: PreTrainedModel, statistics: Statistics | None, made: Plan) -> Plan:
+    """The plan with its selection of methods, where no held-out text is at hand."""
+    if made.options.selection == "none":
+        return made
+    if statistics is None:
+        raise BudgetError(
+            f"the selection `{made.options.selection}` needs moments, and there are no statistics", "give --statistics"
+        )
+    return select_methods(model, statistics, made, made.options)
+
+
 def plan_from_files(
     loaded: LoadedModel,
     options: MethodConfig,
@@ -131,7 +143,8 @@ def plan_from_files(
     digests = [None if file is None else file_digest(file) for file in (statistics, held_out)]
     groups = groups_of(loaded.model, moments, layers)
     with kept_forecasts(*digests) as known:
-        return make_plan(loaded.model, groups, options, budget, moments, known=known, held_out=unseen)
+        made = make_plan(loaded.model, groups, options, budget, moments, known=known, held_out=unseen)
+    return _selected(loaded.model, moments, made)
 
 
 def stored_statistics(file: str | Path, model: PreTrainedModel) -> Statistics:

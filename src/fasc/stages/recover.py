@@ -67,7 +67,7 @@ def recover_checkpoint(
         if "recovery" in made:
             recovery["after"] = made["recovery"]
         kept = {key: made[key] for key in ("model", "statistics", "merged", "folded_biases") if key in made}
-        loaded.model.to(getattr(torch, read_json(folder / "config.json").get("dtype", "float32")))
+        loaded.model.to(getattr(torch, read_json(folder / "config.json", finite=False).get("dtype", "float32")))
         now = provenance(**kept | {"recovery": recovery, "compressed": {key: made[key] for key in ("created", "command")}})
         card = model_card(recipe, plan, find_method(plan.method).summary, now, merged=False)
         notes = CheckpointNotes(recipe=recipe.to_dict(), provenance=now, plan=plan.to_dict(), card=card)

@@ -1,0 +1,194 @@
+"""``fasc compress``."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.cli.conftest import CALIBRATION, refused
+
+TRIAL = [*CALIBRATION, "--damping", "1e-3"]
+
+
+def test_it_ends_with_what_was_made_and_what_to_do_next(done, model_folder, text_file, tmp_path):
+    out, err = done("compress", model_folder, "--param-fraction", "0.8", "--corpus", text_file, *TRIAL, "--out", tmp_path / "o")
+    lines = out.strip().splitlines()
+    assert lines[-1] == str(tmp_path / "o"), "scripts read the last line"
+    assert "of the dense model's" in out
+    assert f"fasc evaluate {tmp_path / 'o'}" in out
+    assert "measuring moments" in err
+    assert {file.name for file in tmp_path.iterdir()} == {"o", "text.txt"}
+    assert json.loads((tmp_path / "o" / "fasc_provenance.json").read_text())["model"] == str(model_folder)
+
+
+def test_stored_statistics_and_an_edited_plan_are_carried_out(fasc, done, model_folder, statistics, tmp_path):
+    plan = tmp_path / "plan.json"
+    done("plan", model_folder, "--rank-fraction", "0.5", "--damping", "1e-3", "--json", plan)
+    raw = json.loads(plan.read_text())
+    raw["edits"][0]["rank"] = 3
+    plan.write_text(json.dumps(raw))
+    _, err = done("compress", model_folder, "--statistics", statistics, "--plan", plan, "--out", tmp_path / "o")
+    assert "measuring" not in err
+    stored = load_file(tmp_path / "o" / "model.safetensors")
+    assert stored["model.layers.0.self_attn.q_proj.up.weight"].shape == (32, 3)
+    assert json.loads((tmp_path / "o" / "fasc_plan.json").read_text())["edits"][0]["options"] == {"damping": 1e-3}
+    refused(
+        fasc("compress", model_folder, "--statistics", statistics, "--method", "fasc-eq6", "--out", tmp_path / "p"),
+        "lack",
+        "cross",
+    )
+    refused(fasc("compress", model_folder, "--method", "svd", "--plan", plan, "--out", tmp_path / "p"), "plan for `fasc`")
+    for option in (["--param-fraction", "0.5"], ["--selection", "rho"], ["--damping", "1e-2"], ["--exclude", "*.q_proj"]):
+        refused(fasc("compress", model_folder, *option, "--plan", plan, "--out", tmp_path / "p"), f"{option[0]} and --plan")
+    assert not (tmp_path / "p").exists()
+
+
+def test_statistics_of_another_model_are_refused(fasc, model_folder, statistics, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(model_folder, other)
+    tensors = load_file(other / "model.safetensors")
+    tensors["model.norm.weight"] += 1
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    refused(fasc("compress", other, "--method", "svd", "--statistics", statistics, "--out", tmp_path / "o"), "another model")
+
+
+def test_merge_writes_a_dense_checkpoint(done, model_folder, text_file, tmp_path):
+    out, _ = done("compress", model_folder, "--corpus", text_file, *TRIAL, "--merge", "--out", tmp_path / "o")
+    assert "quantization_config" not in json.loads((tmp_path / "o" / "config.json").read_text())
+    dense, merged = (load_file(folder / "model.safetensors") for folder in (model_folder, tmp_path / "o"))
+    biases = {name for name in merged if name.endswith(".bias")}
+    assert {name: value.shape for name, value in merged.items() if name not in biases} == {
+        name: value.shape for name, value in dense.items()
+    }
+    assert "loads in any program" in out
+
+
+def test_it_takes_the_options_of_plan(done, model_folder, statistics, tmp_path):
+    out = tmp_path / "o"
+    options = ["--param-fraction", "0.7", "--allocation", "uniform", "--layouts", "shared,pivoted", "--damping", "1e-2"]
+    done("compress", model_folder, *options, "--statistics", statistics, "--selection", "predicted", "--out", out)
+    raw = json.loads((out / "fasc_plan.json").read_text())
+    assert {edit["layout"] for edit in raw["edits"]} == {"pivoted"}
+    assert {edit["method"] for edit in raw["edits"]} == {"fasc"}, "fasc has the lower forecast everywhere"
+    assert all(edit["selection"]["score"] <= 0 for edit in raw["edits"])
+
+
+def test_an_option_of_the_method_itself_reaches_it(fasc, done, model_folder, text_file, tmp_path):
+    options = ["--method", "fasc-eq6", "--corpus", text_file, *CALIBRATION]
+    weights = {}
+    for reading in ("orthonormal", "oblique"):
+        out = tmp_path / reading
+        done("compress", model_folder, *options, "--method-option", f"reading={reading}", "--out", out)
+        weights[reading] = load_file(out / "model.safetensors")["model.layers.0.mlp.down_proj.up.weight"]
+        assert json.loads((out / "fasc_plan.json").read_text())["edits"][0]["options"]["reading"] == reading
+    assert not torch.equal(*weights.values())
+    for given, words in (
+        ("reading=other", ["`reading`", "orthonormal"]),
+        ("reding=oblique", ["`reding`", "no such field"]),
+        ("oblique", ["--method-option", "name=value"]),
+    ):
+        refused(fasc("compress", model_folder, *options, "--method-option", given, "--out", tmp_path / "x"), *words)
+
+
+def test_an_existing_output_is_refused_before_any_work(fasc, model_folder, text_file, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("precious")
+    lines = refused(fasc("compress", model_folder, "--corpus", text_file, "--out", out), "already exists", "--overwrite")
+    assert len(lines) == 2, "no work was started"
+    assert (out / "mine.txt").read_text() == "precious"
+
+
+def test_a_failed_overwrite_leaves_the_old_output(fasc, done, compressed, model_folder, text_file):
+    before = (compressed / "model.safetensors").read_bytes()
+    refused(
+        fasc("compress", model_folder, "--corpus", text_file, "--sequences", "99999", "--out", compressed, "--overwrite"),
+        "too short",
+    )
+    assert (compressed / "model.safetensors").read_bytes() == before
+    done("compress", model_folder, "--corpus", text_file, "--rank-fraction", "0.25", *TRIAL, "--out", compressed, "--overwrite")
+    assert (compressed / "model.safetensors").read_bytes() != before
+    assert {file.name for file in compressed.parent.iterdir()} == {"compressed", "text.txt"}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(fasc, damage, text_file, tmp_path, value):
+    def change(tensors):
+        tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = value
+
+    refused(
+        fasc("compress", damage(change), "--corpus", text_file, "--out", tmp_path / "o"),
+        "model.layers.1.mlp.up_proj.weight",
+        "not finite",
+    )
+
+
+def test_a_batch_that_overflows_is_named(fasc, damage, text_file, tmp_path):
+    def change(tensors):
+        tensors["model.layers.1.mlp.up_proj.weight"].mul_(1e30)
+        tensors["model.layers.1.mlp.gate_proj.weight"].mul_(1e30)
+
+    folder = damage(change)
+    refused(
+        fasc("compress", folder, "--corpus", text_file, *TRIAL, "--out", tmp_path / "o"), "calibration sequences 0-", "not finite"
+    )
+    refused(
+        fasc("evaluate", folder, "--benchmarks", "perplexity", "--corpus", text_file, "--context", "16"),
+        "windows 0-",
+        "not finite",
+    )
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.fixture
+def damage(model_folder, tmp_path):
+    """Copy the model's folder and change its weights."""
+
+    def make(change):
+        folder = tmp_path / "damaged"
+        shutil.copytree(model_folder, folder)
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return folder
+
+    return make
+
+
+def test_damaged_checkpoints_are_refused(fasc, compressed, text_file):
+    file = compressed / "model.safetensors"
+    content = file.read_bytes()
+    evaluate = ["evaluate", compressed, "--benchmarks", "perplexity", "--corpus", text_file, "--context", "16"]
+    file.write_bytes(content[: len(content) // 2])
+    refused(fasc(*evaluate), "model.safetensors")
+    file.unlink()
+    refused(fasc(*evaluate), "no safetensors file")
+    file.write_bytes(content)
+    original = json.loads((compressed / "config.json").read_text())
+    changes = [
+        ({"rank": 7}, ["k_proj.up.weight` is 16×16 in the weights and 16×7 by the edits"]),
+        ({"rank": 0}, ["rank"]),
+        ({"layers": ["model.layers.0.self_attn.x_proj", *original["quantization_config"]["edits"][0]["layers"][1:]]}, ["x_proj"]),
+        ({"layout": "folded"}, ["folded"]),
+        ({"edit": "fold"}, ["unknown edit `fold`"]),
+        ({"d_in": 31}, ["31"]),
+    ]
+    for change, words in changes:
+        config = json.loads(json.dumps(original))
+        config["quantization_config"]["edits"][0] |= change
+        (compressed / "config.json").write_text(json.dumps(config))
+        refused(fasc(*evaluate), *words)
+    config = json.loads(json.dumps(original))
+    del config["quantization_config"]["edits"][0]
+    (compressed / "config.json").write_text(json.dumps(config))
+    refused(fasc(*evaluate), "k_proj.weight", "missing")
+
+
+def test_pickled_weights_are_never_loaded(fasc, model_folder, text_file, tmp_path):
+    folder = tmp_path / "pickled"
+    shutil.copytree(model_folder, folder)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    refused(fasc("evaluate", folder, "--benchmarks", "perplexity", "--corpus", text_file))

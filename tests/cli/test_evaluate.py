@@ -1,0 +1,35 @@
+"""``fasc evaluate``."""
+
+import json
+
+import pytest
+
+from tests.cli.conftest import refused
+
+
+def test_scores_are_printed_and_written_with_intervals(done, compressed, model_folder, text_file, tmp_path):
+    scores = tmp_path / "scores.json"
+    benchmarks = ["--benchmarks", "facts,perplexity,kl", "--corpus", text_file, "--context", "16", "--limit", "20"]
+    out, err = done("evaluate", compressed, *benchmarks, "--dense", model_folder, "--json", scores)
+    raw = json.loads(scores.read_text())
+    assert raw["written_by"] == "fasc scores"
+    assert raw["provenance"]["evaluation"]["limit"] == 20
+    assert {"benchmark", "metric", "value", "low", "high", "n"} <= set(raw["scores"][0])
+    assert {row["benchmark"] for row in raw["scores"]} == {"facts", "perplexity", "kl"}
+    bounded = [row for row in raw["scores"] if row["low"] is not None and row["high"] is not None]
+    assert {row["benchmark"] for row in bounded} == {"facts", "perplexity", "kl"}
+    assert all(row["low"] <= row["value"] <= row["high"] for row in bounded)
+    assert any(row["low"] < row["high"] for row in bounded)
+    assert "facts" in out
+    assert "warning" in err, "the text is the one it was calibrated on"
+
+
+def test_kl_finds_the_dense_model_by_itself(done, compressed, model_folder, text_file):
+    options = ["--benchmarks", "kl", "--corpus", text_file, "--context", "16", "--limit", "4"]
+    assert done("evaluate", compressed, *options)[0] == done("evaluate", compressed, *options, "--dense", model_folder)[0]
+
+
+def test_an_option_that_is_misspelt_is_refused_before_the_model_is_loaded(fasc, compressed, monkeypatch):
+    monkeypatch.setattr("fasc.stages.evaluate.load", lambda _: pytest.fail("the model was loaded"))
+    refused(fasc("evaluate", compressed, "--benchmarks", "fact"), "unknown benchmark `fact`", "did you mean `facts`?")
+    refused(fasc("evaluate", compressed, "--windows", "0"), "--windows")

@@ -1,0 +1,35 @@
+"""One edit of each kind for the tiny llama, as a plan writes them and as compression has made them."""
+
+from fasc.edits.factor import Factor
+from fasc.edits.mask import Mask
+from fasc.edits.narrow import Narrow, Shape
+from fasc.edits.remove import Remove
+
+BLOCK = "model.layers.0"
+ATTENTION = tuple(f"{BLOCK}.self_attn.{name}_proj" for name in "qkv")
+MLP = tuple(Shape(f"{BLOCK}.mlp.{name}_proj", 32, 48, False) for name in ("gate", "up"))
+DOWN = Shape(f"{BLOCK}.mlp.down_proj", 48, 32, False)
+
+KINDS = {
+    "factor": Factor(
+        group=f"{BLOCK}.self_attn.q_proj+k_proj+v_proj",
+        layers=ATTENTION,
+        d_in=32,
+        d_outs=(32, 16, 16),
+        biases=(False, False, False),
+        rank=6,
+        layout="pivoted",
+        method="fasc",
+        options={"damping": 0.01},
+    ),
+    "narrow": Narrow(producers=MLP, consumer=DOWN, channels=48, width=20, damping=0.01),
+    "mask": Mask(group=DOWN.name, layer=DOWN.name, d_in=48, d_out=32, bias=False, weights=600, method="magnitude"),
+    "remove": Remove(part="channels", parts=48, count=20, producers=MLP, consumer=DOWN, method="llm-pruner"),
+}
+
+MADE = [
+    KINDS["factor"].model_copy(update={"facts": {"pivots": [4, 1, 1]}, "notes": {"bound": 1.5}, "predicted_loss": 0.125}),
+    KINDS["factor"].model_copy(
+        update={"layers": ATTENTION[:1], "d_outs": (32,), "biases": (True,), "facts": {}, "selection": {"rho": 0.2}}
+    ),
+]
