@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from fasc.cli import bench, collect, compress, diagnose, evaluate, overlap, plan, pull, recover, run, validate
+from fasc.cli import bench, collect, compress, diagnose, evaluate, export, overlap, plan, pull, recover, run, validate
 from fasc.errors import FascError
 from fasc.progress import INTERRUPT
 from fasc.storage import is_full
@@ -58,6 +58,7 @@ for _verb in (
     evaluate.evaluate,
     bench.bench,
     recover.recover,
+    export.export,
     run.report,
 ):
     app.command()(_verb)

@@ -40,6 +40,7 @@ def compress(
     max_kl: opt.MaxKl = None,
     allocation: opt.Allocation = None,
     layouts: opt.Layouts = None,
+    engine: opt.Engine = None,
     rank_multiple: opt.RankMultiple = None,
     channel_multiple: opt.ChannelMultiple = None,
     floor: opt.Floor = None,
@@ -82,15 +83,17 @@ def compress(
         source=opt.take(ModelConfig, given),
         calibration=opt.take(CalibrationConfig, given),
         layers=opt.take(LayersConfig, given),
-        methods=(opt.method(given),),
+        methods=(opt.method_for(given),),
         budgets=(opt.take(BudgetConfig, given),),
     )
     from fasc.outputs import output
     from fasc.planning.needs import needs_for
     from fasc.planning.plan import Plan
     from fasc.reporting.outcome import print_outcome
+    from fasc.serving.presets import is_merged
     from fasc.stages.compress import compress_recipe
 
+    merge = merge or is_merged(engine)
     needs_for(recipe.methods[0], recipe.budgets[0])
     made = None if plan is None else Plan.load(plan)
     if made is not None:
@@ -100,7 +103,7 @@ def compress(
         small = compress_recipe(
             recipe, target, statistics=statistics, held_out=held_out, plan=made, merged=merge, overwrite=overwrite
         )
-    print_outcome(small.plan, out, recipe.source.model, merged=merge)
+    print_outcome(small.plan, out, recipe.source.model, merged=merge, model_type=small.model.config.model_type)
     typer.echo(out)
 
 

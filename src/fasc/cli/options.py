@@ -86,6 +86,13 @@ def method(given: Mapping[str, Any], name: str | None = None, **others: Any) -> 
     return take(MethodConfig, given, name=name or given.get("method"), layouts=names(given.get("layouts")), **own, **others)
 
 
+def method_for(given: Mapping[str, Any]) -> MethodConfig:
+    """:func:`method`, restricted to what the engine of ``--for`` can run."""
+    from fasc.serving.presets import for_engine
+
+    return for_engine(given.get("engine"), method(given))
+
+
 def fractions(text: str, field: str) -> list[BudgetConfig]:
     """Budgets from numbers separated by commas; ``none`` gives none.
 
@@ -175,6 +182,15 @@ MethodOption = Annotated[
 ]
 Allocation = Annotated[str | None, option(MethodConfig, "allocation", "--allocation")]
 Layouts = Annotated[str | None, option(MethodConfig, "layouts", "--layouts")]
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        "--for",
+        metavar="ENGINE",
+        help="Plan what an engine can run: transformers, vllm, llama.cpp, or plain: an ordinary checkpoint of one MLP width.",
+        show_default=False,
+    ),
+]
 Propagate = Annotated[bool | None, option(MethodConfig, "propagate", "--propagate/--no-propagate")]
 Selection = Annotated[str | None, option(MethodConfig, "selection", "--selection")]
 SelectionThreshold = Annotated[float | None, option(MethodConfig, "selection_threshold", "--selection-threshold")]

@@ -16,6 +16,7 @@ def plan(
     max_kl: opt.MaxKl = None,
     allocation: opt.Allocation = None,
     layouts: opt.Layouts = None,
+    engine: opt.Engine = None,
     rank_multiple: opt.RankMultiple = None,
     channel_multiple: opt.ChannelMultiple = None,
     floor: opt.Floor = None,
@@ -39,9 +40,9 @@ def plan(
     """
     given = locals()
     budget = opt.take(BudgetConfig, given)
-    if statistics is None and allocation is None and not budget.limits_loss:
+    if statistics is None and allocation is None and not budget.limits_loss and engine in (None, "transformers"):
         given["allocation"] = "uniform"
-    options = opt.method(given)
+    options = opt.method_for(given)
     source = opt.take(ModelConfig, given, device="cpu")
     layers = opt.take(LayersConfig, given)
     from fasc.planning.needs import needs_for

@@ -60,13 +60,22 @@ def narrow_to_one_width(
     step = budget.channel_multiple or step_of(budget.rank_multiple, channels)
     widths = list(range((channels - 1) // step * step, 0, -step))
     losses = _losses(model, couplings, solver, statistics, widths)
+    within: list[Narrow] = []
     for width in widths:
         edits = [
             Narrow.of(one, width, solver.damping, None if losses is None else float(losses[one.consumer.name][channels - width]))
             for one in couplings
         ]
-        if _within(edits, dense, budget):
-            return edits if not budget.limits_loss else edits
+        if budget.limits_loss:
+            if losses is None:
+                raise BudgetError(f"{budget.kind} needs a forecast, and there are no statistics", "give --statistics")
+            if sum(edit.predicted_loss or 0.0 for edit in edits) > budget.loss_limit:
+                break
+            within = edits
+        elif _within(edits, dense, budget):
+            return edits
+    if within:
+        return within
     raise BudgetError("no MLP width keeps the budget", "ask for more, or let attention be compressed too (no --for plain)")
 
 
