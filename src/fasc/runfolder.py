@@ -32,7 +32,7 @@ def require_name(name: str, reserved: Sequence[str]) -> str:
 
 
 @contextmanager
-def run_folder(out: Path, recipe: dict[str, Any], entries: Sequence[str], *, overwrite: bool) -> Iterator[tuple[Path, bool]]:
+def run_folder(out: Path, identity: dict[str, Any], entries: Sequence[str], *, overwrite: bool) -> Iterator[tuple[Path, bool]]:
     """The folder in which a run works, locked for its length.
 
     A new run works in ``out`` itself. One that replaces another run works beside it, and takes its place when it has succeeded:
@@ -40,7 +40,7 @@ def run_folder(out: Path, recipe: dict[str, Any], entries: Sequence[str], *, ove
 
     Args:
         out: the run's folder.
-        recipe: plain values; a folder of the same recipe is gone on with.
+        identity: what the run is, its recipe and its texts, as plain values; an interrupted run of the same is gone on with.
         entries: names of what the run will write into it.
         overwrite: replace a run of another recipe, or start over.
 
@@ -52,30 +52,33 @@ def run_folder(out: Path, recipe: dict[str, Any], entries: Sequence[str], *, ove
     """
     with output(out, overwrite=True, folder=True) as target:
         marker = _marker(target)
-        if marker is not None and marker["recipe"] == recipe and not overwrite:
+        if marker is not None and marker["run"] == identity and not overwrite:
             yield target, True
             return
         if marker is None and target.exists() and any(target.iterdir()):
             raise StorageError(f"`{out}` already exists and holds no run of fasc", "choose another --out")
         if marker is not None and not overwrite:
-            raise StorageError(f"`{out}` holds a run of another recipe", "choose another --out, or pass --overwrite")
+            raise StorageError(
+                f"`{out}` holds a run of another recipe, or of text that has changed since",
+                "choose another --out, or pass --overwrite",
+            )
         if marker is None:
-            write_json(target / MARKER, _content(recipe, entries))
+            write_json(target / MARKER, _content(identity, entries))
             yield target, False
             return
         _require_free(target, entries, marker["entries"])
         beside = target.with_name(f".{target.name}.run")
         unfinished = _marker(beside)
-        goes_on = unfinished is not None and unfinished["recipe"] == recipe
+        goes_on = unfinished is not None and unfinished["run"] == identity
         if not goes_on:
             shutil.rmtree(beside, ignore_errors=True)
-            write_json(beside / MARKER, _content(recipe, entries))
+            write_json(beside / MARKER, _content(identity, entries))
         yield beside, goes_on
         _take_place(beside, target, marker["entries"])
 
 
-def _content(recipe: dict[str, Any], entries: Sequence[str]) -> dict[str, Any]:
-    return {"written_by": "fasc run", "recipe": recipe, "entries": [*entries, MARKER]}
+def _content(identity: dict[str, Any], entries: Sequence[str]) -> dict[str, Any]:
+    return {"written_by": "fasc run", "run": identity, "entries": [*entries, MARKER]}
 
 
 def _marker(folder: Path) -> dict[str, Any] | None:
@@ -83,7 +86,7 @@ def _marker(folder: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     content = read_json(file)
-    if not isinstance(content, dict) or not isinstance(content.get("entries"), list) or "recipe" not in content:
+    if not isinstance(content, dict) or not isinstance(content.get("entries"), list) or "run" not in content:
         raise StorageError(f"`{file}` is no marker of a run", "choose another --out")
     return content
 

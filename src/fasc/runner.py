@@ -34,8 +34,9 @@ from fasc.stages.evaluate import dense_config, texts_seen
 from fasc.stages.plan import plan_of_recipe
 from fasc.stages.recover import recover_checkpoint, summary_of
 from fasc.statistics.moments import Need, Statistics
-from fasc.storage import new_file, read_json, write_json
+from fasc.storage import expanded, new_file, read_json, write_json
 from fasc.text.corpus import TokenBlock
+from fasc.text.sources import text_key
 
 
 def run(recipe: Recipe | str | Path, out: str | Path | None = None, *, overwrite: bool = False) -> Path:
@@ -58,12 +59,13 @@ def run(recipe: Recipe | str | Path, out: str | Path | None = None, *, overwrite
         FascError: any stage's own.
     """
     if not isinstance(recipe, Recipe):
-        path = Path(recipe)
+        path = expanded(recipe)
         recipe, out = read_recipe(path), out or Path("runs") / path.stem
     needs = needs_of(recipe.methods, recipe.budgets)
     names = _require_own_folders(recipe)
-    out = Path(out or "runs/recipe")
-    with run_folder(out, recipe.to_dict(), [*_FILES, *names], overwrite=overwrite) as (folder, goes_on):
+    out = expanded(out or "runs/recipe")
+    identity = {"recipe": recipe.to_dict(), "texts": _texts_of(recipe)}
+    with run_folder(out, identity, [*_FILES, *names], overwrite=overwrite) as (folder, goes_on):
         if goes_on:
             say(f"{out} holds this run already: going on where it stopped")
         _carry_out(recipe, needs, folder)
@@ -72,6 +74,17 @@ def run(recipe: Recipe | str | Path, out: str | Path | None = None, *, overwrite
 
 _FILES = ("recipe.toml", "provenance.json", "diagnosis.json", "statistics.safetensors", "figures", "report.md", DENSE)
 """What a run keeps beside its results."""
+
+
+def _texts_of(recipe: Recipe) -> dict[str, str]:
+    """Digests of what the texts hold: a run whose corpus file has changed since is another run."""
+    calibration, evaluation, recovery = recipe.calibration, recipe.evaluation, recipe.recovery
+    keys = {"calibration": text_key(calibration.corpus, "calibration", calibration.data_dir)}
+    if any(get_benchmark(name).needs_text for name in evaluation.benchmarks):
+        keys["evaluation"] = text_key(evaluation.corpus, "evaluation", evaluation.data_dir)
+    if recovery is not None and recovery.corpus is not None:
+        keys["recovery"] = text_key(recovery.corpus, "calibration", recovery.data_dir)
+    return keys
 
 
 def _carry_out(recipe: Recipe, needs: frozenset[Need], out: Path) -> None:
@@ -196,6 +209,7 @@ def _is_done(folder: Path) -> bool:
         return True
     for file in ("plan.json", "scores.json", "samples.json", "speed.json"):
         (folder / file).unlink(missing_ok=True)
+    rmtree(folder / "model", ignore_errors=True)
     return False
 
 

@@ -16,10 +16,18 @@ from platformdirs import user_cache_path
 from fasc.errors import StorageError
 
 
+def expanded(path: str | Path) -> Path:
+    """A path with its ``~``; one that begins with ``~`` and is no user's home is taken as it is."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def cache_root() -> Path:
     """Where what can be had again is kept; ``FASC_CACHE`` overrides the user's cache folder."""
     root = os.environ.get("FASC_CACHE")
-    return Path(root).expanduser() if root else user_cache_path("fasc")
+    return expanded(root) if root else user_cache_path("fasc")
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -80,6 +88,7 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         StorageError: the folder exists and ``overwrite`` is false, or it cannot be written.
     """
+    path = expanded(path)
     refuse_existing(path, overwrite=overwrite)
     path = path.resolve() if path.is_symlink() else path
     try:
@@ -133,6 +142,7 @@ def new_file(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: the file cannot be written.
     """
+    path = expanded(path)
     path = path.resolve() if path.is_symlink() else path
     scratch = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
@@ -148,12 +158,25 @@ def new_file(path: Path) -> Iterator[Path]:
 
 
 def sweep(path: Path) -> None:
-    """Remove what killed processes have left beside a file or folder."""
-    for kind in ("partial", "old"):
-        for litter in path.parent.glob(f".{_escaped(path.name)}.{kind}-*"):
-            number = litter.name.removeprefix(f".{path.name}.{kind}-").partition("-")[0]
-            if not (number.isdigit() and _is_running(int(number))):
-                shutil.rmtree(litter, ignore_errors=True) if litter.is_dir() else litter.unlink(missing_ok=True)
+    """Remove what killed processes have left beside a file or folder.
+
+    One that was killed while it put a new folder in the place of an old one has left neither there: the old one is put back.
+    """
+    old = _litter(path, "old")
+    if old and not path.exists():
+        old.pop().rename(path)
+    for litter in (*old, *_litter(path, "partial")):
+        shutil.rmtree(litter, ignore_errors=True) if litter.is_dir() else litter.unlink(missing_ok=True)
+
+
+def _litter(path: Path, kind: str) -> list[Path]:
+    """Scratch files and folders of processes that run no more, the last changed last."""
+    left = []
+    for litter in path.parent.glob(f".{_escaped(path.name)}.{kind}-*"):
+        number = litter.name.removeprefix(f".{path.name}.{kind}-").partition("-")[0]
+        if not (number.isdigit() and _is_running(int(number))):
+            left.append(litter)
+    return sorted(left, key=lambda litter: litter.stat().st_mtime_ns)
 
 
 def _escaped(name: str) -> str:

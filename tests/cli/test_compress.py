@@ -1,6 +1,7 @@
 """``fasc compress``."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -168,7 +169,7 @@ def test_damaged_checkpoints_are_refused(fasc, compressed, text_file):
     file.write_bytes(content)
     original = json.loads((compressed / "config.json").read_text())
     changes = [
-        ({"rank": 7}, ["k_proj.up.weight` is 16×16 in the weights and 16×7 by the edits"]),
+        ({"rank": 7}, ["k_proj.up.weight` is 16×16 in the weights and 16×7 by config.json"]),
         ({"rank": 0}, ["rank"]),
         ({"layers": ["model.layers.0.self_attn.x_proj", *original["quantization_config"]["edits"][0]["layers"][1:]]}, ["x_proj"]),
         ({"layout": "folded"}, ["folded"]),
@@ -183,7 +184,7 @@ def test_damaged_checkpoints_are_refused(fasc, compressed, text_file):
     config = json.loads(json.dumps(original))
     del config["quantization_config"]["edits"][0]
     (compressed / "config.json").write_text(json.dumps(config))
-    refused(fasc(*evaluate), "k_proj.weight", "missing")
+    refused(fasc(*evaluate), "lacks", "q_proj.weight")
 
 
 def test_pickled_weights_are_never_loaded(fasc, model_folder, text_file, tmp_path):
@@ -192,3 +193,58 @@ def test_pickled_weights_are_never_loaded(fasc, model_folder, text_file, tmp_pat
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     refused(fasc("evaluate", folder, "--benchmarks", "perplexity", "--corpus", text_file))
+
+
+def test_what_is_read_is_never_replaced(fasc, model_folder, statistics, text_file, tmp_path):
+    """The model, its folder, the moments, the corpus, a plan; and nothing is written into the model's folder."""
+    before = {file: file.read_bytes() for file in [*model_folder.iterdir(), statistics, text_file]}
+    budget = ["--param-fraction", "0.8"]
+    (tmp_path / "link").symlink_to(model_folder)
+    for out in (model_folder, model_folder.parent, tmp_path / "link", model_folder / "small"):
+        lines = refused(fasc("compress", model_folder, *budget, "--corpus", text_file, "--out", out, "--overwrite"), "reads")
+        assert len(lines) == 2, "no work was started"
+    refused(fasc("compress", model_folder, *budget, "--statistics", statistics, "--out", tmp_path, "--overwrite"), "reads")
+    refused(fasc("collect", model_folder, "--corpus", text_file, "--out", text_file, "--overwrite"), "what the command reads")
+    refused(fasc("plan", model_folder, *budget, "--statistics", statistics, "--json", statistics), "what the command reads")
+    refused(fasc("evaluate", model_folder, "--json", model_folder / "config.json"), "reads")
+    assert {file: file.read_bytes() for file in before} == before
+
+
+def test_a_folder_of_the_users_is_not_replaced(fasc, compressed, model_folder, text_file, tmp_path):
+    command = ["compress", model_folder, "--corpus", text_file, *TRIAL, "--overwrite", "--out"]
+    (compressed / "notes.txt").write_text("precious")
+    refused(fasc(*command, compressed), "`notes.txt`, which fasc did not write")
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "main.py").write_text("precious")
+    refused(fasc(*command, tmp_path / "project"), "no checkpoint that fasc wrote")
+    assert (compressed / "notes.txt").read_text() == (tmp_path / "project" / "main.py").read_text() == "precious"
+
+
+def test_a_link_leads_to_where_the_checkpoint_goes(done, compressed, model_folder, text_file, tmp_path):
+    (tmp_path / "latest").symlink_to(compressed)
+    before = (compressed / "model.safetensors").read_bytes()
+    options = ["--rank-fraction", "0.25", "--corpus", text_file, *TRIAL, "--overwrite"]
+    done("compress", model_folder, *options, "--out", tmp_path / "latest")
+    assert (tmp_path / "latest").is_symlink()
+    assert (compressed / "model.safetensors").read_bytes() != before
+
+
+def test_of_two_calls_at_once_the_second_is_told(fasc, model_folder, text_file, tmp_path):
+    from fasc.outputs import output
+
+    with output(tmp_path / "o", overwrite=False, folder=True):
+        refused(
+            fasc("compress", model_folder, "--corpus", text_file, *TRIAL, "--out", tmp_path / "o"), "another process is writing"
+        )
+
+
+def test_files_have_the_mode_that_umask_gives(done, model_folder, text_file, statistics, tmp_path):
+    mask = os.umask(0o027)
+    try:
+        done("compress", model_folder, "--corpus", text_file, *TRIAL, "--out", tmp_path / "o")
+        done("collect", model_folder, "--corpus", text_file, *CALIBRATION, "--out", statistics, "--overwrite")
+    finally:
+        os.umask(mask)
+    files = [file for file in (tmp_path / "o").rglob("*") if file.is_file()] + [statistics]
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o640}
+    assert (tmp_path / "o").stat().st_mode & 0o777 == 0o750

@@ -1,42 +1,33 @@
 """Error propagation: the closed form, the order of the blocks, and going on after a kill."""
 
 import json
-import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from fasc import pipeline
-from fasc.statistics.collect import collect
-from fasc.statistics.moments import GradientMoment, Statistics, UnitStatistics
 from fasc.compression import propagate
-from fasc.compression.compress import compress
+from fasc.compression.compress import carry_out
 from fasc.compression.propagate import propagated
-from fasc.planning.options import BudgetConfig, MethodConfig
-from fasc.errors import StatisticsError, UsageError
+from fasc.edits.structure import edited_layers
+from fasc.errors import ModelError, StatisticsError, UsageError
+from fasc.methods import solver
+from fasc.stages.plan import plan
 from fasc.statistics.accumulators import Covariance
-from fasc.methods import METHODS
-from fasc.layouts.lowrank import LowRankLinear
+from fasc.statistics.moments import GradientMoment, UnitStatistics
 from tests import reference
-from tests.conftest import kill_when, tiny_model
+from tests.conftest import kill_when, logits, tiny_model
 
-NEEDS = METHODS["fasc"].needs_in(("group", "layer")) | METHODS["whitened"].needs
-OPTIONS = {"damping": 1e-3, "propagate": True}
+OPTIONS = {"param_fraction": 0.6, "damping": 1e-3}
 
 
-@pytest.fixture(scope="module")
-def statistics(tokens):
-    cache = {}
-
-    def measure(architecture="llama"):
-        if architecture not in cache:
-            cache[architecture] = collect(tiny_model(architecture), tokens, NEEDS)
-        return cache[architecture]
-
-    return measure
+def compressed(measured, architecture="llama", *, on, **options):
+    model = tiny_model(architecture)
+    statistics = measured(architecture)
+    return model, carry_out(model, statistics, plan(model, statistics, **OPTIONS | options), propagate=on)
 
 
 def root(matrix, power):
@@ -58,7 +49,7 @@ def test_the_substitution_is_the_closed_form(side):
     moment = GradientMoment(side, Covariance(gradients.mean(0), reference.covariance(gradients)))
     unit = UnitStatistics("unit", n, Covariance(x.mean(0), reference.covariance(x)), moment)
     fitted, changed = propagated(weight, unit, xy @ torch.linalg.inv(yy), Covariance(y.mean(0), yy))
-    full = METHODS["fasc"].decompose(fitted, changed, MethodConfig(damping=0))
+    full = solver("fasc", {"damping": 0.0}).decompose(fitted, changed)
     u, s, vh = torch.linalg.svd(root(hh, 0.5) @ weight @ xy @ root(yy, -0.5), full_matrices=False)
     for rank in (2, 5):
         expected = root(hh, -0.5) @ (u[:, :rank] * s[:rank]) @ vh[:rank] @ root(yy, -0.5)
@@ -68,64 +59,88 @@ def test_the_substitution_is_the_closed_form(side):
         torch.testing.assert_close(outputs.mean(0), (x @ weight.mT).mean(0), rtol=0, atol=1e-8)
 
 
-def test_nothing_changes_where_inputs_do_not(statistics):
-    """With x' = x the first group of the model gets what it gets without propagation."""
-    plain, changed = tiny_model(), tiny_model()
-    even = MethodConfig(allocation="uniform")
-    plan = pipeline.plan(plain, even, BudgetConfig(param_fraction=0.7), statistics=statistics())
-    compress(plain, statistics(), plan, MethodConfig(damping=1e-3))
-    compress(changed, statistics(), plan, MethodConfig(**OPTIONS))
-    name = next(unit.layers[0] for unit in plan.units if unit.layout != "dense")
-    assert name.startswith("model.layers.0.self_attn.q")
-    one, other = plain.get_submodule(name), changed.get_submodule(name)
-    torch.testing.assert_close(other.weight, one.weight, rtol=0, atol=1e-4)
-    last = plan.units[-1].layers[0]
-    assert not torch.allclose(plain.get_submodule(last).weight, changed.get_submodule(last).weight, atol=1e-3)
+def test_nothing_changes_where_inputs_do_not(measured):
+    """With x' = x the first group of the model gets what it gets without propagation; the last one does not."""
+    (plain, made), (changed, _) = (compressed(measured, on=on, allocation="uniform") for on in (False, True))
+    first, last = made.edits[0].layers[0], made.edits[-1].layers[0]
+    assert first.startswith("model.layers.0.self_attn.q")
+    for name, same in ((first, True), (last, False)):
+        weights = [one.get_submodule(name).weight for one in (plain, changed)]
+        assert torch.allclose(*weights, rtol=0, atol=1e-4) == same, name
 
 
 @pytest.mark.parametrize("method", ["fasc", "whitened"])
-def test_it_runs_on_every_architecture_and_comes_closer_to_the_dense_model(statistics, tokens, architecture, method):
-    dense = tiny_model(architecture)
+def test_it_runs_on_every_architecture_and_comes_closer_to_the_dense_model(measured, tokens, architecture, method):
     errors = []
-    for on in (False, True):
-        model = tiny_model(architecture)
-        options = MethodConfig(name=method, damping=1e-3, propagate=on, allocation="uniform")
-        plan = pipeline.plan(model, options, BudgetConfig(param_fraction=0.6), statistics=statistics(architecture))
-        compress(model, statistics(architecture), plan, options)
-        assert sum(isinstance(m, LowRankLinear) for m in model.modules()) >= 6
-        with torch.no_grad():
+    with torch.no_grad():
+        expected = tiny_model(architecture)(input_ids=tokens, output_hidden_states=True).hidden_states[-2]
+        for on in (False, True):
+            model, _ = compressed(measured, architecture, on=on, method=method, allocation="uniform")
+            assert len(edited_layers(model)) >= 6
             ours = model(input_ids=tokens, output_hidden_states=True).hidden_states[-2]
-            errors.append(float((ours - dense(input_ids=tokens, output_hidden_states=True).hidden_states[-2]).norm()))
+            errors.append(float((ours - expected).norm()))
     if method == "whitened":  # its objective is this very error
         assert errors[1] < errors[0]
+    else:
+        assert errors[1] != errors[0]
 
 
-def test_methods_and_statistics_that_cannot_are_refused(statistics):
+def test_mlps_that_lose_channels_are_fitted_to_the_inputs_they_get(measured, tokens, architecture):
+    (plain, made), (changed, _) = (compressed(measured, architecture, on=on, param_fraction=0.25) for on in (False, True))
+    assert {edit.edit for edit in made.edits} == {"narrow", "factor"}
+    assert set(edited_layers(plain)) == set(edited_layers(changed))
+    assert logits(changed, tokens).isfinite().all()
+    assert not torch.equal(logits(plain, tokens), logits(changed, tokens))
+
+
+def test_the_forecast_is_given_up_where_it_would_be_of_other_gradients(measured):
+    """A method that is no loss has its forecast of dense inputs; on propagated ones nobody knows it."""
+    _, of_loss = compressed(measured, on=True)
+    _, of_none = compressed(measured, on=True, method="whitened")
+    assert of_loss.predicted_loss > 0
+    assert of_none.edits
+    assert all(edit.predicted_loss == plan_loss for edit, plan_loss in zip(of_none.edits, losses_of(measured), strict=True))
+
+
+def losses_of(measured):
+    return [edit.predicted_loss for edit in plan(tiny_model(), measured(), **OPTIONS, method="whitened").edits]
+
+
+def test_methods_and_statistics_that_cannot_are_refused_before_anything_is_changed(measured, tokens):
     model = tiny_model()
-    plan = pipeline.plan(model, "fasc-eq6", BudgetConfig())
-    eq6 = collect(model, torch.randint(3, 100, (8, 12)), METHODS["fasc-eq6"].needs)
     with pytest.raises(UsageError, match="Σ_xg"):
-        compress(model, eq6, plan, MethodConfig(name="fasc-eq6", propagate=True))
-    old = Statistics(statistics().groups, statistics().meta)
-    with pytest.raises(StatisticsError, match="tokens"):
-        compress(model, old, pipeline.plan(model, "fasc", BudgetConfig()), MethodConfig(**OPTIONS))
+        carry_out(model, measured(), plan(model, method="fasc-eq6", rank_fraction=0.5), propagate=True)
+    with pytest.raises(StatisticsError, match="the text they were measured on"):
+        carry_out(model, replace(measured(), text=None), plan(model, rank_fraction=0.5), propagate=True)
+    assert torch.equal(logits(model, tokens), logits(tiny_model(), tokens))
 
 
-def test_finished_blocks_are_not_done_again(statistics, tmp_path, monkeypatch):
-    plan = pipeline.plan(tiny_model(), "fasc", BudgetConfig(param_fraction=0.6), statistics=statistics())
+def test_finished_blocks_are_not_done_again(measured, tmp_path, monkeypatch):
+    made = plan(tiny_model(), measured(), **OPTIONS)
     whole = tiny_model()
-    compress(whole, statistics(), plan, MethodConfig(**OPTIONS), work=tmp_path / "a")
-    files = sorted(file.name for file in (tmp_path / "a").iterdir())
+    carry_out(whole, measured(), made, propagate=True, work=tmp_path)
+    files = sorted(file.name for file in tmp_path.iterdir())
     assert files == ["model.layers.0.safetensors", "model.layers.1.safetensors"]
-    (tmp_path / "a" / files[1]).unlink()
+    (tmp_path / files[1]).unlink()
     done = []
     real = propagate._compress_block
     monkeypatch.setattr(propagate, "_compress_block", lambda block, *rest: (done.append(block.name), real(block, *rest))[1])
     resumed = tiny_model()
-    compress(resumed, statistics(), plan, MethodConfig(**OPTIONS), work=tmp_path / "a")
+    again = carry_out(resumed, measured(), made, propagate=True, work=tmp_path)
     assert done == ["model.layers.1"]
+    assert again.edits == carry_out(tiny_model(), measured(), made, propagate=True).edits
     for key, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[key]), key
+
+
+def test_a_damaged_block_is_named(measured, tmp_path):
+    made = plan(tiny_model(), measured(), **OPTIONS)
+    carry_out(tiny_model(), measured(), made, propagate=True, work=tmp_path)
+    file = tmp_path / "model.layers.0.safetensors"
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(ModelError, match=r"model\.layers\.0\.safetensors` is damaged") as problem:
+        carry_out(tiny_model(), measured(), made, propagate=True, work=tmp_path)
+    assert "\n" not in str(problem.value)
 
 
 def weights_of(folder):
@@ -163,14 +178,12 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(model_folder, text_file, 
         f'[evaluation]\nbenchmarks = ["perplexity"]\ncorpus = "{text_file}"\ncontext = 16\nlimit = 4\n'
     )
     command = [sys.executable, "-m", "fasc", "run", str(recipe), "--out"]
-    undisturbed = tmp_path / "undisturbed"
+    undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
     subprocess.run([*command, str(undisturbed)], check=True, capture_output=True)
-    for moment in ("dense/scores.json", "fasc/work/model.layers.0.safetensors"):
-        out = tmp_path / "out"
+    for moment in ("dense/scores.json", "fasc/work/model.layers.0.safetensors"):  # each try gets a stage further
         kill_when([*command, str(out)], out, moment)
-        subprocess.run([*command, str(out)], check=True, capture_output=True)
-        assert weights_of(out / "fasc" / "model") == weights_of(undisturbed / "fasc" / "model"), moment
-        found, expected = (json.loads((one / "fasc" / "scores.json").read_text())["scores"] for one in (out, undisturbed))
-        assert found == expected
-        assert load_file(out / "statistics.safetensors").keys() == load_file(undisturbed / "statistics.safetensors").keys()
-        shutil.rmtree(out)
+    subprocess.run([*command, str(out)], check=True, capture_output=True)
+    assert weights_of(out / "fasc" / "model") == weights_of(undisturbed / "fasc" / "model")
+    scores, expected = (json.loads((one / "fasc" / "scores.json").read_text())["scores"] for one in (out, undisturbed))
+    assert scores == expected
+    assert load_file(out / "statistics.safetensors").keys() == load_file(undisturbed / "statistics.safetensors").keys()

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import weakref
 
 import pytest
 import torch
@@ -78,11 +79,8 @@ def test_every_parameter_lies_in_an_ordinary_linear_layer(case):
     inside = {id(p) for linear in case.linears() for p in (linear.weight, linear.bias)}
     assert {id(parameter) for parameter in case.modules.parameters()} <= inside
     for linear in case.linears():
-        assert {key for key, _ in linear.named_parameters()} <= {"weight", "bias"}
-        assert not list(linear.buffers())
+        assert type(linear) is nn.Linear, "some tools look for the very class"
         assert tuple(linear.weight.shape) == (linear.out_features, linear.in_features)
-        x = torch.randn(3, linear.in_features, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-        close(linear(x), F.linear(x, linear.weight, linear.bias))
     for module, layer in zip(case.modules, case.unit.layers, strict=True):
         assert (module.in_features, module.out_features) == (layer.d_in, layer.d_out)
 
@@ -103,8 +101,9 @@ def test_the_projection_of_several_layers_is_computed_once_and_nothing_is_kept(u
         for module in usual.modules:
             module(x)
     assert len(products) == len({id(weight) for weight in products}) == len(usual.linears())
-    held = [value for module in usual.modules.modules() for key, value in vars(module).items() if isinstance(value, torch.Tensor)]
-    assert held == []
+    left = weakref.ref(x)
+    del x
+    assert left() is None
 
 
 def test_the_layers_of_a_unit_may_be_called_in_any_order_on_any_input(usual):
@@ -199,6 +198,16 @@ def test_hooks_of_every_linear_layer_are_called(usual):
     assert called == set(usual.linears())
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+def test_dynamic_quantisation_changes_every_linear_layer(usual):
+    with torch.no_grad():
+        modules = torch.ao.quantization.quantize_dynamic(copy.deepcopy(usual.modules).float(), {nn.Linear}, dtype=torch.qint8)
+        assert not _linears(modules)
+        x = usual.inputs(6)
+        for module, expected in zip(modules, usual.outputs(x), strict=True):
+            assert float((module(x.float()) - expected).norm() / expected.norm()) < 0.1
+
+
 class Tripled(nn.Module):
     """What LoRA and quantisers do: a module in the place of a linear layer."""
 
@@ -218,7 +227,7 @@ def test_what_stands_in_the_place_of_a_linear_layer_is_called(usual):
     for parent, key in places:
         setattr(parent, key, Tripled(getattr(parent, key)))
     with torch.no_grad():
-        for parameter in [one for child in expected.modules() if type(child) is nn.Linear for one in child.parameters()]:
+        for parameter in [one for child in _linears(expected) for one in child.parameters()]:
             parameter.mul_(3)
         x = usual.inputs(3)
         for module, other in zip(usual.modules, expected, strict=True):

@@ -10,12 +10,17 @@ from fasc.methods import METHODS, solver
 from fasc.stages.plan import plan
 from fasc.statistics.collect import collect_moments
 from tests.conftest import tiny_model
-from tests.methods.test_every_method import unit
+from tests.methods.problems import data, statistics_of
+
+
+def problem(*shape):
+    weight, x, h = data(*shape)
+    return weight, statistics_of(weight, x, h), x
 
 
 @pytest.mark.parametrize("shape", [(60, 50), (50, 60)])
 def test_a_sketch_of_fasc_is_the_exact_solution_within_its_bound(shape):
-    weight, statistics, x, _ = unit(*shape)
+    weight, statistics, x = problem(*shape)
     exact = solver("fasc", {"damping": 1e-6}).decompose(weight, statistics)
     solution = solver("fasc-sketch", {"damping": 1e-6, "tolerance": 10, "threshold": 0}).at_rank(weight, statistics, 6)
     assert not solution.whole
@@ -29,7 +34,7 @@ def test_a_sketch_of_fasc_is_the_exact_solution_within_its_bound(shape):
 
 
 def test_a_sketch_that_cannot_show_its_worth_is_not_used():
-    weight, statistics, *_ = unit(60, 50)
+    weight, statistics, _ = problem(60, 50)
     strict = solver("fasc-sketch", {"damping": 1e-6, "tolerance": 0}).at_rank(weight, statistics, 6)
     assert strict.whole
     assert strict.notes["lost_bound"] > 0
@@ -39,7 +44,7 @@ def test_a_sketch_that_cannot_show_its_worth_is_not_used():
 
 def test_a_sketch_is_wide_where_rho_is_above_the_threshold():
     """And a wide sketch loses less."""
-    weight, statistics, *_ = unit(60, 50)
+    weight, statistics, _ = problem(60, 50)
     narrow, wide = (
         solver("fasc-sketch", {"damping": 1e-6, "tolerance": 1e9, "threshold": threshold}).at_rank(weight, statistics, 6)
         for threshold in (1.0, 0.0)
@@ -69,7 +74,7 @@ def test_a_sketched_model_is_close_to_the_exact_one_and_says_what_it_did(name, t
 @pytest.mark.parametrize("reading", ["orthonormal", "oblique"])
 @pytest.mark.parametrize("wide", [False, True])
 def test_the_papers_sketch_of_eq6_says_what_it_lost(reading, wide):
-    weight, statistics, *_ = unit(50, 60)
+    weight, statistics, _ = problem(50, 60)
     options = {"reading": reading, "sketch": True, "tolerance": 1e9, "threshold": 0.0 if wide else 1.0}
     rank = 10
     sketched = solver("fasc-eq6", options).at_rank(weight, statistics, rank)

@@ -106,7 +106,8 @@ def test_the_folder_holds_safetensors_and_how_it_was_made_and_no_pickle(checkpoi
     config = json.loads((checkpoint / "config.json").read_text())
     assert config["quantization_config"]["quant_method"] == "fasc"
     assert "auto_map" not in config
-    assert read_provenance(checkpoint) == {"versions": {}}
+    files = sorted(file.name for file in checkpoint.iterdir())
+    assert read_provenance(checkpoint) == {"versions": {}, "files": files}
     assert read_provenance(checkpoint.parent) is None
 
 

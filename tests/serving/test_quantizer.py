@@ -121,6 +121,18 @@ def test_every_field_that_is_gone_or_of_another_type_is_refused_or_harmless(fold
     assert refused > 30
 
 
+def test_edits_of_one_mlp_in_another_order_are_refused(compressed, write, tmp_path):
+    """A factored layer cannot lose channels afterwards."""
+    model, plan = compressed(param_fraction=0.25)
+    (narrow,) = [edit for edit in plan.edits if edit.edit == "narrow"]
+    assert any(set(edit.touches) & set(narrow.touches) for edit in plan.edits if edit.edit == "factor")
+    folder = write(model, tmp_path / "out", plan)
+    AutoModelForCausalLM.from_pretrained(folder)
+    change_config(folder, lambda structure: structure["edits"].reverse())
+    with pytest.raises(ModelError, match=r"down_proj` is 32×48.* here and 32×12.* in the plan"):
+        AutoModelForCausalLM.from_pretrained(folder)
+
+
 def without(ending):
     def change(tensors):
         del tensors[a_tensor_of(tensors, ending)]

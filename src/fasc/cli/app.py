@@ -3,6 +3,7 @@
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Annotated, NoReturn
 
 import typer
@@ -45,23 +46,26 @@ def _global_options(
     pass
 
 
-for _verb in (
-    run.demo,
-    run.run,
-    pull.pull,
-    collect.collect,
-    diagnose.diagnose,
-    validate.validate,
-    overlap.subspace_overlap,
-    plan.plan,
-    compress.compress,
-    evaluate.evaluate,
-    bench.bench,
-    recover.recover,
-    export.export,
-    run.report,
-):
-    app.command()(_verb)
+_VERBS: dict[Callable[..., None], str] = {
+    run.demo: "Compress a real 135M model; show what was kept.",
+    run.run: "Carry out a recipe; goes on where it stopped.",
+    pull.pull: "Fetch the embedded default model into the cache.",
+    collect.collect: "Measure what compressing needs to know, on text.",
+    diagnose.diagnose: "Show ρ, spectra and forecasts by group of layers.",
+    validate.validate: "Measure how well ρ and ½J forecast the real loss.",
+    overlap.subspace_overlap: "Compare what a method chooses on several texts.",
+    plan.plan: "Show what a compressed model will weigh and lose.",
+    compress.compress: "Compress a model and write a checkpoint.",
+    evaluate.evaluate: "Score a checkpoint, with 95 % intervals.",
+    bench.bench: "Time a compressed model beside the dense one.",
+    recover.recover: "Train a compressed model towards the dense one.",
+    export.export: "Write a model for llama.cpp and other engines.",
+    run.report: "Draw the report of a run again.",
+}
+"""Each with the line that ``fasc --help`` shows."""
+
+for _verb, _summary in _VERBS.items():
+    app.command(short_help=_summary)(_verb)
 
 
 def _fail(message: str, hint: str, code: int) -> NoReturn:
@@ -84,7 +88,7 @@ def main() -> NoReturn:
     code: int | None = _INTERRUPTED
     try:
         code = app(arguments, prog_name="fasc", standalone_mode=False)  # typer turns Ctrl-C into the code 130
-    except BrokenPipeError:  # whoever read our output has had enough
+    except (BrokenPipeError, SystemExit):  # whoever read our output has had enough; click and rich make an exit of it
         code = 0
     except (KeyboardInterrupt, typer.Abort):
         if debug:
@@ -95,7 +99,7 @@ def main() -> NoReturn:
         _let_go_of_stdout()
         _fail(*_explain(problem))
     if not _let_go_of_stdout() and code is None:
-        _fail("the work is done, and its result could not be printed", "standard output is closed or full", 2)
+        _fail("the result could not be printed", "standard output is closed or full; print to another place", 2)
     if code == _INTERRUPTED:
         _fail("interrupted", "nothing half-written was left behind; the same command starts or continues the work", code)
     sys.exit(code or 0)

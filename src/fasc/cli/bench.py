@@ -32,8 +32,8 @@ def bench(
     from fasc.reporting.speed_table import print_speed
     from fasc.stages.evaluate import bench as compare
 
-    opt.check_outputs([json], inputs=opt.inputs(checkpoint, dense))
+    opt.check_files(json, inputs=(checkpoint, dense))
     report = compare(source, config, dense)
-    print_speed(report)
     if json is not None:
         write_artifact(json, "speed", report.to_dict() | {"provenance": provenance(speed=config.model_dump(mode="json"))})
+    print_speed(report)

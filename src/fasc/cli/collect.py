@@ -42,12 +42,13 @@ def collect(
     layers = opt.take(LayersConfig, given)
     source = opt.take(ModelConfig, given)
     from fasc.outputs import output
+    from fasc.reporting.console import print_line
     from fasc.stages.compress import load, needs_of
     from fasc.stages.diagnose import collect_for
 
     chosen = tuple(MethodConfig(name=name) for name in opt.names(methods) or DEFAULT_METHODS)
     needs_of(chosen)
-    with output(out, overwrite=overwrite, inputs=opt.inputs(model, calibration.corpus)) as target:
+    with output(out, overwrite=overwrite, inputs=(model, calibration.corpus)) as target:
         statistics = collect_for(load(source), chosen, calibration, layers, diagnosis=diagnosis)
         statistics.save(target)
-    typer.echo(out)
+    print_line(out)

@@ -89,7 +89,9 @@ def compress(
     from fasc.outputs import output
     from fasc.planning.needs import needs_for
     from fasc.planning.plan import Plan
+    from fasc.reporting.console import print_line
     from fasc.reporting.outcome import print_outcome
+    from fasc.serving.checkpoint import require_own_checkpoint
     from fasc.serving.presets import is_merged
     from fasc.stages.compress import compress_recipe
 
@@ -98,13 +100,13 @@ def compress(
     made = None if plan is None else Plan.load(plan)
     if made is not None:
         _require_no_other(made, given)
-    sources = opt.inputs(model, statistics, held_out, plan, recipe.calibration.corpus)
-    with output(out, overwrite=overwrite, inputs=sources, folder=True) as target:
+    sources = (model, statistics, held_out, plan, recipe.calibration.corpus)
+    with output(out, overwrite=overwrite, inputs=sources, folder=True, owned=require_own_checkpoint) as target:
         small = compress_recipe(
             recipe, target, statistics=statistics, held_out=held_out, plan=made, merged=merge, overwrite=overwrite
         )
     print_outcome(small.plan, out, recipe.source.model, merged=merge, model_type=small.model.config.model_type)
-    typer.echo(out)
+    print_line(out)
 
 
 def _require_no_other(plan: "Plan", given: Mapping[str, Any]) -> None:

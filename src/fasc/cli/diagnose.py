@@ -48,12 +48,14 @@ def diagnose(
     source = opt.take(ModelConfig, given)
     if exclusions not in ("paper", "none"):
         raise UsageError(f"--exclusions is `{exclusions}`", "known: paper, none")
+    from fasc.reporting.console import print_line
     from fasc.reporting.diagnosis_table import print_diagnosis
     from fasc.stages.compress import load, needs_of
     from fasc.stages.diagnose import diagnose_model
 
     needs_of(tuple(chosen))
-    opt.check_outputs([json, csv], inputs=opt.inputs(model, statistics, calibration.corpus))
+    drawings = () if figures is None else (figures / "rho.png", figures / "angles.png")
+    opt.check_files(json, csv, *drawings, inputs=(model, statistics, calibration.corpus))
     diagnosis = diagnose_model(
         load(source),
         chosen,
@@ -62,13 +64,13 @@ def diagnose(
         statistics=statistics,
         calibration=calibration,
     )
-    print_diagnosis(diagnosis)
     if json is not None:
         diagnosis.save(json)
     if csv is not None:
         diagnosis.save_csv(csv)
+    print_diagnosis(diagnosis)
     if figures is not None:
         from fasc.reporting.dependence_figures import dependence_figures
 
         for path in dependence_figures(diagnosis, figures):
-            typer.echo(path)
+            print_line(path)

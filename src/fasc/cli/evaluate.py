@@ -35,8 +35,8 @@ def evaluate(
     from fasc.reporting.scores import write_scores
     from fasc.stages.evaluate import score_checkpoint
 
-    opt.check_outputs([json], inputs=opt.inputs(checkpoint, dense, config.corpus))
+    opt.check_files(json, inputs=(checkpoint, dense, config.corpus))
     scores = score_checkpoint(source, config, dense)
-    print_scores(scores)
     if json is not None:
         write_scores(json, scores, config)
+    print_scores(scores)

@@ -25,12 +25,13 @@ def export(
     Tokenizer and chat template travel with it.
     """
     from fasc.outputs import output
+    from fasc.reporting.console import print_line
     from fasc.stages.export import FORMATS, export_model, usual_name
 
     usual_name(form, model)
     place = out or usual_name(form, model)
     source = opt.take(ModelConfig, locals(), device="cpu")
-    with output(place, overwrite=overwrite, inputs=opt.inputs(model), folder=FORMATS[form].folder) as target:
+    with output(place, overwrite=overwrite, inputs=(model,), folder=FORMATS[form].folder) as target:
         line = export_model(source, form, target, overwrite=overwrite)
     typer.echo(line, err=True)
-    typer.echo(place)
+    print_line(place)

@@ -1,7 +1,7 @@
 """The options that several verbs share, with help and defaults taken from the recipe's own fields."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -103,21 +103,13 @@ def fractions(text: str, field: str) -> list[BudgetConfig]:
     return [] if text.strip() == "none" else [build(BudgetConfig, **{field: part}) for part in names(text) or ()]
 
 
-def inputs(*given: "str | Path | None") -> list[Path]:
-    """The files and folders that a command reads, of names that may also be hub ids or corpora."""
-    parts = [part.strip() for one in given if one is not None for part in (str(one), *str(one).split(","))]
-    return [path for path in map(Path, parts) if path.name and path.expanduser().exists()]
-
-
-def check_outputs(files: "list[Path | None]", *, inputs: list[Path]) -> None:
-    """Refuse an output file that cannot be written or that the command reads, before the work."""
-    from fasc.outputs import require_json_output, require_output
+def check_files(*files: Path | None, inputs: Sequence[str | Path | None]) -> None:
+    """Refuse a file that cannot be written, that the command reads or that is not ours, before the work."""
+    from fasc.outputs import require_own_file
 
     for file in files:
-        if file is not None and file.suffix.lower() not in (".csv", ".png"):
-            require_json_output(file, inputs=inputs)
-        elif file is not None:
-            require_output(file, overwrite=True, inputs=inputs)
+        if file is not None:
+            require_own_file(file, inputs=inputs)
 
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, Hugging Face folder, .gguf file or `smollm2-135m`.")]

@@ -64,7 +64,7 @@ def subspace_overlap(
 
     needs_of((options,))
     check_overlap(calibrations, fractions, hessian)
-    opt.check_outputs([json], inputs=opt.inputs(model))
+    opt.check_files(json, inputs=(model, corpora))
     loaded = load(opt.take(ModelConfig, given))
     result = compare(
         loaded,
@@ -76,9 +76,9 @@ def subspace_overlap(
         hessian_groups=hessian_groups,
         hessian_sequences=hessian_sequences,
     )
-    print_overlaps(result["summary"], options.name)
-    if result["hessian"]:
-        print_curvature(result["hessian"])
     if json is not None:
         made = provenance(calibrations=result.pop("calibrations"))
         write_artifact(json, "overlap", result | {"provenance": made})
+    print_overlaps(result["summary"], options.name)
+    if result["hessian"]:
+        print_curvature(result["hessian"])

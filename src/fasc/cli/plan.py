@@ -52,8 +52,8 @@ def plan(
     from fasc.stages.plan import plan_from_files
 
     needs_for(options, budget)
-    opt.check_outputs([json], inputs=opt.inputs(model, statistics, held_out))
+    opt.check_files(json, inputs=(model, statistics, held_out))
     result = plan_from_files(load(source), options, budget, layers, statistics, held_out)
-    print_results(edits_table(result), totals_table(result))
     if json is not None:
         result.save(json)
+    print_results(edits_table(result), totals_table(result))

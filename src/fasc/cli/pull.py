@@ -12,7 +12,8 @@ def pull(
     """Fetch the embedded default model into the cache and print where it is."""
     from fasc.errors import UnknownNameError
     from fasc.model import embedded
+    from fasc.reporting.console import print_line
 
     if alias not in embedded.EMBEDDED:
         raise UnknownNameError("embedded model", alias, embedded.EMBEDDED)
-    typer.echo(embedded.pull(alias, force=force))
+    print_line(embedded.pull(alias, force=force))

@@ -38,12 +38,15 @@ def recover(
     config = opt.take(RecoveryConfig, given)
     source = opt.take(ModelConfig, given, model=str(checkpoint))
     from fasc.outputs import output
+    from fasc.reporting.console import print_line
+    from fasc.serving.checkpoint import require_own_checkpoint
     from fasc.stages.recover import recover_checkpoint
 
-    with output(out, overwrite=overwrite, inputs=opt.inputs(str(checkpoint), dense, config.corpus), folder=True) as target:
+    sources = (checkpoint, dense, config.corpus)
+    with output(out, overwrite=overwrite, inputs=sources, folder=True, owned=require_own_checkpoint) as target:
         result = recover_checkpoint(source, target, config, dense=dense, overwrite=overwrite)
-    typer.echo(
+    print_line(
         f"KL to the dense model on {result.held_out:,} held-out tokens: {result.before:.4f} → {result.after:.4f} nats/token "
         f"({len(result.losses)} steps; the weights went {result.share:.0%} of the way)"
     )
-    typer.echo(out)
+    print_line(out)

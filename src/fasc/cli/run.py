@@ -55,7 +55,7 @@ def _run(recipe: Recipe, out: Path, *, overwrite: bool) -> None:
 
 
 def _show(path: Path) -> None:
-    from fasc.reporting.console import print_results
+    from fasc.reporting.console import print_line, print_results
     from fasc.reporting.entries import read_entries
     from fasc.reporting.headline import headline
     from fasc.reporting.table import samples_table, terminal_table
@@ -63,8 +63,8 @@ def _show(path: Path) -> None:
     entries = read_entries(path.parent)
     samples = samples_table(entries)
     print_results(terminal_table(entries), *([] if samples is None else [samples]), headline(entries))
-    typer.echo(f"report: {path}")
-    typer.echo(f"figure: {path.parent / 'figures' / 'summary.png'}")
+    print_line(f"report: {path}")
+    print_line(f"figure: {path.parent / 'figures' / 'summary.png'}")
 
 
 def report(folder: Annotated[Path, typer.Argument(help="A folder that `fasc run` left.")]) -> None:

@@ -52,12 +52,13 @@ def validate(
     layers = opt.take(LayersConfig, given)
     from fasc.outputs import write_artifact
     from fasc.provenance import provenance
+    from fasc.reporting.console import print_line
     from fasc.reporting.validation import print_plans, print_validation, validation_figure
     from fasc.stages.compress import load, needs_of
     from fasc.stages.diagnose import validate as measure
 
     needs_of(tuple(chosen))
-    opt.check_outputs([json, figure], inputs=opt.inputs(model, statistics, calibration.corpus))
+    opt.check_files(json, figure, inputs=(model, statistics, calibration.corpus))
     result = measure(
         load(source),
         chosen,
@@ -68,12 +69,12 @@ def validate(
         calibration=calibration,
         layers=layers,
     )
+    if json is not None:
+        made = provenance(calibration=result.pop("calibration"))
+        write_artifact(json, "validation", result | {"provenance": made})
     if result["rows"]:
         print_validation(result["summary"])
     if result["plans"]:
         print_plans(result["plans"])
-    if json is not None:
-        made = provenance(calibration=result.pop("calibration"))
-        write_artifact(json, "validation", result | {"provenance": made})
     if figure is not None and result["rows"]:
-        typer.echo(validation_figure(result["rows"], figure))
+        print_line(validation_figure(result["rows"], figure))

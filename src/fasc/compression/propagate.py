@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -208,7 +208,7 @@ def _problem(model: PreTrainedModel, group: GroupStatistics, edit: Factor, chang
 def _as_model_error(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError) as problem:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as problem:
         raise ModelError(f"`{path}` is damaged: {problem}", "delete it and run the same command again") from problem
 
 

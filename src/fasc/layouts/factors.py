@@ -13,78 +13,47 @@ from fasc.model.groups import Scope, Unit
 from fasc.statistics.accumulators import Covariance
 
 
-class LowRankLinear(Replacement):
-    """``x ↦ up(down(x))`` in the place of a dense layer ``d_in → d_out``.
+class Once:
+    """What several layers read: computed once per forward pass.
 
-    ``up`` has a bias: the layer's own, if any, and the correction of the mean. In a unit of several layers only the first holds
-    ``down``; the others ask it. What ``down`` gives is computed once per forward pass: the first consumer computes it and leaves
-    it here. The others, called with the *same tensor object*, take it, and the last one clears it. A consumer that is called with
-    another tensor computes it again, so the result is right in any order of calls, also if the tensor was changed in place
-    (tensors made in inference mode excepted: their changes are not counted). Nothing is left while ``down`` is trained, because
-    its weight may change between two calls.
+    The first consumer computes it and leaves the result here. The others, called with the *same tensor object*, take it, and the
+    last one clears it. A consumer that is called with another tensor computes it again, so the result is right in any order of
+    calls, also if the tensor was changed in place (tensors made in inference mode excepted: their changes are not counted).
+    Nothing is left here while the map itself is trained, because its weight may change between two calls.
 
     Args:
-        d_in: features of the input.
-        d_out: output features.
-        up: the second factor.
+        consumers: how many layers there are.
     """
 
-    consumers: int = 1
-    """Layers that read this layer's ``down``."""
+    def __init__(self, consumers: int) -> None:
+        self.consumers = consumers
+        self._clear()
 
-    _input: Tensor | None = None
-    _output: Tensor | None = None
-    _left: int = 0
-    _changes: int = 0
+    def _clear(self) -> None:
+        self._input: Tensor | None = None
+        self._output: Tensor | None = None
+        self._changes = self._left = 0
 
-    def __init__(self, d_in: int, d_out: int, up: nn.Linear | None) -> None:
-        super().__init__(d_in, d_out)
-        self.up = up
-        self.register_module("down", None)
-        # A tuple hides the first layer from nn.Module, so that its parameters are not listed twice.
-        self._first: tuple[LowRankLinear, ...] = ()
-
-    @property
-    def projection(self) -> Any:
-        """The module that holds ``down``, here or in the first layer of the unit."""
-        return self._first[0].down if self._first else self.down
-
-    def project(self, x: Tensor) -> Tensor:
-        """``down``, [… d_in] → [… rank], or what another consumer of the same tensor has computed."""
-        return (self._first[0] if self._first else self)._project(x)
-
-    def _project(self, x: Tensor) -> Tensor:
-        down: nn.Module = self.down  # type: ignore[assignment]
-        if self.consumers == 1 or (torch.is_grad_enabled() and any(one.requires_grad for one in down.parameters())):
-            return down(x)  # type: ignore[no-any-return]
-        changes = _changes_of(x)
-        if self._left > 0 and self._input is x and self._changes == changes and self._output is not None:
+    def __call__(self, compute: nn.Module, input: Tensor) -> Tensor:
+        """What the module gives for the input, [… d_in] → [… rank]."""
+        output: Tensor
+        if torch.is_grad_enabled() and any(one.requires_grad for one in compute.parameters()):
+            output = compute(input)
+            return output
+        changes = _changes_of(input)
+        if self._left > 0 and self._input is input and self._changes == changes and self._output is not None:
             output = self._output
             self._left -= 1
             if self._left == 0:
-                self._input = self._output = None
+                self._clear()
             return output
-        output = down(x)
-        self._input, self._output, self._left, self._changes = x, output, self.consumers - 1, changes
+        output = compute(input)
+        self._input, self._output, self._changes, self._left = input, output, changes, self.consumers - 1
         return output
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy holds no activations."""
-        return {**self.__dict__, "_input": None, "_output": None, "_left": 0}
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map […, d_in] to […, d_out]."""
-        result: Tensor = self.up(self.project(x))  # type: ignore[misc]
-        return result
-
-    def product(self) -> tuple[Tensor, Tensor]:
-        """``up · down`` [d_out, d_in], and the bias [d_out]."""
-        assert self.up is not None  # noqa: S101 - only pivoted layers may do without
-        return self.up.weight @ matrix_of(self.projection), self.up.bias
-
-    def extra_repr(self) -> str:
-        """One line for ``print(model)``."""
-        return super().extra_repr() + (", shared" if self._first else "")
+        return {**vars(self), "_input": None, "_output": None, "_left": 0}
 
 
 def _changes_of(tensor: Tensor) -> int:
@@ -92,18 +61,62 @@ def _changes_of(tensor: Tensor) -> int:
     return 0 if torch.compiler.is_compiling() or tensor.is_inference() else tensor._version
 
 
-def matrix_of(projection: Any) -> Tensor:
-    """The whole map of a ``down``, [rank, d_in]."""
-    matrix: Tensor = projection.matrix if hasattr(projection, "matrix") else projection.weight
-    return matrix
+class LowRankLinear(Replacement):
+    """``x ↦ up(down(x))`` in the place of a dense layer ``d_in → d_out``.
+
+    ``up`` has a bias: the layer's own, if any, and the correction of the mean. In a unit of several layers only the first holds
+    ``down``; the others read it from there. Both are ordinary ``nn.Linear``s, so that other tools know what to do with them.
+
+    Args:
+        d_in: features of the input.
+        d_out: output features.
+        up: the second factor.
+    """
+
+    def __init__(self, d_in: int, d_out: int, up: nn.Linear | None) -> None:
+        super().__init__(d_in, d_out)
+        self.up = up
+        self.register_module("down", None)
+        # A tuple hides the first layer from nn.Module, so that its parameters are not listed twice.
+        self._first: tuple[LowRankLinear, ...] = ()
+        self._once: Once | None = None
+
+    @property
+    def projection(self) -> Any:
+        """The module that is ``down``, here or in the first layer of the unit."""
+        return self._first[0].down if self._first else self.down
+
+    def project(self, x: Tensor) -> Tensor:
+        """``down · x``, [… d_in] → [… rank]."""
+        result: Tensor = self.projection(x) if self._once is None else self._once(self.projection, x)
+        return result
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map […, d_in] to […, d_out]."""
+        result: Tensor = self.up(self.project(x))
+        return result
+
+    def product(self) -> tuple[Tensor, Tensor]:
+        """``up · down`` [d_out, d_in], and the bias [d_out]."""
+        assert self.up is not None  # noqa: S101 - only pivoted layers may do without
+        return self.up.weight @ self.projection.weight, self.up.bias
+
+    def extra_repr(self) -> str:
+        """One line for ``print(model)``."""
+        shared = ", shared" if self._first else ""
+        return f"in_features={self.in_features}, out_features={self.out_features}{shared}"
 
 
 def share(projection: nn.Module, layers: Sequence[LowRankLinear]) -> list[nn.Module]:
     """Give the first layer the projection and let the others read it there."""
     first, *others = layers
-    first.down, first.consumers = projection, len(layers)
-    for layer in others:
-        layer._first = (first,)
+    first.down = projection
+    if others:
+        once = Once(len(layers))
+        for layer in layers:
+            layer._once = once
+        for layer in others:
+            layer._first = (first,)
     return list(layers)
 
 

@@ -31,15 +31,15 @@ class PivotColumns(nn.Module):
         self.rest = nn.Linear(d_in - rank, rank, bias=False)
         self.register_buffer("order", torch.arange(d_in, dtype=torch.int32))
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """[… d_in] → [… rank]."""
-        ordered = input.reshape(-1, input.shape[-1]).index_select(1, self.order)
+        ordered = x.reshape(-1, x.shape[-1]).index_select(1, self.order)
         output = ordered[:, : self.rank] + self.rest(ordered[:, self.rank :])
-        result: Tensor = output.view(*input.shape[:-1], self.rank)
+        result: Tensor = output.view(*x.shape[:-1], self.rank)
         return result
 
     @property
-    def matrix(self) -> Tensor:
+    def weight(self) -> Tensor:
         """The whole map, [rank, d_in]."""
         pivots = torch.eye(self.rank, dtype=self.rest.weight.dtype, device=self.rest.weight.device)
         return torch.cat((pivots, self.rest.weight), dim=1)[:, self.order.argsort()]

@@ -37,7 +37,12 @@ class ExpertLinear(nn.Linear):
         return getattr(experts, f"{self._projection}_bias")[self._index] if experts.has_bias else None
 
 
-class _Expert(nn.Module):
+class Expert(nn.Module):
+    """The projections of one expert."""
+
+    positions: Tensor | None = None
+    """Which of the tokens of the batch it reads, int64 [its tokens], of the last call."""
+
     def __init__(self, experts: nn.Module, index: int) -> None:
         super().__init__()
         self.first = "gate_up_proj" if experts.has_gate else "up_proj"
@@ -62,7 +67,7 @@ def expert_layers(model: nn.Module) -> Iterator[list[str]]:
     """
     fused = [(name, module) for name, module in model.named_modules() if is_fused(module)]
     for _, experts in fused:
-        parts = [_Expert(experts, index) for index in range(experts.down_proj.shape[0])]
+        parts = [Expert(experts, index) for index in range(experts.down_proj.shape[0])]
         for index, part in enumerate(parts):
             experts.add_module(str(index), part)
         experts.forward = partial(_forward, experts, parts)
@@ -75,7 +80,7 @@ def expert_layers(model: nn.Module) -> Iterator[list[str]]:
                 delattr(experts, str(index))
 
 
-def _forward(experts: Any, parts: Sequence[_Expert], hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+def _forward(experts: Any, parts: Sequence[Expert], hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """What the experts compute, one after the other.
 
     Args:
@@ -88,6 +93,7 @@ def _forward(experts: Any, parts: Sequence[_Expert], hidden_states: Tensor, top_
     result = torch.zeros_like(hidden_states)
     for index, part in enumerate(parts):
         token, position = torch.where(top_k_index == index)
+        part.positions = token
         if len(token) == 0 and torch.is_grad_enabled():
             continue  # without gradients it is called, so that the layers of an idle expert are seen as well
         inner = part.get_submodule(part.first)(hidden_states[token])

@@ -27,7 +27,7 @@ from fasc.planning.pruning import check_pruning, prune
 from fasc.planning.uniform import allocate_uniformly, uniform_share_for_loss
 from fasc.provenance import digest
 from fasc.pruning import PRUNINGS
-from fasc.statistics.collect import memory_forecast
+from fasc.statistics.memory import memory_forecast
 from fasc.statistics.moments import Statistics
 
 

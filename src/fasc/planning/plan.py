@@ -207,6 +207,7 @@ class _Header(BaseModel, frozen=True, extra="forbid"):
     model: ModelSize
     forecast_memory: dict[str, int] | None
     dense_nll: FiniteFloat | None
+    outside: dict[str, NonNegativeInt] | None = None
 
 
 def layers_in(groups: Sequence[InputGroup]) -> tuple[Layer, ...]:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fasc.diagnosis.diagnose import Diagnosis
-from fasc.storage import new_file
+from fasc.reporting.drawing import save_png
 
 THRESHOLD = 0.3
 """The paper's border between low and high ρ."""
@@ -31,17 +31,11 @@ def dependence_figures(diagnosis: Diagnosis, folder: Path) -> list[Path]:
     known = [row for row in diagnosis.rows if row["rho"] is not None]
     if not known:
         return []
-    paths = [_save(_heatmap(known), folder / "rho.png")]
+    paths = [save_png(_heatmap(known), folder / "rho.png")]
     compared = diagnosis.meta["angles_between"]
     if compared is not None:
-        paths.append(_save(_angles(known, compared), folder / "angles.png"))
+        paths.append(save_png(_angles(known, compared), folder / "angles.png"))
     return paths
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    with new_file(path) as scratch:
-        figure.savefig(scratch, format="png")
-    return path
 
 
 def _heatmap(rows: Rows) -> Figure:

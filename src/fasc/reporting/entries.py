@@ -53,10 +53,11 @@ def read_entries(folder: Path) -> list[Entry]:
     entries = []
     for file in files:
         parts = {name: _read(file.parent / f"{name}.json") for name in ("plan", "samples", "speed")}
+        scores = read_json(file)
+        if not isinstance(scores, dict) or not isinstance(scores.get("scores"), list):
+            raise StorageError(f"`{file}` holds no scores of fasc", "name a folder that `fasc run` left")
         samples, speeds = parts["samples"] or {"samples": ()}, parts["speed"] or {"comparisons": ()}
-        entries.append(
-            Entry(file.parent.name, read_json(file)["scores"], parts["plan"], samples["samples"], speeds["comparisons"])
-        )
+        entries.append(Entry(file.parent.name, scores["scores"], parts["plan"], samples["samples"], speeds["comparisons"]))
     if not entries:
         raise StorageError(f"`{folder}` holds no scores", "run `fasc run recipe.toml --out FOLDER` first")
     return entries

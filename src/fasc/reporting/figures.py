@@ -8,9 +8,9 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fasc.reporting.drawing import save_png
 from fasc.reporting.entries import DENSE, Entry, benchmarks_of
 from fasc.reporting.headline import headline
-from fasc.storage import new_file
 
 _DENSE_COLOUR = "#8a8f98"
 _COLOURS = ("#d1495b", "#1f6fb4", "#2d8a4e", "#8451a8", "#b8860b", "#37878a")
@@ -42,9 +42,7 @@ def summary_figure(entries: Sequence[Entry], diagnosis: Mapping[str, Any] | None
         figure.suptitle(headline(entries), fontsize=11, fontweight="bold")
         if fisher is not None and diagnosis is not None:
             _losses(rest[0].subplots(), diagnosis["groups"], fisher, diagnosis["meta"]["rank_fraction"])
-        with new_file(path) as scratch:
-            figure.savefig(scratch, format="png")
-    return path
+        return save_png(figure, path)
 
 
 Panel = tuple[str, list[tuple[float, float, float] | None], str]

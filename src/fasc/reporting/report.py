@@ -8,7 +8,7 @@ from fasc.reporting.entries import Entry, benchmarks_of, read_entries
 from fasc.reporting.figures import summary_figure
 from fasc.reporting.headline import headline
 from fasc.reporting.table import comparison, format_score, markdown_table
-from fasc.storage import new_file, read_json
+from fasc.storage import expanded, new_file, read_json
 
 _EQ6 = """
 `fasc-eq6` is the formula that the paper prints (Eq. 6). It has four gradients and two activations where the objective (Eq. 1) has
@@ -17,7 +17,7 @@ model. `fasc` solves Eq. 1 itself.
 """
 
 
-def report(folder: Path) -> Path:
+def report(folder: str | Path) -> Path:
     """Write ``report.md`` and ``figures/summary.png`` into a run's folder, from the files in it.
 
     Args:
@@ -29,6 +29,7 @@ def report(folder: Path) -> Path:
     Raises:
         StorageError: there are no scores, or a file is damaged.
     """
+    folder = expanded(folder)
     entries = read_entries(folder)
     diagnosis_file = folder / "diagnosis.json"
     diagnosis = read_json(diagnosis_file) if diagnosis_file.is_file() else None

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from fasc.reporting.console import print_results
-from fasc.storage import new_file
+from fasc.reporting.drawing import save_png
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -66,9 +66,7 @@ def validation_figure(rows: Rows, path: Path, *, better: str = "fasc", worse: st
         for axis, method in zip(axes, methods, strict=False):
             _losses(axis, [row for row in rows if row["method"] == method], method)
         _gains(axes[-1], rows, better, worse)
-        with new_file(path) as scratch:
-            figure.savefig(scratch, format="png")
-    return path
+        return save_png(figure, path)
 
 
 def _losses(axis: Axes, rows: Rows, method: str) -> None:

@@ -45,8 +45,10 @@ def save_checkpoint(
     Everything is written aside and renamed when complete.
 
     Raises:
-        StorageError: the folder exists and may not be replaced, or there is no space.
+        StorageError: the folder exists and may not be replaced, it holds something that we did not write, or there is no space.
     """
+    if overwrite and folder.exists():
+        require_own_checkpoint(folder)
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     require_free_space(folder, int(size * 1.05))
     with new_folder(folder, overwrite=overwrite) as scratch:
@@ -59,9 +61,28 @@ def save_checkpoint(
         except SafetensorError as problem:
             raise storage_error(problem, folder) from problem
         (scratch / RECIPE_FILE).write_text(tomli_w.dumps(dict(notes.recipe)), encoding="utf-8")
-        write_json(scratch / PROVENANCE_FILE, dict(notes.provenance))
         write_json(scratch / PLAN_FILE, dict(notes.plan))
         (scratch / "README.md").write_text(notes.card, encoding="utf-8")
+        files = sorted([*(file.name for file in scratch.iterdir()), PROVENANCE_FILE])
+        write_json(scratch / PROVENANCE_FILE, {**notes.provenance, "files": files})
+
+
+def require_own_checkpoint(folder: Path) -> None:
+    """See that a folder that is to be replaced holds a checkpoint of ours and nothing else, or nothing at all.
+
+    Raises:
+        StorageError: names what is not ours.
+    """
+    entries = sorted(entry.name for entry in folder.iterdir())
+    made = read_provenance(folder) if entries else {"files": []}
+    own = made.get("files") if isinstance(made, dict) else None
+    if not isinstance(own, list):
+        raise StorageError(
+            f"`{folder}` already exists and is no checkpoint that fasc wrote", "choose another --out, or remove the folder"
+        )
+    other = next((name for name in entries if name not in own), None)
+    if other is not None:
+        raise StorageError(f"`{folder}` holds `{other}`, which fasc did not write", "move it elsewhere, or choose another --out")
 
 
 def header_bytes(model: PreTrainedModel, groups: Sequence[InputGroup]) -> int:

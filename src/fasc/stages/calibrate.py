@@ -111,6 +111,7 @@ def _text(loaded: LoadedModel, calibration: CalibrationConfig, sequences: int, s
         seed=seed,
         role="calibration",
         data_dir=calibration.data_dir,
+        chat_template=calibration.chat_template,
     )
     with torch.no_grad():
         return load_corpus(loaded.model, loaded.tokenizer, request)

@@ -1,5 +1,6 @@
 """A model, statistics and a plan → a compressed model; and the whole way from text to a checkpoint, resumable."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from fasc.compression.compress import carried_out
 from fasc.compression.merge import merge
 from fasc.edits.narrow import Narrow
-from fasc.errors import UsageError
+from fasc.errors import StatisticsError, UsageError
 from fasc.forecast.cache import kept_forecasts
 from fasc.layouts import layouts_named
 from fasc.model.load import LoadedModel, load_model, model_fingerprint
 from fasc.model.options import LayersConfig, ModelConfig
+from fasc.outputs import output
 from fasc.planning.needs import needs_for
 from fasc.planning.one_width import asks_for_one_width
 from fasc.planning.options import BudgetConfig, MethodConfig
@@ -22,7 +24,7 @@ from fasc.provenance import file_digest, provenance
 from fasc.pruning import find_method
 from fasc.recipe import Recipe
 from fasc.reporting.card import model_card
-from fasc.serving.checkpoint import CheckpointNotes, save_checkpoint
+from fasc.serving.checkpoint import CheckpointNotes, require_own_checkpoint, save_checkpoint
 from fasc.serving.quantizer import attach
 from fasc.stages.calibrate import calibrate
 from fasc.stages.keywords import Corpus, corpus_in, take
@@ -30,7 +32,8 @@ from fasc.stages.plan import plan as make_plan
 from fasc.stages.plan import plan_of_recipe, take_method
 from fasc.statistics.moments import Need, Statistics
 from fasc.statistics.options import CalibrationConfig
-from fasc.storage import work_folder
+from fasc.storage import expanded, work_folder
+from fasc.text.sources import text_key
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Compressed:
         Raises:
             StorageError: the folder exists and may not be replaced, or there is no space.
         """
-        folder = Path(folder).expanduser()
+        folder = expanded(folder)
         summary = find_method(self.plan.method).summary
         card = model_card(self.recipe, self.plan, summary, self.provenance, merged=self.merged)
         notes = CheckpointNotes(self.recipe.to_dict(), self.provenance, self.plan.to_dict(), card)
@@ -189,8 +192,10 @@ def compress_checkpoint(
         budgets=(take(BudgetConfig, options),),
         methods=(take_method(method, options),),
     )
-    file = None if statistics is None else Path(statistics)
-    return compress_recipe(recipe, Path(out), statistics=file, merged=merge, overwrite=overwrite)
+    file = None if statistics is None else expanded(statistics)
+    sources = (recipe.source.model, file, recipe.calibration.corpus)
+    with output(out, overwrite=overwrite, inputs=sources, folder=True, owned=require_own_checkpoint) as target:
+        return compress_recipe(recipe, target, statistics=file, merged=merge, overwrite=overwrite)
 
 
 def compress_recipe(
@@ -222,7 +227,9 @@ def compress_recipe(
         recipe = recipe.model_copy(update={"methods": (plan.options,)})
     needs = needs_for(recipe.methods[0], recipe.budgets[0])
     digests = [None if file is None else file_digest(file) for file in (statistics, held_out)]
+    calibration = recipe.calibration
     key = {"recipe": recipe.to_dict(), "statistics": digests[0], "held_out": digests[1]}
+    key["text"] = None if statistics is not None else text_key(calibration.corpus, "calibration", calibration.data_dir)
     key["plan"] = None if plan is None else plan.to_dict()
     with work_folder(out.with_name(f".{out.name}.work"), key) as work:
         loaded = load(recipe.source)
@@ -253,10 +260,11 @@ def measured(loaded: LoadedModel, recipe: Recipe, needs: frozenset[Need], folder
     """The statistics that a recipe needs, measured once and kept in a folder."""
     file = folder / "statistics.safetensors"
     if file.is_file():
-        statistics = Statistics.load(file)
-        statistics.require(needs)
-        statistics.require_model(model_fingerprint(loaded.model))
-        return statistics
+        with suppress(StatisticsError):  # damaged, or of a model that has changed since
+            statistics = Statistics.load(file)
+            statistics.require(needs)
+            statistics.require_model(model_fingerprint(loaded.model))
+            return statistics
     statistics = calibrate(loaded, needs, recipe.calibration, recipe.layers)
     statistics.save(file)
     return statistics

@@ -70,7 +70,9 @@ def groups_of(model: PreTrainedModel, statistics: Statistics | None, layers: Lay
     """The input groups of the statistics, as far as layers are chosen; found by running the model where there are none."""
     if statistics is None or layers != LayersConfig():
         return find_groups(model, layers)
-    return [group.group for group in statistics.present_in(model).groups.values()]
+    idle = set(statistics.meta.get("without_gradient", ()))  # nothing can be forecast there: they stay dense
+    groups = [group.group for group in statistics.present_in(model).groups.values()]
+    return [group for group in groups if idle.isdisjoint(layer.name for layer in group.layers)]
 
 
 def make_plan(  # noqa: PLR0913 - each is a source or a switch of the plan

@@ -1,6 +1,7 @@
 """A compressed checkpoint → a recovered one, resumable."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,6 +19,7 @@ from fasc.serving.checkpoint import PLAN_FILE, RECIPE_FILE, CheckpointNotes, rea
 from fasc.stages.compress import load
 from fasc.storage import read_json, work_folder
 from fasc.text.corpus import TextRequest, TokenBlock, load_corpus
+from fasc.text.sources import text_key
 
 
 def recover_checkpoint(
@@ -57,7 +59,8 @@ def recover_checkpoint(
         role="calibration",
         data_dir=config.data_dir or recipe.calibration.data_dir,
     )
-    key = {"recovery": config.model_dump(mode="json"), "corpus": request.corpus}
+    text = text_key(request.corpus, "calibration", request.data_dir)
+    key: dict[str, Any] = {"recovery": config.model_dump(mode="json"), "text": text}
     key["models"] = [model_fingerprint(one.model) for one in (loaded, dense)]
     with work_folder(out.with_name(f".{out.name}.work"), key) as work:
         block = _kept_text(dense, request, work)

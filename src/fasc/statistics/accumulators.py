@@ -1,4 +1,7 @@
-"""Streamed means and covariances: nothing is kept per token.
+"""Streamed sums and the means and covariances that they give: nothing is kept per token.
+
+Sums of parts of a text add up to those of the whole (``merge``), and so do the published means and covariances, weighted by what
+each is a mean over.
 
 Axes: ``t`` tokens, ``i`` and ``o`` features.
 """
@@ -18,6 +21,38 @@ _PANEL = 384
 """Columns per panel of a symmetric product; only panels on and above the diagonal are computed."""
 
 
+Weights = tuple[float, float]
+"""Shares of two parts in their union; they sum to 1."""
+
+
+def weights_of(one: int, other: int) -> Weights:
+    """Shares of two counts in their sum."""
+    return one / (one + other), other / (one + other)
+
+
+def merged_mean(one: Tensor, other: Tensor, weights: Weights) -> Tensor:
+    """The mean over both parts, in the first one's precision and on its device."""
+    return (weights[0] * one.double() + weights[1] * other.to(one.device).double()).to(one.dtype)
+
+
+def merged_cross(one: Tensor, other: Tensor, steps: tuple[Tensor, Tensor], weights: Weights) -> Tensor:
+    """The centred cross moment over both parts: ``Σ_k w_k C_k + w_1 w_2 Δμ_x Δμ_hᵀ``.
+
+    Args:
+        one: ``C_1`` [i, o], of the first part.
+        other: ``C_2`` [i, o].
+        steps: ``Δμ_x`` [i] and ``Δμ_h`` [o], float64: how far the means of the parts are apart.
+        weights: of the parts.
+    """
+    both = one.double().mul_(weights[0]).add_(other.to(one.device).double(), alpha=weights[1])
+    return both.addr_(*steps, alpha=weights[0] * weights[1]).to(one.dtype)
+
+
+def mean_step(one: Tensor, other: Tensor) -> Tensor:
+    """``μ_2 − μ_1`` in float64, on the first one's device."""
+    return other.to(one.device).double() - one.double()
+
+
 @dataclass(frozen=True, slots=True)
 class Covariance:
     """Mean and centred second moment of one random vector."""
@@ -27,6 +62,12 @@ class Covariance:
 
     matrix: Float[Tensor, "d d"]
     """``E[(x−μ)(x−μ)ᵀ]``, float32, averaged over tokens, padding excluded."""
+
+    def merge(self, other: "Covariance", weights: Weights) -> "Covariance":
+        """Mean and covariance over both parts, formed in float64."""
+        step = mean_step(self.mean, other.mean)
+        matrix = merged_cross(self.matrix, other.matrix, (step, step), weights)
+        return Covariance(merged_mean(self.mean, other.mean, weights), matrix)
 
 
 class _Total:
@@ -48,6 +89,12 @@ class _Total:
         """The sum in float64, a tensor of its own."""
         return self.recent.double() if self.total is None else self.total + self.recent
 
+    def merge(self, other: "_Total") -> None:
+        """Take over another sum."""
+        self.total = self.value().add_(other.value().to(self.recent.device))
+        self.recent.zero_()
+        self._tokens = 0
+
 
 class VectorSum:
     """Private running sum of a vector over tokens."""
@@ -59,6 +106,10 @@ class VectorSum:
         """Add every row."""
         self._total.recent += x_ti.sum(0, dtype=torch.float32)
         self._total.count(x_ti.shape[0])
+
+    def merge(self, other: "VectorSum") -> None:
+        """Add what another part of the text gave."""
+        self._total.merge(other._total)
 
     def mean(self, tokens: int) -> Float[Tensor, " i"]:
         """``Σ x / tokens`` in float64."""
@@ -80,6 +131,10 @@ class SymmetricSum:
             self._total.recent[start:stop, start:].addmm_(x_ti[:, start:stop].mT, x_ti[:, start:])
         self._total.count(x_ti.shape[0])
 
+    def merge(self, other: "SymmetricSum") -> None:
+        """Add what another part of the text gave."""
+        self._total.merge(other._total)
+
     def covariance(self, mean: Float[Tensor, " i"], tokens: int) -> Float[Tensor, "i i"]:
         """``Σ x xᵀ / tokens − μ μᵀ`` in float64, both triangles filled."""
         matrix = self._total.value().div_(tokens).addr_(mean, mean, alpha=-1)
@@ -98,6 +153,10 @@ class CrossSum:
         """Add ``Σ_t x_t h_tᵀ``."""
         self._total.recent.addmm_(x_ti.mT, h_to)
         self._total.count(x_ti.shape[0])
+
+    def merge(self, other: "CrossSum") -> None:
+        """Add what another part of the text gave."""
+        self._total.merge(other._total)
 
     def covariance(self, means: tuple[Float[Tensor, " i"], Float[Tensor, " o"]], tokens: int) -> Float[Tensor, "i o"]:
         """``Σ x hᵀ / tokens − μ_x μ_hᵀ`` in float64."""

@@ -1,29 +1,47 @@
-"""Inputs and output gradients of the layers, for the length of a ``with``.
+"""What a group of layers is told by its hooks, and the sums that this feeds.
 
-One :class:`GroupCapture` per group listens to its layers and feeds its accumulators. It keeps at most one tensor per layer
-between the forward and the backward pass, and nothing per token after that.
+A :class:`GroupCapture` keeps at most one tensor per layer between the forward and the backward pass, and nothing per token
+after that.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from fasc.statistics.extras import EXTRAS, FORWARD_ONLY, Extra
-from fasc.statistics.moments import GradientMoment, GroupStatistics, Need, Scope, smaller_side
-from fasc.errors import CorpusError, NonFiniteError
-from fasc.statistics.accumulators import Covariance, CrossSum, SymmetricSum, VectorSum
+from fasc.errors import CorpusError, NonFiniteError, StatisticsError
+from fasc.model.experts import Expert
 from fasc.model.groups import InputGroup
+from fasc.model.layers import Layer
+from fasc.statistics.accumulators import Covariance, CrossSum, SymmetricSum, VectorSum
+from fasc.statistics.extras import EXTRAS, FORWARD_ONLY, Extra
+from fasc.statistics.unit import GradientMoment, GroupStatistics, Need, smaller_side, units_of
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Sequences that go through the model together."""
+
+    sequences: int
+    length: int
+    mask: Tensor | None
+    """1 where there is text, [sequences, length]; ``None`` means everywhere."""
+
+    tokens: int
+    """Of text."""
+
+    @classmethod
+    def of(cls, tokens: Tensor, mask: Tensor | None) -> "Batch":
+        """The batch of tokens [sequences, length]."""
+        return cls(tokens.shape[0], tokens.shape[1], mask, tokens.numel() if mask is None else int(mask.sum()))
 
 
 @dataclass
 class _UnitSums:
     """Running sums of one unit's gradients."""
 
-    layers: tuple[str, ...]
+    layers: tuple[Layer, ...]
     side: str
     vector: VectorSum
     square: SymmetricSum
@@ -34,11 +52,17 @@ class _UnitSums:
     def offer(self, layer: str, gradient: Tensor) -> Tensor | None:
         """Take one member's gradient, on this unit's side; return the unit's own when all have arrived."""
         self.waiting[layer] = gradient
-        if len(self.waiting) < len(self.layers):
-            return None
-        parts = [self.waiting[name] for name in self.layers]
-        self.waiting = {}
-        return sum(parts[1:], start=parts[0]) if self.side == "input" else torch.cat(parts, dim=-1)
+        return self.complete() if len(self.waiting) == len(self.layers) else None
+
+    def complete(self) -> Tensor:
+        """The unit's gradient of this call; a member that the loss does not depend on has none and counts as 0."""
+        arrived, self.waiting = self.waiting, {}
+        if self.side == "input":
+            first, *others = (arrived[layer.name] for layer in self.layers if layer.name in arrived)
+            return sum(others, start=first)
+        some = next(iter(arrived.values()))
+        parts = [arrived.get(layer.name, some.new_zeros(some.shape[0], layer.d_out)) for layer in self.layers]
+        return torch.cat(parts, dim=-1)
 
     def add(self, gradient: Tensor, x: Tensor | None) -> None:
         """Add a complete gradient [t, d], and its input where a cross moment is wanted."""
@@ -46,6 +70,12 @@ class _UnitSums:
         self.square.add(gradient)
         if self.cross is not None and x is not None:
             self.cross.add(x, gradient)
+
+    def merge(self, other: "_UnitSums") -> None:
+        self.vector.merge(other.vector)
+        self.square.merge(other.square)
+        if self.cross is not None and other.cross is not None:
+            self.cross.merge(other.cross)
 
     def publish(self, tokens: int, mean_x: Tensor) -> GradientMoment:
         mean = self.vector.mean(tokens)
@@ -58,8 +88,12 @@ class GroupCapture:
     """Accumulators of one group, fed by hooks."""
 
     def __init__(self, group: InputGroup, needs: frozenset[Need], device: torch.device) -> None:
-        self.group = group
+        self.group, self.needs = group, needs
         self.tokens = 0
+        """Read by the group, padding excluded."""
+        self.text_tokens = 0
+        self.sequences = 0
+        """Of the whole text, whether they reached the group or not."""
         self._input_vector = VectorSum(group.d_in, device)
         self._input_square = SymmetricSum(group.d_in, device)
         self._units = [self._unit(layers, Need("cross", scope) in needs, device) for scope, layers in units_of(group, needs)]
@@ -70,14 +104,14 @@ class GroupCapture:
         self._gradients: dict[str, tuple[Tensor, Tensor]] = {}
         self._lengths: list[int] = []
         self._inputs: list[Tensor] = []
-        self._arrived = 0
-        self.mask: Tensor | None = None
-        """1 where there is text, [batch, length], of the batch in hand; ``None`` means everywhere."""
+        self._arrived: set[str] = set()
+        self._positions: Tensor | None = None
+        self._batch: Batch | None = None
         self.listening = False
         """True in the forward pass only: a recomputation in the backward pass must not count twice."""
 
-    def _unit(self, members: Sequence[str], wants_cross: bool, device: torch.device) -> _UnitSums:  # noqa: FBT001
-        d_out = sum(layer.d_out for layer in self.group.layers if layer.name in members)
+    def _unit(self, members: Sequence[Layer], wants_cross: bool, device: torch.device) -> _UnitSums:  # noqa: FBT001
+        d_out = sum(layer.d_out for layer in members)
         side = smaller_side(self.group.d_in, d_out)
         size = self.group.d_in if side == "input" else d_out
         cross = CrossSum((self.group.d_in, size), device) if wants_cross else None
@@ -88,16 +122,30 @@ class GroupCapture:
         """Whether a backward pass is needed."""
         return bool(self._units or self._backward_extras)
 
-    def on_input(self, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        """Forward pre-hook of the first layer of the group."""
+    def begin_batch(self, batch: Batch) -> None:
+        """Get ready for a batch, and forget what an interrupted one may have left."""
+        self._batch = batch
+        self.text_tokens += batch.tokens
+        self.sequences += batch.sequences
+        self._inputs, self._arrived, self._gradients = [], set(), {}
+        for unit in self._units:
+            unit.waiting = {}
+
+    def on_input(self, expert: Expert | None, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        """Forward pre-hook of the first layer of the group.
+
+        Args:
+            expert: whose layers these are, if it reads some of the tokens only.
+            args: of the layer, the input first.
+        """
         if not self.listening:
             return
+        self._positions = None if expert is None else expert.positions
         x = self._rows(args[0].detach())
         if not len(x):  # an expert without tokens
             return
         self.tokens += x.shape[0]
-        length = args[0].shape[-2]
-        self._lengths = self.mask.sum(1).tolist() if self.mask is not None else [length] * (x.shape[0] // length)
+        self._lengths = self._sequence_lengths(x.shape[0])
         with torch.autocast(x.device.type, enabled=False):  # the model may multiply in bfloat16; moments never do
             self._input_vector.add(x)
             self._input_square.add(x)
@@ -108,39 +156,80 @@ class GroupCapture:
 
     def on_gradient(self, layer: str, of_input: Tensor, of_output: Tensor) -> None:
         """Gradients at one call of one layer of the group."""
+        if layer in self._arrived:  # of another call, before every member of the last one had its gradient
+            self.finish_call()
+        self._arrived.add(layer)
         for unit in self._units:
-            if layer in unit.layers:
+            if any(member.name == layer for member in unit.layers):
                 gradient = unit.offer(layer, self._rows(of_input if unit.side == "input" else of_output))
                 if gradient is not None:
                     unit.add(gradient, self._inputs[-1] if self._keeps_inputs else None)
         if self._backward_extras:
             self._gradients[layer] = self._rows(of_input), self._rows(of_output)
-        self._arrived += 1
-        if self._arrived == len(self.group.layers):
-            self._arrived = 0
-            for extra in self._backward_extras:
-                extra.add(self._inputs[-1], self._gradients, self._lengths)
-            self._gradients = {}
-            if self._keeps_inputs:
-                self._inputs.pop()
+        if len(self._arrived) == len(self.group.layers):
+            self.finish_call()
+
+    def finish_call(self) -> None:
+        """Add what has arrived of a call of the layers; members that the loss does not depend on never have a gradient."""
+        if not self._arrived:
+            return
+        for unit in self._units:
+            if unit.waiting:
+                unit.add(unit.complete(), self._inputs[-1] if self._keeps_inputs else None)
+        for extra in self._backward_extras:
+            extra.add(self._inputs[-1], self._gradients, self._lengths)
+        self._arrived, self._gradients = set(), {}
+        if self._keeps_inputs:
+            self._inputs.pop()
 
     def _rows(self, tensor: Tensor) -> Tensor:
         """[…, d] → [tokens, d] in float32, without padding."""
         flat = tensor.flatten(0, -2)
-        if self.mask is not None:
-            if len(flat) != self.mask.numel():
+        text = self._text()
+        if text is not None:
+            if len(flat) != len(text):
                 raise CorpusError(
-                    f"`{self.group.name}` reads {len(flat)} of {self.mask.numel()} tokens, padding or not",
-                    "measure experts on sequences without padding",
+                    f"`{self.group.name}` reads {len(flat)} of {len(text)} tokens, padding or not",
+                    "measure it on sequences without padding",
                 )
-            flat = flat[self.mask.flatten().bool()]
+            flat = flat[text]
         return flat.float()
 
-    def begin_batch(self, mask: Tensor | None) -> None:
-        """Forget what an interrupted batch may have left."""
-        self.mask, self._inputs, self._arrived, self._gradients = mask, [], 0, {}
-        for unit in self._units:
-            unit.waiting = {}
+    def _text(self) -> Tensor | None:
+        """Which of the tokens that the group reads are text, bool; ``None`` means all of them."""
+        if self._batch is None or self._batch.mask is None:
+            return None
+        text = self._batch.mask.flatten().bool()
+        return text if self._positions is None else text[self._positions]
+
+    def _sequence_lengths(self, read: int) -> list[int]:
+        """How many of the ``read`` tokens each sequence has; one piece where nobody knows."""
+        batch, positions, text = self._batch, self._positions, self._text()
+        if batch is None or (positions is None and batch.tokens != read):
+            return [read]
+        if positions is None:
+            return [batch.length] * batch.sequences if batch.mask is None else batch.mask.sum(1).tolist()
+        positions = positions if text is None else positions[text]
+        lengths: list[int] = torch.bincount(positions // batch.length, minlength=batch.sequences).tolist()
+        return lengths
+
+    def merge(self, other: "GroupCapture") -> None:
+        """Add what another part of the text gave.
+
+        Raises:
+            StatisticsError: it is another group, or has other moments.
+        """
+        if (self.group, self.needs) != (other.group, other.needs):
+            raise StatisticsError(f"`{self.group.name}` and `{other.group.name}` hold other moments", "merge like with like")
+        self.tokens += other.tokens
+        self.text_tokens += other.text_tokens
+        self.sequences += other.sequences
+        self._input_vector.merge(other._input_vector)
+        self._input_square.merge(other._input_square)
+        for unit, added in zip(self._units, other._units, strict=True):
+            unit.merge(added)
+        for name, extra in self._extras.items():
+            extra.merge(other._extras[name])
 
     def publish(self) -> GroupStatistics:
         """The moments, centred, in float32.
@@ -152,68 +241,16 @@ class GroupCapture:
         inputs = Covariance(mean.float(), self._input_square.covariance(mean, self.tokens).float())
         gradients = {}
         for unit in self._units:
-            name = unit.layers[0] if len(unit.layers) == 1 else self.group.name
+            name = unit.layers[0].name if len(unit.layers) == 1 else self.group.name
             gradients[name] = unit.publish(self.tokens, mean)
             _require_finite(gradients[name].covariance, f"`{name}`: the covariance of the gradients")
         _require_finite(inputs, f"`{self.group.name}`: the covariance of the inputs")
         extras: dict[str, Tensor] = {}
         for extra in self._extras.values():
-            extras |= extra.publish(self.tokens)
-        return GroupStatistics(self.group, self.tokens, inputs, gradients, extras)
-
-
-def units_of(group: InputGroup, needs: frozenset[Need]) -> Iterator[tuple[Scope, tuple[str, ...]]]:
-    """The units whose gradients are wanted: the whole group, or each layer; the same thing in a group of one."""
-    names = tuple(layer.name for layer in group.layers)
-    wanted = {need.scope for need in needs if need.moment in ("gradient", "cross")}
-    if "group" in wanted or ("layer" in wanted and len(names) == 1):
-        yield "group", names
-    if "layer" in wanted and len(names) > 1:
-        for name in names:
-            yield "layer", (name,)
+            extras |= extra.publish(self.tokens, self.sequences)
+        return GroupStatistics(self.group, self.tokens, self.text_tokens, inputs, gradients, extras, self.sequences)
 
 
 def _require_finite(covariance: Covariance, where: str) -> None:
     if not bool(torch.isfinite(covariance.matrix.sum() + covariance.mean.sum())):  # a sum keeps NaN and infinity
         raise NonFiniteError(where, "load the model as --dtype float32, or check the text for degenerate sequences")
-
-
-@contextmanager
-def capturing(model: nn.Module, captures: Sequence[GroupCapture]) -> Iterator[None]:
-    """Let every group listen while the context is open; only our own hooks are removed, also when the body raises."""
-    with ExitStack() as stack:
-        for capture in captures:
-            first = model.get_submodule(capture.group.layers[0].name)
-            stack.callback(first.register_forward_pre_hook(capture.on_input).remove)
-            if capture.wants_gradients:
-                for layer in capture.group.layers:
-                    module = model.get_submodule(layer.name)
-                    for remove in _on_gradients(module, partial(capture.on_gradient, layer.name)):
-                        stack.callback(remove)
-        yield
-
-
-def _on_gradients(module: nn.Module, tell: Callable[[Tensor, Tensor], None]) -> list[Callable[[], None]]:
-    """Call ``tell(∂L/∂input, ∂L/∂output)`` in the backward pass of every call of a module; returns what ends that.
-
-    Hooks of tensors, not torch's backward hook of a module: that one hands out a view which nobody may change in place, and a
-    block may add its attention to what the module returned (Falcon).
-    """
-    calls: list[list[Tensor] | None] = []
-
-    def enter(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        if not (args[0].requires_grad and torch.is_grad_enabled()):
-            calls.append(None)
-            return None
-        own = args[0].view_as(args[0])  # its gradient is that of this reader alone
-        of_output: list[Tensor] = []
-        calls.append(of_output)
-        own.register_hook(lambda of_input: tell(of_input, of_output.pop()))
-        return (own, *args[1:])
-
-    def leave(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> None:
-        of_output = calls.pop()
-        if of_output is not None:
-            output.register_hook(of_output.append)
-
-    return [module.register_forward_pre_hook(enter).remove, module.register_forward_hook(leave).remove]

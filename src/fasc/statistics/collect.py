@@ -10,18 +10,20 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from fasc.statistics.extras import FORWARD_ONLY
-from fasc.statistics.capture import GroupCapture, capturing, units_of
-from fasc.statistics.objective import summed_nll
-from fasc.statistics.moments import Need, Statistics
-from fasc.model.options import LayersConfig
-from fasc.statistics.options import CalibrationConfig, Labels
 from fasc.errors import CorpusError, NonFiniteError
 from fasc.model.blocks import block_names
-from fasc.model.groups import InputGroup, evaluating, find_groups
+from fasc.model.groups import find_groups
 from fasc.model.load import model_fingerprint
+from fasc.model.options import LayersConfig
+from fasc.model.scopes import evaluating, forwarding, frozen
 from fasc.progress import progress, say
-from fasc.provenance import digest, provenance
+from fasc.provenance import provenance
+from fasc.statistics.capture import Batch, GroupCapture
+from fasc.statistics.hooks import capturing
+from fasc.statistics.moments import GroupStatistics, Need, Statistics, text_identity, without_gradient
+from fasc.statistics.objective import summed_nll
+from fasc.statistics.options import CalibrationConfig, Labels
+from fasc.text.limits import require_length, require_tokens
 
 
 def collect_moments(
@@ -47,23 +49,48 @@ def collect_moments(
         mask: 1 where there is text, [sequences, length]; padding is excluded from every moment.
 
     Raises:
-        CorpusError: no tokens.
+        CorpusError: no tokens, or some that the model cannot read.
         ModelError: no layer to compress.
         NonFiniteError: a loss or a moment is NaN or infinite; names the batch or the layer.
     """
     calibration = calibration or CalibrationConfig()
-    if tokens.numel() == 0:
+    if tokens.numel() == 0 or (mask is not None and not bool(mask.any())):
         raise CorpusError("there are no calibration tokens", "give more text or raise --sequences")
+    require_tokens(model, tokens)
+    require_length(model, tokens.shape[1])
     groups = find_groups(model, layers or LayersConfig())
     fingerprint = model_fingerprint(model)
     captures = [GroupCapture(group, needs, model.device) for group in groups]
     with capturing(model, captures), evaluating(model), _gradients_of_activations(model), ExitStack() as stack:
         if calibration.gradient_checkpointing:
-            stack.enter_context(_checkpointed_blocks(model, groups))
-        nll = _run(model, captures, tokens, mask, calibration)
-    published: dict[str, Any] = {}
+            for name in block_names(model, [group.layers[0].name for group in groups]):
+                block = model.get_submodule(name)
+                stack.enter_context(forwarding(block, _recomputing(block.forward)))
+        nll, scored = _run(model, captures, tokens, mask, calibration)
+    published = _published(captures)
+    constant = without_gradient(published.values())
+    if constant:
+        say(f"the loss does not depend on {len(constant)} layers, the first is `{constant[0]}`: they have no gradient moments")
+    meta = {
+        "model_fingerprint": fingerprint,
+        "token_digest": text_identity(tokens),
+        "labels": calibration.labels,
+        "nll": nll,
+        "scored_tokens": scored,
+        "needs": sorted([need.moment, need.scope] for need in needs),
+        "groups": [group.name for group in groups],
+        "without_gradient": constant,
+        "calibration": calibration.model_dump(mode="json", exclude_none=True),
+        "provenance": provenance(),
+    }
+    return Statistics(published, meta, tokens.cpu() if mask is None else None)
+
+
+def _published(captures: list[GroupCapture]) -> dict[str, GroupStatistics]:
+    """The moments of every group that got a token; each group's sums are freed as its moments are made."""
+    published: dict[str, GroupStatistics] = {}
     idle: list[str] = []
-    while captures:  # free each group's sums as its moments are made
+    while captures:
         capture = captures.pop(0)
         if capture.tokens:
             published[capture.group.name] = capture.publish()
@@ -72,50 +99,7 @@ def collect_moments(
         del capture
     if idle:
         say(f"{len(idle)} groups got no token and have no moments, the first is `{idle[0]}`: give more text to hear all experts")
-    meta = {
-        "model_fingerprint": fingerprint,
-        "token_digest": digest([tokens.cpu().numpy().tobytes()]),
-        "labels": calibration.labels,
-        "nll": nll,
-        "needs": sorted([need.moment, need.scope] for need in needs),
-        "calibration": calibration.model_dump(mode="json", exclude_none=True),
-        "provenance": provenance(),
-    }
-    return Statistics(published, meta, text=tokens.cpu() if mask is None else None)
-
-
-def memory_forecast(model: PreTrainedModel, groups: Sequence[InputGroup], needs: frozenset[Need]) -> dict[str, int]:
-    """Bytes that measuring the moments takes beside the program itself, by part.
-
-    Args:
-        model: dense, loaded.
-        groups: its input groups.
-        needs: the moments.
-
-    Returns:
-        ``model`` (the weights), ``moments`` (float32 sums), ``totals`` (float64, from :data:`FLUSH_TOKENS` tokens on), ``batch``
-        (what one batch of the default size leaves for its backward pass: about the inputs and outputs of every layer, and the
-        logits, their logarithms and the gradients of both).
-    """
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    entries = 0
-    for group in groups:
-        entries += group.d_in**2
-        for scope, names in units_of(group, needs):
-            d_out = sum(layer.d_out for layer in group.layers if layer.name in names)
-            side = min(group.d_in, d_out)
-            cross = Need("cross", scope) in needs
-            entries += side**2 + (group.d_in * side if cross else 0)
-    backward = not {need.moment for need in needs} <= {"input", *FORWARD_ONLY}
-    per_group = [sum(layer.d_in + layer.d_out for layer in group.layers) for group in groups]
-    per_token = (sum(per_group) if backward else max(per_group, default=0)) + 4 * model.get_input_embeddings().num_embeddings
-    tokens = CalibrationConfig().batch_tokens
-    return {
-        "model": weights,
-        "moments": 4 * entries,
-        "totals": 8 * entries,
-        "batch": tokens * per_token * model.dtype.itemsize,
-    }
+    return published
 
 
 def _run(
@@ -124,8 +108,8 @@ def _run(
     tokens: Tensor,
     mask: Tensor | None,
     calibration: CalibrationConfig,
-) -> float | None:
-    """Feed the captures; give the mean loss in nats per scored token, if it was computed."""
+) -> tuple[float | None, int]:
+    """Feed the captures; give the mean loss in nats per scored token, if it was computed, and how many tokens were scored."""
     total, scored = 0.0, 0
     rows = max(1, calibration.batch_tokens // tokens.shape[1])
     generator = torch.Generator(model.device).manual_seed(calibration.seed)
@@ -135,7 +119,7 @@ def _run(
         for start in range(0, tokens.shape[0], rows):
             batch = tokens[start : start + rows].to(model.device)
             part = None if mask is None else mask[start : start + rows].to(model.device)
-            with _listening(captures, part), precision():
+            with _listening(captures, Batch.of(batch, part)), precision():
                 logits = model(input_ids=batch, attention_mask=part, use_cache=False).logits
             if backward:
                 loss = summed_nll(logits, batch, part, calibration.labels, generator)
@@ -148,8 +132,10 @@ def _run(
                         "load the model as --dtype float32, or check the text for degenerate sequences",
                     )
                 loss.backward()
+                for capture in captures:
+                    capture.finish_call()
             advance(batch.numel())
-    return total / scored if scored else None
+    return (total / scored if scored else None), scored
 
 
 def _scored(batch: Tensor, mask: Tensor | None, labels: Labels) -> int:
@@ -159,9 +145,9 @@ def _scored(batch: Tensor, mask: Tensor | None, labels: Labels) -> int:
 
 
 @contextmanager
-def _listening(captures: Sequence[GroupCapture], mask: Tensor | None) -> Iterator[None]:
+def _listening(captures: Sequence[GroupCapture], batch: Batch) -> Iterator[None]:
     for capture in captures:
-        capture.begin_batch(mask)
+        capture.begin_batch(batch)
         capture.listening = True
     try:
         yield
@@ -173,33 +159,17 @@ def _listening(captures: Sequence[GroupCapture], mask: Tensor | None) -> Iterato
 @contextmanager
 def _gradients_of_activations(model: PreTrainedModel) -> Iterator[None]:
     """Freeze the parameters and let gradients start at the embeddings, so that no weight gradient is computed."""
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
 
     def require(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor:
-        return output.requires_grad_() if torch.is_grad_enabled() else output
+        # Not the leaf itself: a model may scale its embeddings in place (CTRL).
+        return output.requires_grad_().clone() if torch.is_grad_enabled() else output
 
     handle = model.get_input_embeddings().register_forward_hook(require)
     try:
-        for parameter, _ in flags:
-            parameter.requires_grad_(False)  # noqa: FBT003 - torch's own signature
-        yield
+        with frozen(model):
+            yield
     finally:
         handle.remove()
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-
-
-@contextmanager
-def _checkpointed_blocks(model: nn.Module, groups: Sequence[InputGroup]) -> Iterator[None]:
-    """Recompute each block in the backward pass."""
-    blocks = [model.get_submodule(name) for name in block_names(model, [group.layers[0].name for group in groups])]
-    for block in blocks:
-        block.forward = _recomputing(block.forward)
-    try:
-        yield
-    finally:
-        for block in blocks:
-            del block.forward
 
 
 def _recomputing(forward: Any) -> Any:

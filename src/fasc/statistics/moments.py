@@ -1,141 +1,65 @@
-"""What calibration leaves behind: the moments of every input group, and where they came from."""
+"""What calibration leaves behind: the moments of every input group, and where they came from.
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+The types of the whole folder are to be had from here.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fasc.errors import StatisticsError
-from fasc.statistics.accumulators import Covariance
-from fasc.model.groups import InputGroup, Scope, Unit
-from fasc.storage import new_file, storage_error
+from fasc.model.groups import Unit
+from fasc.provenance import digest, provenance
+from fasc.statistics.accumulators import Covariance, weights_of
+from fasc.statistics.file import read_statistics, write_statistics
+from fasc.statistics.unit import (
+    GradientMoment,
+    GroupStatistics,
+    Moment,
+    Need,
+    Scope,
+    Side,
+    UnitStatistics,
+    as_float64,
+    smaller_side,
+)
 
-Moment = Literal["input", "gradient", "cross", "magnitude", "product", "rows", "sequences", "taylor"]
-Side = Literal["input", "output"]
-
-FORMAT = 1
-
-_TOKENS = "tokens"
-"""Key of the tokens; all other keys hold a slash."""
-
-
-class Need(NamedTuple):
-    """One moment, for the whole group or for each of its layers."""
-
-    moment: Moment
-    scope: Scope
-
-
-@dataclass(frozen=True, slots=True)
-class GradientMoment:
-    """Gradients of a unit, on the smaller side: ``g = Wᵀh`` at its input, or ``h`` at its outputs (stacked)."""
-
-    side: Side
-    covariance: Covariance
-    """``Σ_gg`` [d_in, d_in] or ``Σ_hh`` [d_out, d_out], in nats² per token."""
-
-    cross: Tensor | None = None
-    """``E[x̃ g̃ᵀ]`` or ``E[x̃ h̃ᵀ]``, [d_in, d_in or d_out], if a method asked for it."""
-
-    def at_input(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
-        """``Σ_gg`` and ``Σ_xg`` [d_in, d_in], float64, whichever side they were formed on: ``g = Wᵀh``.
-
-        Args:
-            weight: the unit's stacked weight, [d_out, d_in].
-        """
-        w = weight.double()
-        matrix = self.covariance.matrix.to(w)
-        cross = None if self.cross is None else self.cross.to(w)
-        if self.side == "input":
-            return matrix, cross
-        return w.mT @ matrix @ w, None if cross is None else cross @ w
-
-
-@dataclass(frozen=True, slots=True)
-class UnitStatistics:
-    """What a method is given for one unit: a whole group, or one layer of it."""
-
-    name: str
-    tokens: int
-    input: Covariance
-    gradient: GradientMoment | None
-    extras: Mapping[str, Tensor] = field(default_factory=dict)
-    """Moments that only some methods ask for, by name; see ``statistics/extras.py``."""
-
-    share: float = 1.0
-    """Of the text's tokens that the moments are means over: below 1 for an expert."""
-
-    def require_extra(self, moment: str) -> Tensor:
-        """A moment of ``extras``, of the group or of this very layer.
-
-        Raises:
-            StatisticsError: it was not collected.
-        """
-        for key in (moment, f"{moment}/{self.name}"):
-            if key in self.extras:
-                return self.extras[key]
-        raise StatisticsError(f"`{self.name}`: the statistics hold no moment `{moment}`", "collect again for this method")
-
-    def require_gradient(self) -> GradientMoment:
-        """The gradient moment.
-
-        Raises:
-            StatisticsError: it was not collected.
-        """
-        if self.gradient is None:
-            raise StatisticsError(f"`{self.name}`: the statistics hold no gradient moment", "collect again for this method")
-        return self.gradient
-
-    def require_cross(self) -> Tensor:
-        """The cross covariance.
-
-        Raises:
-            StatisticsError: it was not collected.
-        """
-        cross = self.require_gradient().cross
-        if cross is None:
-            raise StatisticsError(f"`{self.name}`: the statistics hold no cross covariance", "collect again for this method")
-        return cross
-
-
-@dataclass(frozen=True, slots=True)
-class GroupStatistics:
-    """Moments of one input group."""
-
-    group: InputGroup
-    tokens: int
-    """Tokens averaged over, padding excluded."""
-
-    input: Covariance
-    """``μ_x`` and ``Σ_xx`` of the shared input."""
-
-    gradients: Mapping[str, GradientMoment] = field(default_factory=dict)
-    """By unit: the group's name, or a layer's."""
-
-    extras: Mapping[str, Tensor] = field(default_factory=dict)
-    """Moments that only some methods ask for."""
-
-    def unit(self, name: str) -> UnitStatistics:
-        """What a method is given for the group (its name) or for one of its layers (the layer's name)."""
-        return UnitStatistics(name, self.tokens, self.input, self.gradients.get(name), self.extras)
+__all__ = [
+    "Covariance",
+    "GradientMoment",
+    "GroupStatistics",
+    "Moment",
+    "Need",
+    "Scope",
+    "Side",
+    "Statistics",
+    "UnitStatistics",
+    "as_float64",
+    "smaller_side",
+    "text_identity",
+    "without_gradient",
+]
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """The moments of every group of a model on one corpus."""
+    """The moments of every group of a model on one text."""
 
     groups: Mapping[str, GroupStatistics]
     meta: Mapping[str, Any]
     """Model fingerprint, token digest, labels, needs: what these numbers belong to; and how they were made."""
 
     text: Tensor | None = None
-    """The calibration tokens, int64 [sequences, length], where they had no padding: error propagation runs on them again."""
+    """The calibration text, int64 [sequences, length], where it had no padding: error propagation runs on it again."""
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """The moments that were asked for."""
+        return frozenset(Need(*need) for need in self.meta["needs"])
 
     def group(self, name: str) -> GroupStatistics:
         """The moments of a group.
@@ -157,8 +81,7 @@ class Statistics:
 
     def require(self, needs: frozenset[Need]) -> None:
         """Raise ``StatisticsError`` unless every moment of ``needs`` is there."""
-        have = {Need(*need) for need in self.meta["needs"]}
-        absent = sorted(f"{need.moment} per {need.scope}" for need in needs - have)
+        absent = sorted(f"{need.moment} per {need.scope}" for need in needs - self.needs)
         if absent:
             raise StatisticsError(f"the statistics lack {', '.join(absent)}", "run `fasc collect` again with this method")
 
@@ -177,86 +100,116 @@ class Statistics:
         groups = {name: one for name, one in self.groups.items() if all(layer.name in names for layer in one.group.layers)}
         return replace(self, groups=groups)
 
-    def save(self, path: Path) -> Path:
-        """Write ``statistics.safetensors``.
+    def merge(self, other: "Statistics") -> "Statistics":
+        """The moments on both texts together, as one pass over both would give them.
+
+        Means over tokens are weighted by the tokens of each part, means over sequences by its sequences, in float64. Moments with
+        labels sampled from the model agree with those of one pass in expectation only: each part has drawn its own labels.
+
+        Args:
+            other: the same moments of the same groups of the same model, on other text.
 
         Raises:
+            StatisticsError: another model, other groups, needs or labels, or a text that is in both.
+        """
+        self._require_mergeable(other)
+        groups = {}
+        for name in dict.fromkeys([*self._group_names, *self.groups, *other.groups]):
+            pair = [(part.groups[name], rest) for part, rest in ((self, other), (other, self)) if name in part.groups]
+            if len(pair) == 2:
+                groups[name] = self.groups[name].merge(other.groups[name])
+            elif pair:
+                present, absent = pair[0]
+                some = next(iter(absent.groups.values()))
+                groups[name] = present.lengthened(some.text_tokens, some.sequences)
+        joinable = self.text is not None and other.text is not None and self.text.shape[1] == other.text.shape[1]
+        text = torch.cat([self.text, other.text]) if joinable else None  # type: ignore[list-item]
+        return Statistics(groups, _merged_meta(self.meta, other.meta, groups, text), text)
+
+    @property
+    def _group_names(self) -> list[str]:
+        """Every group of the model, those without a token as well, in the model's order."""
+        return list(self.meta.get("groups", self.groups))
+
+    def _require_mergeable(self, other: "Statistics") -> None:
+        other.require_model(self.meta["model_fingerprint"])
+        both = self.groups.keys() & other.groups.keys()
+        if self._group_names != other._group_names or any(self.groups[name].group != other.groups[name].group for name in both):
+            raise StatisticsError(
+                "the statistics to be merged are of other layers", "measure both with the same --include and --exclude"
+            )
+        if self.needs != other.needs or self.meta.get("labels") != other.meta.get("labels"):
+            raise StatisticsError(
+                "the statistics to be merged hold other moments", "measure both for the same methods and --labels"
+            )
+        twice = {part["token_digest"] for part in _parts(self.meta)} & {part["token_digest"] for part in _parts(other.meta)}
+        if twice:
+            raise StatisticsError(
+                f"the statistics to be merged share a text (token digest {min(twice)[:12]}…)",
+                "merge statistics of different texts",
+            )
+
+    def save(self, path: str | Path) -> Path:
+        """Write a ``.safetensors`` file.
+
+        Raises:
+            NonFiniteError: a moment holds NaN or infinity.
             StorageError: it cannot be written.
         """
-        tensors: dict[str, Tensor] = {}
-        layout = []
-        for name, group in self.groups.items():
-            tensors |= _put(f"{name}/input", group.input)
-            units = {}
-            for unit, gradient in group.gradients.items():
-                units[unit] = gradient.side
-                tensors |= _put(f"{unit}/gradient/{_scope(name, unit)}", gradient.covariance)
-                if gradient.cross is not None:
-                    tensors[f"{unit}/cross/{_scope(name, unit)}"] = gradient.cross
-            tensors |= {f"{name}/extra/{key}": value for key, value in group.extras.items()}
-            layout.append({**group.group.to_dict(), "tokens": group.tokens, "units": units})
-        if self.text is not None:
-            tensors[_TOKENS] = self.text
-        header = {"format": str(FORMAT), "groups": json.dumps(layout), "meta": json.dumps(dict(self.meta))}
-        with new_file(path) as scratch:
-            try:
-                save_file({key: value.contiguous() for key, value in tensors.items()}, scratch, metadata=header)
-            except SafetensorError as problem:
-                raise storage_error(problem, path) from problem
+        path = Path(path).expanduser()
+        write_statistics(path, self.groups, self.meta, self.text)
         return path
 
-    @staticmethod
-    def load(path: Path) -> "Statistics":
-        """Read ``statistics.safetensors``.
+    @classmethod
+    def load(cls, path: str | Path) -> "Statistics":
+        """Read what :meth:`save` wrote, and check it.
 
         Raises:
             StatisticsError: missing, damaged, or of another format.
         """
-        try:
-            with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-                if header.get("format") != str(FORMAT):
-                    raise StatisticsError(f"`{path}` is not a statistics file of format {FORMAT}", "run `fasc collect` again")
-                groups = [_read_group(file, raw) for raw in json.loads(header["groups"])]
-                tokens = file.get_tensor(_TOKENS) if _TOKENS in file.keys() else None  # noqa: SIM118 - not a mapping
-                return Statistics({group.group.name: group for group in groups}, json.loads(header["meta"]), tokens)
-        except FileNotFoundError as problem:
-            raise StatisticsError(f"`{path}` does not exist", "run `fasc collect` first") from problem
-        except (SafetensorError, OSError) as problem:
-            raise StatisticsError(f"`{path}` is damaged: {problem}", "run `fasc collect` again") from problem
+        return cls(*read_statistics(Path(path).expanduser()))
 
 
-def _scope(group: str, unit: str) -> Scope:
-    return "group" if unit == group else "layer"
+def text_identity(tokens: Tensor) -> str:
+    """SHA-256 of tokens, int64 [sequences, length]."""
+    return digest([tokens.cpu().contiguous().numpy().tobytes()])
 
 
-def _put(key: str, covariance: Covariance) -> dict[str, Tensor]:
-    return {f"{key}/mean": covariance.mean, f"{key}/covariance": covariance.matrix}
+def without_gradient(groups: Iterable[GroupStatistics]) -> list[str]:
+    """Layers that the loss does not depend on, by these moments: every gradient of theirs was 0."""
+    layers = []
+    for one in groups:
+        members = {one.group.name: one.group.layers, **{layer.name: (layer,) for layer in one.group.layers}}
+        for unit, moment in one.gradients.items():
+            if not bool(moment.covariance.matrix.diagonal().any() or moment.covariance.mean.any()):
+                layers += [layer.name for layer in members[unit]]
+    return list(dict.fromkeys(layers))
 
 
-def _get(file: Any, key: str) -> Covariance:
-    return Covariance(file.get_tensor(f"{key}/mean"), file.get_tensor(f"{key}/covariance"))
+def _parts(meta: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The texts that the moments were measured on."""
+    own = {key: meta[key] for key in ("token_digest", "text_digest", "calibration") if key in meta}
+    return list(meta.get("parts", [own]))
 
 
-def _read_group(file: Any, raw: Mapping[str, Any]) -> GroupStatistics:
-    group = InputGroup.from_dict(raw)
-    gradients = {}
-    keys = set(file.keys())
-    for unit, side in raw["units"].items():
-        scope = _scope(group.name, unit)
-        cross = f"{unit}/cross/{scope}"
-        moment = file.get_tensor(cross) if cross in keys else None
-        gradients[unit] = GradientMoment(side, _get(file, f"{unit}/gradient/{scope}"), moment)
-    prefix = f"{group.name}/extra/"
-    extras = {key.removeprefix(prefix): file.get_tensor(key) for key in keys if key.startswith(prefix)}
-    return GroupStatistics(group, raw["tokens"], _get(file, f"{group.name}/input"), gradients, extras)
-
-
-def smaller_side(d_in: int, d_out: int) -> Side:
-    """Where a unit's gradient moment is formed: at its input if that is no wider than its outputs."""
-    return "input" if d_in <= d_out else "output"
-
-
-def as_float64(covariance: Covariance, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Mean and matrix in the precision of the linear algebra."""
-    return covariance.mean.to(device, torch.float64), covariance.matrix.to(device, torch.float64)
+def _merged_meta(
+    one: Mapping[str, Any], other: Mapping[str, Any], groups: Mapping[str, GroupStatistics], text: Tensor | None
+) -> dict[str, Any]:
+    """Where merged moments came from: what both parts say alike, and each part."""
+    parts = [*_parts(one), *_parts(other)]
+    meta = {key: value for key, value in one.items() if key in other and other[key] == value}
+    if "calibration" in one:
+        corpora = dict.fromkeys(str(part.get("calibration", {}).get("corpus", "")) for part in parts)
+        sequences = next(iter(groups.values())).sequences
+        meta["calibration"] = {**one["calibration"], "corpus": ",".join(filter(None, corpora)), "sequences": sequences}
+    scored = one.get("scored_tokens", 0), other.get("scored_tokens", 0)
+    if all(scored):
+        first, second = weights_of(*scored)
+        meta |= {"nll": first * one["nll"] + second * other["nll"], "scored_tokens": sum(scored)}
+    apart = digest(sorted(part["token_digest"].encode() for part in parts))
+    return meta | {
+        "token_digest": apart if text is None else text_identity(text),
+        "parts": parts,
+        "without_gradient": without_gradient(groups.values()),
+        "provenance": provenance(),
+    }

@@ -14,9 +14,10 @@ class CalibrationConfig(Options):
     """Which text the statistics are measured on, and how."""
 
     corpus: str = "self"
-    """`self` (text sampled from the model), `wikitext2`, `c4`, `alpaca`, a .txt/.jsonl/.jsonl.gz file or folder, or
-    facts as sentences: `facts`, `negated-facts`, `lama`, `negated-lama`. Several, separated by commas, take turns;
-    one that is named twice has two."""
+    """`self` (text sampled from the model), `wikitext2`, `c4`, `alpaca`; a file (.txt, .jsonl, .json, .csv, .tsv, .parquet; also
+    .gz) or a folder of them; a data set of the hub (`owner/name`, `owner/name:config`, `owner/name:split`); or facts as
+    sentences: `facts`, `negated-facts`, `lama`, `negated-lama`. Several, separated by commas, take turns; one that is named
+    twice has two."""
 
     sequences: PositiveInt = 128
     """How many calibration sequences."""
@@ -27,17 +28,17 @@ class CalibrationConfig(Options):
     skip: Annotated[int, Field(ge=0)] = 0
     """Sequences of the draw that are passed over: moments of held-out text are those after the sequences that calibrate."""
 
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the choice of sequences, of the text sampled from the model and of sampled labels."""
+
+    chat_template: bool | None = None
+    """Whether chats are read through the tokenizer's chat template; by default where it has one. Without, turns are lines."""
 
     labels: Labels = "corpus"
     """Whose next token the gradients explain: `corpus` (empirical Fisher) or `sampled` from the model (true Fisher)."""
 
     data_dir: Path | None = None
     """Folder that holds the named corpora; the hub is asked otherwise. Also read from FASC_DATA."""
-
-    chat_template: bool | None = None
-    """Read chats through the tokenizer's chat template. Left out: where the records are chats and there is a template."""
 
     batch_tokens: PositiveInt = 256
     """Tokens per forward and backward pass: memory against speed, no effect on the result."""

@@ -5,17 +5,23 @@ Both corpora of a pair hold the same facts in the same order, so what differs be
 
 import random
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from fasc.errors import CorpusError
+from fasc.provenance import digest
+from fasc.text.documents import Piece
+from fasc.text.records import json_lines
+from fasc.text.roles import Role
 
 LAMA_FILE = "lama/trex.jsonl.gz"
 """In the data folder: one fact a line, with relation, type, template, subject, object."""
 
-Rows = Callable[[Path], Iterator[tuple[int, dict[str, object]]]]
+STATEMENTS = ("facts", "negated-facts", "lama", "negated-lama")
+"""Corpora made of facts, to compare subspaces on; a model calibrated on one must not be scored on the facts in it."""
 
 _NEGATIONS = (
     (" is ", " is not "),
@@ -49,19 +55,18 @@ def shipped_statements(*, negated: bool) -> list[str]:
     return _mixed(statements)
 
 
-def lama_statements(folder: Path | None, rows: Rows, *, negated: bool) -> list[str]:
+def lama_statements(folder: Path | None, *, negated: bool) -> list[str]:
     """LAMA's T-REx facts, one sentence each, in a fixed mixed order; relations that cannot be negated by a rule are left out.
 
     Args:
         folder: the data folder.
-        rows: reads a JSON-lines file.
         negated: whether to say the opposite.
 
     Raises:
         CorpusError: there is no such file.
     """
     statements = []
-    for _, row in rows(lama_file(folder)):
+    for _, row in json_lines(lama_file(folder)):
         template = str(row["template"])
         opposite = negate(template)
         if opposite is not None:
@@ -81,6 +86,32 @@ def lama_file(folder: Path | None) -> Path:
         where = "no data folder is set" if file is None else f"`{file}` does not exist"
         raise CorpusError(f"LAMA needs {LAMA_FILE}: {where}", "pass --data-dir, or use the shipped `facts`")
     return file
+
+
+@dataclass(frozen=True, slots=True)
+class Statements:
+    """Every second fact, joined to one text: one half calibrates, the other evaluates."""
+
+    name: str
+    role: Role
+    folder: Path | None
+    """The data folder."""
+
+    def documents(self) -> Iterator[Piece]:
+        """One.
+
+        Raises:
+            CorpusError: the data folder lacks the facts.
+        """
+        negated = self.name.startswith("negated-")
+        made = (
+            shipped_statements(negated=negated) if self.name.endswith("facts") else lama_statements(self.folder, negated=negated)
+        )
+        yield Piece(" ".join(made[0 if self.role == "calibration" else 1 :: 2]), f"`{self.name}`")
+
+    def key(self) -> str:
+        """Digest of the content."""
+        return digest(piece.text.encode() for piece in self.documents())
 
 
 def negate(template: str) -> str | None:
