@@ -53,11 +53,6 @@ def checkpoint(compressed, write, tmp_path_factory):
     return write(model, tmp_path_factory.mktemp("checkpoint") / "small", plan)
 
 
-@pytest.fixture(params=["factors", "shared", "pivoted", "pivoted-columns", "merged", "dense,channels"])
-def layouts(request):
-    return request.param
-
-
 @pytest.fixture
 def python(tmp_path):
     """Runs code in a fresh process, with or without us; its bytecode is kept, as that of installed modules is."""
