@@ -12,10 +12,10 @@ from fasc.model.options import ModelConfig
 def export(
     model: opt.Model,
     form: Annotated[
-        str, typer.Option("--format", help="gguf: llama.cpp, Ollama, LM Studio. block-configs: a DeciLM folder.")
+        str, typer.Option("--format", help="gguf: for llama.cpp, Ollama and LM Studio.")
     ] = "gguf",
     out: Annotated[
-        Path | None, typer.Option("--out", help="Where it goes. [default: MODEL.gguf, MODEL-block-configs]", show_default=False)
+        Path | None, typer.Option("--out", help="Where it goes. [default: MODEL.gguf]", show_default=False)
     ] = None,
     dtype: opt.DTypeName = None,
     overwrite: opt.Overwrite = False,
@@ -32,6 +32,6 @@ def export(
     place = out or usual_name(form, model)
     source = opt.take(ModelConfig, locals(), device="cpu")
     with output(place, overwrite=overwrite, inputs=(model,), folder=FORMATS[form].folder) as target:
-        line = export_model(source, form, target, overwrite=overwrite)
+        line = export_model(source, form, target)
     typer.echo(line, err=True)
     print_line(place)

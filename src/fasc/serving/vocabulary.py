@@ -74,7 +74,7 @@ def _split_of(parts: Mapping[str, Any]) -> str:
     if name is None:
         raise UsageError(
             f"the tokenizer splits text in a way that fasc has no llama.cpp name for: {words}",
-            "write a folder (`fasc export --format block-configs`, or --merge) and use llama.cpp's convert_hf_to_gguf.py",
+            "compress with `--for plain` and use llama.cpp's own convert_hf_to_gguf.py on the folder",
         )
     return name
 

@@ -29,17 +29,8 @@ def _gguf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path,
     return f"graph `{graph.name}`, {out.stat().st_size / 1e6:,.0f} MB; run it with `llama-cli -m {out}`"
 
 
-def _block_configs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path, name: str) -> str:
-    from fasc.serving.block_configs import export_block_configs  # noqa: PLC0415
-
-    del name
-    export_block_configs(model, tokenizer, out)
-    return "DeciLMForCausalLM with block_configs, for engines that know that architecture"
-
-
 FORMATS: Mapping[str, Format] = {
     "gguf": Format(".gguf", folder=False, write=_gguf),
-    "block-configs": Format("-block-configs", folder=True, write=_block_configs),
 }
 
 
@@ -54,14 +45,13 @@ def usual_name(form: str, model: str) -> Path:
     return Path(Path(model).name.removesuffix(".gguf") + FORMATS[form].suffix)
 
 
-def export_model(source: ModelConfig | LoadedModel, form: str, out: Path, *, overwrite: bool = False) -> str:
+def export_model(source: ModelConfig | LoadedModel, form: str, out: Path) -> str:
     """Write a model in the form of another engine.
 
     Args:
         source: a checkpoint of ours, any dense model, or a loaded one.
         form: of :data:`FORMATS`.
         out: file or folder.
-        overwrite: replace what is there.
 
     Returns:
         A sentence on what was written.
@@ -71,7 +61,6 @@ def export_model(source: ModelConfig | LoadedModel, form: str, out: Path, *, ove
         UsageError: the engine cannot hold the model; the hint names the option that makes a plan which fits.
     """
     usual_name(form, "")
-    del overwrite
     loaded = source if isinstance(source, LoadedModel) else load(source)
     name = source.model if isinstance(source, ModelConfig) else ""
     return FORMATS[form].write(loaded.model, loaded.tokenizer, out, Path(name).name)
