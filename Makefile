@@ -2,7 +2,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check fix docs bench
+.PHONY: demo test check fix docs bench compat
 
 demo: $(READY)  ## compress a real model and show what was kept and lost
 	$(BIN)/fasc demo
@@ -27,6 +27,9 @@ docs: $(READY)  ## regenerate docs/cli.md
 
 bench: $(READY)  ## cost of measuring, against a plain forward and backward pass
 	$(BIN)/python benchmarks/collect.py
+
+compat: $(READY)  ## every tool that can use a checkpoint, in fresh environments; VLLM=python adds vLLM
+	$(BIN)/python benchmarks/compat.py $(VLLM)
 
 $(READY): pyproject.toml constraints.txt
 	python3 -m venv $(VENV)

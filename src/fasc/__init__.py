@@ -4,13 +4,11 @@
 checkpoints: after it, ``AutoModelForCausalLM.from_pretrained(folder)`` works on them.
 """
 
-from importlib import import_module
 from importlib.metadata import version
-from typing import Any
 
 import lazy_loader
-from wrapt import register_post_import_hook
 
+import _fasc_transformers  # noqa: F401 - registers our model type and quantizer when transformers is imported
 from fasc.errors import FascError as FascError
 
 __version__ = version("fasc")
@@ -41,10 +39,3 @@ __all__ = sorted([*__all__, "FascError"])
 
 def __dir__() -> list[str]:
     return sorted([*__all__, "__version__"])
-
-
-def _register_quantizer(_module: Any) -> None:
-    import_module("fasc.serving.quantizer")  # which registers itself, also where it is what imports transformers
-
-
-register_post_import_hook(_register_quantizer, "transformers.quantizers.auto")

@@ -24,7 +24,7 @@ def test_a_layer_whose_rows_are_all_pivots_has_no_second_factor():
     case = stored("pivoted", "three layers, one of a single row", 4)
     assert case.facts["pivots"][1] == 1
     assert case.modules[1].up is None
-    assert set(case.states[1]) == {"order"}
+    assert set(case.states[1]) == {"order", "weight"}  # the mark
 
 
 def test_a_layer_without_pivots_is_made_of_the_others():

@@ -1,5 +1,9 @@
 """Checkpoints of tiny models: MLPs with fewer channels, groups and layers in several layouts."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from fasc.compression.compress import carry_out
@@ -7,6 +11,12 @@ from fasc.serving.checkpoint import CheckpointNotes, save_checkpoint
 from fasc.serving.quantizer import attach
 from fasc.stages.plan import plan
 from tests.conftest import tiny_model
+
+WITHOUT_US = """
+import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if getattr(finder, "__module__", "") != "_fasc_transformers"]
+sys.modules["fasc"] = None
+"""
 
 
 @pytest.fixture(scope="session")
@@ -41,3 +51,17 @@ def checkpoint(compressed, write, tmp_path_factory):
     """A folder of the default plan; to be copied before it is changed."""
     model, plan = compressed()
     return write(model, tmp_path_factory.mktemp("checkpoint") / "small", plan)
+
+
+@pytest.fixture
+def python(tmp_path):
+    """Runs code in a fresh process, with or without us; its bytecode is kept, as that of installed modules is."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment = kept | {"PYTHONPYCACHEPREFIX": str(tmp_path / "bytecode")}
+
+    def run(code, *arguments, without_us=False):
+        text = (WITHOUT_US if without_us else "") + code
+        command = [sys.executable, "-c", text, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+
+    return run

@@ -83,7 +83,7 @@ STRUCTURES = {
     ),
     "as many channels as there are": (lambda s: edit_of(s, "narrow").update(width=48), "cannot keep 48 of 48 channels"),
     "a list that is none": (lambda s: s.update(edits={"a": 1}), "`edits` is no list"),
-    "an old format": (lambda s: s.update(format=4), "has format 4, and this fasc reads 5"),
+    "an old format": (lambda s: s.update(format=4), "has format 4, and this fasc reads 6"),
     "a newer format": (lambda s: s.update(format=99), "has format 99, .*upgrade fasc"),
     "no format": (lambda s: s.pop("format"), "has format None"),
     "a format of another type": (lambda s: s.update(format="5"), "has format 5"),

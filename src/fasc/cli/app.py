@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from fasc.cli import bench, collect, compress, diagnose, evaluate, overlap, plan, pull, recover, run, validate
+from fasc.cli import bench, collect, compress, diagnose, evaluate, export, overlap, plan, pull, recover, run, validate
 from fasc.errors import FascError
 from fasc.progress import INTERRUPT
 from fasc.storage import is_full
@@ -59,6 +59,7 @@ _VERBS: dict[Callable[..., None], str] = {
     evaluate.evaluate: "Score a checkpoint, with 95 % intervals.",
     bench.bench: "Time a compressed model beside the dense one.",
     recover.recover: "Train a compressed model towards the dense one.",
+    export.export: "Write a model for llama.cpp and other engines.",
     run.report: "Draw the report of a run again.",
 }
 """Each with the line that ``fasc --help`` shows."""

@@ -43,6 +43,7 @@ def compress(
     layouts: opt.Layouts = None,
     bits: opt.Bits = None,
     bits_group: opt.BitsGroup = None,
+    engine: opt.Engine = None,
     rank_multiple: opt.RankMultiple = None,
     channel_multiple: opt.ChannelMultiple = None,
     floor: opt.Floor = None,
@@ -93,7 +94,7 @@ def compress(
         source=opt.take(ModelConfig, given),
         calibration=opt.take(CalibrationConfig, given),
         layers=opt.take(LayersConfig, given),
-        methods=(opt.method(given),),
+        methods=(opt.method_for(given),),
         budgets=(opt.take(BudgetConfig, given),),
     )
     from fasc.outputs import output
@@ -102,8 +103,10 @@ def compress(
     from fasc.reporting.console import print_line
     from fasc.reporting.outcome import print_outcome
     from fasc.serving.checkpoint import require_own_checkpoint
+    from fasc.serving.presets import is_merged
     from fasc.stages.compress import compress_recipe
 
+    merge = merge or is_merged(engine)
     needs_for(recipe.methods[0], recipe.budgets[0])
     made = None if plan is None else Plan.load(plan)
     if made is not None:
@@ -120,7 +123,7 @@ def compress(
             overwrite=overwrite,
             format="fasc" if format is None else format,
         )
-    print_outcome(small.plan, out, recipe.source.model, merged=merge)
+    print_outcome(small.plan, out, recipe.source.model, merged=merge, model_type=small.model.config.model_type)
     print_line(out)
 
 

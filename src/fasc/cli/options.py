@@ -87,6 +87,13 @@ def method(given: Mapping[str, Any], name: str | None = None, **others: Any) -> 
     return take(MethodConfig, given, name=name or given.get("method"), **lists, **own, **others)
 
 
+def method_for(given: Mapping[str, Any]) -> MethodConfig:
+    """:func:`method`, restricted to what the engine of ``--for`` can run."""
+    from fasc.serving.presets import for_engine
+
+    return for_engine(given.get("engine"), method(given))
+
+
 def fractions(text: str, field: str) -> list[BudgetConfig]:
     """Budgets from numbers separated by commas; ``none`` gives none.
 
@@ -170,6 +177,15 @@ Allocation = Annotated[str | None, option(MethodConfig, "allocation", "--allocat
 Layouts = Annotated[str | None, option(MethodConfig, "layouts", "--layouts")]
 Bits = Annotated[str | None, option(MethodConfig, "bits", "--bits")]
 BitsGroup = Annotated[int | None, option(MethodConfig, "bits_group", "--bits-group")]
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        "--for",
+        metavar="ENGINE",
+        help="Plan what an engine can run: transformers, vllm, llama.cpp, or plain: an ordinary checkpoint of one MLP width.",
+        show_default=False,
+    ),
+]
 Propagate = Annotated[bool | None, option(MethodConfig, "propagate", "--propagate/--no-propagate")]
 Selection = Annotated[str | None, option(MethodConfig, "selection", "--selection")]
 SelectionThreshold = Annotated[float | None, option(MethodConfig, "selection_threshold", "--selection-threshold")]

@@ -24,6 +24,7 @@ def plan(
     layouts: opt.Layouts = None,
     bits: opt.Bits = None,
     bits_group: opt.BitsGroup = None,
+    engine: opt.Engine = None,
     rank_multiple: opt.RankMultiple = None,
     channel_multiple: opt.ChannelMultiple = None,
     floor: opt.Floor = None,
@@ -55,9 +56,10 @@ def plan(
     """
     given = locals()
     budget = opt.take(BudgetConfig, given)
-    if statistics is None and allocation is None and not budget.limits_loss and not bits:
+    plain = not bits and engine in (None, "transformers")
+    if statistics is None and allocation is None and not budget.limits_loss and plain:
         given["allocation"] = "uniform"
-    options = opt.method(given)
+    options = opt.method_for(given)
     source = opt.take(ModelConfig, given, device="cpu")
     layers = opt.take(LayersConfig, given)
     from fasc.planning.needs import needs_for

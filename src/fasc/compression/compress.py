@@ -18,6 +18,13 @@ from fasc.statistics.moments import Statistics
 def carry_out(
     model: PreTrainedModel, statistics: Statistics, plan: Plan, *, propagate: bool = False, work: Path | None = None
 ) -> Plan:
+    """Compress a model in place, edit by edit: :func:`carried_out` without the statistics of what is left."""
+    return carried_out(model, statistics, plan, propagate=propagate, work=work)[0]
+
+
+def carried_out(
+    model: PreTrainedModel, statistics: Statistics, plan: Plan, *, propagate: bool = False, work: Path | None = None
+) -> tuple[Plan, Statistics]:
     """Compress a model in place, edit by edit.
 
     Args:
@@ -29,7 +36,8 @@ def carry_out(
 
     Returns:
         The plan as it was carried out: with ``predicted_loss`` (π ½J, nats per token) filled in where the statistics hold the
-        unit's gradients, and with what the layouts chose.
+        unit's gradients, and with what the layouts chose. And the statistics of the layers that are left; with ``propagate``
+        those that were given.
 
     Raises:
         ModelError: an edit does not fit the model, or the model is compressed already.
@@ -50,7 +58,7 @@ def carry_out(
             for edit in plan.edits:
                 statistics = edit.apply(model, statistics)
                 advance()
-    return plan.with_edits(_as_made(model, plan))
+    return plan.with_edits(_as_made(model, plan)), statistics
 
 
 def _as_made(model: PreTrainedModel, plan: Plan) -> list[Edit]:

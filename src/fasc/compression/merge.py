@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from fasc.edits.factor import Factor
+from fasc.edits.narrow import Narrow
 from fasc.edits.quantise import Quantise
 from fasc.edits.structure import parsed, structure_of
 from fasc.errors import UsageError
@@ -19,13 +20,15 @@ from fasc.statistics.moments import Statistics, as_float64
 def merge(model: PreTrainedModel, statistics: Statistics, damping: float) -> list[str]:
     """Turn a compressed model into an ordinary dense one, in place: every layer becomes ``up · down`` again.
 
+    MLPs that all have one width now become the ordinary layers of a smaller config.
+
     The correction of the mean needs a bias. Where the architecture has a switch for one (``attention_bias``, ``mlp_bias``, …)
     it is turned on, and other layers that gain a bias by it get zeros. Where it has none, the bias ``b`` is folded into the
     weight as ``b uᵀ``, with ``uᵀx`` the best linear estimate of the constant 1: ``u = Σ⁻¹μ / (1 + μᵀΣ⁻¹μ)``.
 
     Args:
         model: as :func:`~fasc.compression.compress.carry_out` left it.
-        statistics: that it was compressed with.
+        statistics: that it was compressed with, of the layers that are left.
         damping: relative, of ``Σ_xx`` in the fold.
 
     Returns:
@@ -34,22 +37,20 @@ def merge(model: PreTrainedModel, statistics: Statistics, damping: float) -> lis
     Raises:
         UsageError: MLPs have lost channels, each a number of its own, which no config of an ordinary model can say.
     """
-    structure = structure_of(model)
-    edits = parsed(structure)
+    edits = parsed(structure_of(model))
     factored = [edit for edit in edits if isinstance(edit, Factor)]
     if any(isinstance(edit, Quantise) for edit in edits):
         raise UsageError("weights of few bits cannot be merged into an ordinary checkpoint", "leave --bits or --merge out")
-    if len(factored) < len(edits):
-        raise UsageError(
-            "MLPs with fewer channels cannot be merged into an ordinary checkpoint",
-            "compress with --layouts that leave channels out",
-        )
-    replaced = [name for edit in factored for name in edit.layers]
-    config = _config_with_biases(model, replaced)
+    narrow = [edit for edit in edits if isinstance(edit, Narrow)]
+    if len(factored) + len(narrow) < len(edits):
+        raise UsageError("the model holds edits that no ordinary checkpoint can say", "leave --merge out")
+    dense = {name: edit.stored.dense(model.get_submodule(name)) for edit in factored for name in edit.layers}
+    consumers = [edit.consumer.name for edit in narrow if edit.consumer.name not in dense]
+    dense |= {name: _own(model.get_submodule(name)) for name in consumers}
+    config = _config_with_biases(model, list(dense), _config_of_one_width(model, narrow))
     skeleton = _skeleton(model, config)
     group_of = {layer.name: name for name, g in statistics.groups.items() for layer in g.group.layers}
     folded = []
-    dense = {name: edit.stored.dense(model.get_submodule(name)) for edit in factored for name in edit.layers}
     with torch.no_grad():
         for name, (weight, bias) in dense.items():
             weight, bias = weight.detach(), bias.detach()
@@ -70,11 +71,29 @@ def _skeleton(model: PreTrainedModel, config: PretrainedConfig) -> PreTrainedMod
         return type(model)(config)
 
 
-def _config_with_biases(model: PreTrainedModel, replaced: list[str]) -> PretrainedConfig:
-    """The dense config with every bias switch on that gives a replaced layer its bias."""
+def _own(module: nn.Module) -> tuple[Tensor, Tensor]:
+    return module.weight, module.bias  # type: ignore[return-value]
+
+
+def _config_of_one_width(model: PreTrainedModel, narrow: list[Narrow]) -> PretrainedConfig:
+    """The config of the dense model with the width that all MLPs have, if any has lost channels."""
     config: Any = deepcopy(model.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
+    if narrow:
+        widths = {edit.width for edit in narrow}
+        text = config.get_text_config()
+        if len(widths) > 1 or len(narrow) < text.num_hidden_layers or not hasattr(text, "intermediate_size"):
+            raise UsageError(
+                "MLPs of different widths cannot be merged into an ordinary checkpoint",
+                "compress with `--for plain`, or with --layouts that leave channels out",
+            )
+        text.intermediate_size = widths.pop()
+    return config
+
+
+def _config_with_biases(model: PreTrainedModel, replaced: list[str], config: Any) -> PretrainedConfig:
+    """A config with every bias switch on that gives a replaced layer its bias."""
 
     def lacking(candidate: PretrainedConfig) -> int:
         skeleton = _skeleton(model, candidate)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fasc.errors import ModelError
+from fasc.layouts._replacement import MARK, Replacement, mark
 from fasc.linalg.decomposition import Factorization
 from fasc.model.groups import Scope, Unit
 from fasc.registry import Registry
@@ -31,9 +32,12 @@ class Encoded:
     """A unit in a layout: what the modules hold."""
 
     states: Sequence[Mapping[str, Tensor]]
-    """For each layer of the unit, the state of its module."""
+    """For each layer of the unit, the state of its module; the mark is added."""
 
     facts: Facts = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "states", [{MARK: mark(), **state} for state in self.states])
 
 
 class Layout(ABC):
@@ -113,7 +117,7 @@ class FactoredLayout(Layout):
 
     @abstractmethod
     def build(self, unit: Unit, rank: int, facts: Facts) -> list[nn.Module]:
-        """Empty modules of the right shape, one for each layer, on the default device and in the default precision."""
+        """Empty replacements of the right shape, one for each layer, on the default device and in the default precision."""
 
     def largest_rank(self, unit: Unit) -> int:
         """Above it the layout has no modules for the unit."""
@@ -134,7 +138,8 @@ class FactoredLayout(Layout):
 
     def dense(self, module: nn.Module) -> tuple[Tensor, Tensor]:
         """The weight [d_out, d_in] and bias [d_out] that a filled module stands for."""
-        return module.weight, module.bias  # type: ignore[return-value]
+        assert isinstance(module, Replacement)  # noqa: S101 - layouts build nothing else
+        return module.product()
 
 
 LAYOUTS: Registry[Layout] = Registry("layout", "fasc.layouts")

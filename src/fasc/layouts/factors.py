@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fasc.layouts._registry import LAYOUTS, Encoded, FactoredLayout, Facts, Layout, layout, split_rows
+from fasc.layouts._replacement import Replacement
 from fasc.linalg.decomposition import Factorization
 from fasc.model.groups import Scope, Unit
 from fasc.statistics.accumulators import Covariance
@@ -73,7 +74,7 @@ def _changes_of(tensor: Tensor) -> int:
     return 0 if torch.compiler.is_compiling() or tensor.is_inference() else tensor._version
 
 
-class LowRankLinear(nn.Module):
+class LowRankLinear(Replacement):
     """``x ↦ up(down(x))`` in the place of a dense layer ``d_in → d_out``.
 
     ``up`` has a bias: the layer's own, if any, and the correction of the mean. In a unit of several layers only the first holds
@@ -86,8 +87,7 @@ class LowRankLinear(nn.Module):
     """
 
     def __init__(self, d_in: int, d_out: int, up: nn.Linear | None) -> None:
-        super().__init__()
-        self.in_features, self.out_features = d_in, d_out
+        super().__init__(d_in, d_out)
         self.up = up
         self.register_module("down", None)
         # A tuple hides the first layer from nn.Module, so that its parameters are not listed twice.
@@ -124,17 +124,10 @@ class LowRankLinear(nn.Module):
         result: Tensor = self.up(self.project(x))
         return result
 
-    @property
-    def weight(self) -> Tensor:
-        """The dense ``up · down``, [d_out, d_in], computed when asked for."""
-        product: Tensor = self.up.weight @ self.projection.weight  # type: ignore[union-attr]
-        return product
-
-    @property
-    def bias(self) -> Tensor:
-        """Of the layer, [d_out]."""
+    def product(self) -> tuple[Tensor, Tensor]:
+        """``up · down`` [d_out, d_in], and the bias [d_out]."""
         assert self.up is not None  # noqa: S101 - only pivoted layers may do without
-        return self.up.bias
+        return self.up.weight @ self.projection.weight, self.up.bias
 
     def extra_repr(self) -> str:
         """One line for ``print(model)``."""

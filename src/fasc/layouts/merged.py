@@ -5,9 +5,27 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from fasc.layouts._registry import Encoded, FactoredLayout, Facts, layout, split_rows
+from fasc.layouts._replacement import Replacement
 from fasc.linalg.decomposition import Factorization
 from fasc.model.groups import Unit
 from fasc.statistics.accumulators import Covariance
+
+
+class MergedLinear(Replacement):
+    """A dense layer with a bias, where the model may build one without."""
+
+    def __init__(self, d_in: int, d_out: int) -> None:
+        super().__init__(d_in, d_out)
+        self.whole = nn.Linear(d_in, d_out, bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map […, d_in] to […, d_out]."""
+        result: Tensor = self.whole(x)
+        return result
+
+    def product(self) -> tuple[Tensor, Tensor]:
+        """Its own weight and bias."""
+        return self.whole.weight, self.whole.bias
 
 
 @layout("merged")
@@ -35,9 +53,9 @@ class Merged(FactoredLayout):
     def encode(self, unit: Unit, factors: Factorization, bias: Tensor, inputs: Covariance) -> Encoded:
         """The rows of ``up · down``."""
         del inputs
-        return Encoded([{"weight": up @ factors.down, "bias": own} for up, own in split_rows(unit, factors.up, bias)])
+        return Encoded([{"whole.weight": up @ factors.down, "whole.bias": own} for up, own in split_rows(unit, factors.up, bias)])
 
     def build(self, unit: Unit, rank: int, facts: Facts) -> list[nn.Module]:
-        """One ``nn.Linear`` for each layer."""
+        """A :class:`MergedLinear` for each layer."""
         del rank, facts
-        return [nn.Linear(layer.d_in, layer.d_out, bias=True) for layer in unit.layers]
+        return [MergedLinear(layer.d_in, layer.d_out) for layer in unit.layers]

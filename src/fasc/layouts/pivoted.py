@@ -58,19 +58,14 @@ class PivotedLinear(LowRankLinear):
         outputs = own if self.up is None else torch.cat((own, self.up(pivots)), dim=1)
         return outputs.index_select(1, self.order).view(*x.shape[:-1], self.out_features)
 
-    @property
-    def weight(self) -> Tensor:
-        """The dense weight, [d_out, d_in], computed when asked for."""
-        rows = self.projection.weight
-        parts = [rows[self.start : self.stop]] + ([] if self.up is None else [self.up.weight @ rows])
-        return torch.cat(parts)[self.order]
-
-    @property
-    def bias(self) -> Tensor:
-        """Of the layer, [d_out], in the order of its outputs."""
-        pivots = self.projection.bias
-        parts = [pivots[self.start : self.stop]] + ([] if self.up is None else [self.up.bias + self.up.weight @ pivots])
-        return torch.cat(parts)[self.order]
+    def product(self) -> tuple[Tensor, Tensor]:
+        """The dense weight [d_out, d_in] and bias [d_out], in the order of the layer's outputs."""
+        rows, pivots = self.projection.weight, self.projection.bias
+        weights, biases = [rows[self.start : self.stop]], [pivots[self.start : self.stop]]
+        if self.up is not None:
+            weights.append(self.up.weight @ rows)
+            biases.append(self.up.bias + self.up.weight @ pivots)
+        return torch.cat(weights)[self.order], torch.cat(biases)[self.order]
 
 
 @layout("pivoted")

@@ -1,6 +1,6 @@
 """The structure of a compressed checkpoint as ``config.json`` holds it: a list of edits, as plain JSON values.
 
-Imports nothing of transformers but the base class, because it is imported while transformers is (see ``fasc/__init__.py``).
+Imports nothing of transformers but the base class, because it is imported while transformers is (see ``_fasc_transformers.py``).
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,8 +10,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from fasc.errors import ModelError
 
-FORMAT = 5
-"""Version of the structure. 5: a list of edits; older ones are refused."""
+FORMAT = 6
+"""Version of the structure. 6: every replaced layer holds a mark (decision 0015); older ones are refused."""
 
 
 class FascConfig(QuantizationConfigMixin):

@@ -23,6 +23,7 @@ from fasc.planning.lagrangian import allocate_by_loss
 from fasc.planning.limits import limit_of, multiply_adds_limit
 from fasc.planning.memory import memory_to_compress
 from fasc.planning.needs import OUTPUT_SCALE, allocation_of, check_bits, may_narrow, needs_for, rules_of, scopes_of, solver_of
+from fasc.planning.one_width import asks_for_one_width, narrow_to_one_width
 from fasc.planning.options import BudgetConfig, MethodConfig
 from fasc.planning.plan import ModelSize, Plan, layers_in
 from fasc.planning.pruning import check_pruning, prune
@@ -82,6 +83,9 @@ def plan_model(  # noqa: PLR0913 - each is a source or a switch of the plan
             f"allocation `{allocation}` under {budget.kind} needs the forecast of the loss, and there are no statistics",
             "give --statistics (from `fasc collect`), or ask for --allocation uniform and a fraction",
         )
+    if asks_for_one_width(options):
+        narrowed = narrow_to_one_width(model, groups, dense, budget, chosen, statistics)
+        return replace(dense, edits=tuple(narrowed), forecast_memory=memory_forecast(model, groups, needs_for(options, budget)))
     couplings = prunable(model, groups) if may_narrow(options, budget) else []
     scopes, rules = scopes_of(options, budget), rules_of(options, budget, bytes_per_parameter=size.bytes_per_parameter)
     curves: Curves = {}

@@ -9,9 +9,11 @@ import tomli_w
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from fasc.edits.structure import structure_of
 from fasc.errors import StorageError
 from fasc.model.groups import InputGroup
 from fasc.model.quiet import quiet_transformers
+from fasc.serving.model_type import disguised
 from fasc.storage import new_folder, read_json, require_free_space, storage_error, write_json
 
 RECIPE_FILE = "fasc_recipe.toml"
@@ -38,7 +40,7 @@ def save_checkpoint(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Write a checkpoint that ``AutoModelForCausalLM.from_pretrained`` loads after ``import fasc``.
+    """Write a checkpoint that ``AutoModelForCausalLM.from_pretrained`` loads where fasc is installed, and refuses elsewhere.
 
     Everything is written aside and renamed when complete.
 
@@ -55,6 +57,8 @@ def save_checkpoint(
                 model.save_pretrained(scratch)
                 if tokenizer is not None:
                     tokenizer.save_pretrained(scratch)
+            if structure_of(model) is not None:
+                write_json(scratch / "config.json", disguised(read_json(scratch / "config.json")))
         except SafetensorError as problem:
             raise storage_error(problem, folder) from problem
         (scratch / RECIPE_FILE).write_text(tomli_w.dumps(dict(notes.recipe)), encoding="utf-8")

@@ -1,6 +1,6 @@
 """Our entry in transformers' quantizer registry: rebuilds the compressed structure before the weights are loaded.
 
-Imports nothing of transformers but the registry, because it is imported while transformers is (see ``fasc/__init__.py``).
+Imports nothing of transformers but the registry, because it is imported while transformers is (see ``_fasc_transformers.py``).
 """
 
 import re
@@ -29,7 +29,9 @@ class FascHfQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: nn.Module, **given: Any) -> None:
         """Build the structure, and see that what the files hold of it has its shapes."""
         from fasc.edits.structure import build_structure, parsed  # noqa: PLC0415 - not while transformers is imported
+        from fasc.serving.model_type import undisguise  # noqa: PLC0415
 
+        undisguise(model.config)
         edits = parsed(self.quantization_config)
         build_structure(model, edits)
         self._in_files = _shapes_in(given.get("checkpoint_files") or ())

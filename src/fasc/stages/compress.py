@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from fasc.compression.compress import carry_out
+from fasc.compression.compress import carried_out
 from fasc.compression.merge import merge
 from fasc.edits.narrow import Narrow
 from fasc.errors import StatisticsError, UsageError
@@ -17,6 +17,7 @@ from fasc.model.load import LoadedModel, load_model, model_fingerprint
 from fasc.model.options import LayersConfig, ModelConfig
 from fasc.outputs import output
 from fasc.planning.needs import needs_for
+from fasc.planning.one_width import asks_for_one_width
 from fasc.planning.options import BudgetConfig, MethodConfig
 from fasc.planning.plan import Plan
 from fasc.progress import say
@@ -156,9 +157,9 @@ def carry_out_recipe(
         merged: make an ordinary dense model of it again.
         work: folder in which an interrupted compression with propagation goes on.
     """
-    done = carry_out(loaded.model, statistics, plan, propagate=plan.options.propagate, work=work)
+    done, left = carried_out(loaded.model, statistics, plan, propagate=plan.options.propagate, work=work)
     damping = find_method(plan.method).options.model_validate(plan.options.own).damping
-    folded = merge(loaded.model, statistics, damping) if merged else []
+    folded = merge(loaded.model, left, damping) if merged else []
     attach(loaded.model)
     facts = {key: value for key, value in statistics.meta.items() if key != "provenance"}
     made = provenance(model=recipe.source.model, statistics=facts, merged=merged, folded_biases=folded)
@@ -176,10 +177,12 @@ def require_rounding_alone(options: MethodConfig) -> None:
 
 
 def mergeable(recipe: Recipe) -> Recipe:
-    """Without channel pruning: an ordinary checkpoint has one number of channels for all blocks."""
+    """Without channel pruning, unless that is the same everywhere: an ordinary checkpoint has one width for all blocks."""
     first, *others = recipe.methods
     if first.bits:
         raise UsageError("weights of few bits cannot be merged into an ordinary checkpoint", "leave --bits or --merge out")
+    if asks_for_one_width(first):
+        return recipe
     names = first.layouts or tuple(layout.name for layout in layouts_named(None))
     layouts = tuple(name for name in names if name != Narrow.word)
     return recipe.model_copy(update={"methods": (first.but(layouts=layouts), *others)})
