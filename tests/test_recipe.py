@@ -11,7 +11,7 @@ from fasc.cli.run import DEMO
 from fasc.errors import UsageError
 from fasc.evaluation.registry import BENCHMARKS
 from fasc.planning.needs import needs_for
-from fasc.planning.options import BudgetConfig, MethodConfig
+from fasc.planning.options import MethodConfig
 from fasc.recipe import Recipe, read_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -72,7 +72,7 @@ def test_every_part_has_a_default_and_methods_take_options_of_their_own(tmp_path
     recipe = read_recipe(file)
     assert recipe.methods == (MethodConfig(name="fasc-eq6", reading="oblique"),)
     assert recipe.methods[0].own == {"reading": "oblique"}
-    assert recipe.budgets == (BudgetConfig(rank_fraction=0.5),)
+    assert [(budget.kind, budget.rank_fraction) for budget in recipe.budgets] == [("rank_fraction", 0.5)]
     assert recipe.recovery is None
 
 

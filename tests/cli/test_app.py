@@ -40,7 +40,8 @@ def test_every_verb_explains_each_of_its_options(done, verb):
     assert out.startswith(f"Usage: fasc {verb}")
     for argument in command.callback.__annotations__:
         if argument not in ("return", "recipe", "folder", "alias", "checkpoint", "model"):
-            assert f"--{argument.replace('_', '-')} " in out.replace("\n", " "), argument
+            flag = {"engine": "for", "form": "format"}.get(argument, argument.replace("_", "-"))
+            assert f"--{flag} " in out.replace("\n", " "), argument
     assert "``" not in out, "help is plain text"
 
 

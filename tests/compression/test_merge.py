@@ -18,10 +18,10 @@ from tests.conftest import in_new_process, logits, tiny_model
 
 WITHOUT_FASC = """
 import sys
+sys.modules["fasc"] = None  # as where it is not installed
 from transformers import AutoModelForCausalLM
 model, info = AutoModelForCausalLM.from_pretrained(sys.argv[1], output_loading_info=True)
 assert not info["missing_keys"] and not info["unexpected_keys"], info
-assert not [name for name in sys.modules if name.split(".")[0] == "fasc"]
 """
 
 

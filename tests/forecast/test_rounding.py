@@ -68,14 +68,14 @@ def test_it_goes_through_both_factors(layout, statistics):
     encoded = stored.encode(unit, factors, torch.zeros(32, dtype=torch.float64), moments.input)
     module = stored.build(unit, 20, encoded.facts)[0].double().requires_grad_(False)
     module.load_state_dict({key: value.contiguous() for key, value in encoded.states[0].items()})
-    dense, bits, total = module.weight.detach(), 8, 0.0
+    dense, bits, total = module.product()[0].detach(), 8, 0.0
     for path, matrix, _ in list(linear_maps(module)):
         covariance = moments.input.matrix.double()
         reads = covariance if matrix is None else matrix.detach() @ covariance @ matrix.detach().mT
         part = module.get_submodule(path)
         kept = part.weight.detach().clone()
         part.weight.data = rounded(kept, feedback(reads, DAMPING, where="x"), bits, 16).dense()
-        total += rounding_loss(dense - module.weight.detach(), moments.input.matrix, scale)
+        total += rounding_loss(dense - module.product()[0].detach(), moments.input.matrix, scale)
         part.weight.data = kept
     assert forecast * rounding_share(bits) == pytest.approx(total, rel=0.25)
 

@@ -13,19 +13,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import fasc
 from fasc.errors import FascError, ModelError
-from fasc.layouts import LAYOUTS, Encoded, FactoredLayout, layout
+from fasc.layouts import LAYOUTS, Encoded, FactoredLayout, Replacement, layout
 from fasc.planning.plan import Plan
 from tests.conftest import logits
 
 NAME = "toy-halves"
 
 
-class Halves(nn.Module):
+class Halves(Replacement):
     """``x ↦ Σ up_i down_i x`` for two halves of the directions, the outputs in an order of their own."""
 
     def __init__(self, d_in, d_out, rank, first):
-        super().__init__()
-        self.in_features, self.out_features = d_in, d_out
+        super().__init__(d_in, d_out)
         self.downs = nn.ModuleList([nn.Linear(d_in, part, bias=False) for part in (first, rank - first)])
         self.ups = nn.ModuleList(
             [nn.Linear(part, d_out, bias=position == 0) for position, part in enumerate((first, rank - first))]

@@ -1,11 +1,13 @@
 """Merged: the low-rank product as one dense matrix with a bias."""
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 from torch import Tensor, nn
 
 from fasc.layouts._registry import Encoded, FactoredLayout, Facts, layout, split_rows
 from fasc.layouts._replacement import Replacement
+from fasc.layouts.factors import LinearMap
 from fasc.linalg.decomposition import Factorization
 from fasc.model.groups import Unit
 from fasc.statistics.accumulators import Covariance
@@ -22,6 +24,10 @@ class MergedLinear(Replacement):
         """Map […, d_in] to […, d_out]."""
         result: Tensor = self.whole(x)
         return result
+
+    def linear_maps(self) -> Iterator[LinearMap]:
+        """Its one matrix."""
+        yield LinearMap("whole")
 
     def product(self) -> tuple[Tensor, Tensor]:
         """Its own weight and bias."""
