@@ -94,7 +94,11 @@ CASES = {
 }
 """Tool and command ↦ what is run, and in which environment."""
 
-CHECKPOINTS = {"default": {}, "--for llama.cpp": {"layouts": "dense,channels"}, "--for plain": {"allocation": "uniform", "layouts": "dense,channels"}}
+CHECKPOINTS = {
+    "default": {},
+    "--for llama.cpp": {"layouts": "dense,channels"},
+    "--for plain": {"allocation": "uniform", "layouts": "dense,channels"},
+}
 EXTRAS = {LORA: "peft", TORCHAO: "torchao", GGUF: "llama_cpp"}
 
 

@@ -123,7 +123,8 @@ scores = fasc.evaluate(
     context=32,
 )
 for score in scores:
-    print(f"{score.benchmark} {score.metric}: {score.value:.3f} [{score.low:.3f}, {score.high:.3f}], n = {score.n:,}")
+    low, high = ("–" if bound is None else f"{bound:.3f}" for bound in (score.low, score.high))
+    print(f"{score.benchmark} {score.metric}: {score.value:.3f} [{low}, {high}], n = {score.n:,}")
 
 # %% [markdown]
 # ## All of it in one call

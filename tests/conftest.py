@@ -1,6 +1,7 @@
 """Tiny models of real architectures, built here from their configs; nothing is downloaded."""
 
 import copy
+import os
 import subprocess
 import sys
 import time
@@ -28,7 +29,13 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from fasc.methods import METHODS
+from fasc.planning.options import BudgetConfig
+from fasc.statistics.collect import collect_moments
 from fasc.storage import cache_root
+
+torch.set_num_threads(1)  # models are tiny and tests run side by side: a second thread only waits
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 
 VOCABULARY = 128
 _COMMON = {
@@ -81,6 +88,17 @@ def tiny_model(architecture="llama", seed=0, dtype=torch.float32, layers=None):
             else:
                 parameter.normal_(std=0.7)
     return model.to(dtype).eval()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def products_are_free():
+    """The default penalty of a product is more than the whole of a tiny model, whose plans would then have no factors."""
+    field = BudgetConfig.model_fields["overhead"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(field, "default", 0)
+        BudgetConfig.model_rebuild(force=True)
+        yield
+    BudgetConfig.model_rebuild(force=True)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -154,9 +172,6 @@ def text_file(tmp_path):
 @pytest.fixture(scope="session")
 def measured(tokens):
     """The moments that any method asks for, of the tiny model of an architecture; each is measured once."""
-    from fasc.methods import METHODS  # late: first the plugin that checks shapes
-    from fasc.statistics.collect import collect_moments
-
     needs = frozenset().union(*(method.needs_in(method.scopes) for method in METHODS.values()))
     known = {}
 

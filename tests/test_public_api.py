@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import fasc
-from fasc.errors import UnknownNameError, UsageError
+from fasc.errors import StorageError, UnknownNameError, UsageError
 from tests.conftest import tiny_model
 
 CALIBRATION = {"sequences": 20, "sequence_length": 16}
@@ -196,6 +196,26 @@ class TestCompress:
                 edit.rank for edit in plans[0].edits if edit.edit == "factor"
             ]
 
+    def test_what_is_read_and_what_is_the_users_is_not_replaced_in_python_either(self, model_folder, text_file, tmp_path):
+        options = {"corpus": text_file, "param_fraction": 0.8, "overwrite": True, **CALIBRATION, **DAMPED}
+        before = {file: file.read_bytes() for file in model_folder.iterdir()}
+        with pytest.raises(StorageError, match="what the command reads"):
+            fasc.compress_checkpoint(model_folder, out=model_folder, **options)
+        assert {file: file.read_bytes() for file in model_folder.iterdir()} == before
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "notes.txt").write_text("precious")
+        with pytest.raises(StorageError, match="no checkpoint that fasc wrote"):
+            fasc.compress_checkpoint(model_folder, out=tmp_path / "mine", **options)
+        assert (tmp_path / "mine" / "notes.txt").read_text() == "precious"
+
+    def test_a_tilde_is_the_users_home(self, model_folder, text_file, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        options = {"corpus": text_file, "param_fraction": 0.8, **CALIBRATION, **DAMPED}
+        small = fasc.compress_checkpoint(model_folder, out="~/small", **options)
+        assert (tmp_path / "small" / "model.safetensors").is_file()
+        assert small.save("~/again") == tmp_path / "again"
+        assert {file.name for file in tmp_path.iterdir()} == {"small", "again", "text.txt"}
+
 
 class TestEvaluate:
     @pytest.fixture(scope="class")
@@ -242,3 +262,22 @@ def test_diagnose_takes_one_method_or_several(statistics, model):
     several = fasc.diagnose(model, statistics, ["fasc", "two-sided"])
     assert set(one.rows[0]["methods"]) == {"fasc"}
     assert set(several.rows[0]["methods"]) == {"fasc", "two-sided"}
+
+
+def test_a_run_and_its_report_take_names_paths_and_recipes(model_folder, text_file, tmp_path):
+    recipe = fasc.Recipe.model_validate(
+        {
+            "source": {"model": str(model_folder)},
+            "calibration": {"corpus": str(text_file), **CALIBRATION},
+            "methods": [{"name": "svd"}],
+            "evaluation": {"benchmarks": ["perplexity"], "corpus": str(text_file), "context": 16, "windows": 4},
+        }
+    )
+    path = fasc.run(recipe, str(tmp_path / "run"))
+    assert path == tmp_path / "run" / "report.md"
+    assert "| svd |" in path.read_text()
+    for folder in (str(path.parent), path.parent):
+        path.unlink()
+        assert fasc.report(folder) == path
+        assert path.is_file()
+    assert fasc.run(str(path.parent / "recipe.toml"), path.parent) == path, "it is that run: nothing is done again"

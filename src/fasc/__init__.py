@@ -9,7 +9,6 @@ from importlib.metadata import version
 import lazy_loader
 
 import _fasc_transformers  # noqa: F401 - registers our model type and quantizer when transformers is imported
-
 from fasc.errors import FascError as FascError
 
 __version__ = version("fasc")

@@ -7,6 +7,7 @@ from time import perf_counter
 from typing import NamedTuple
 
 import tomli_w
+from transformers import PreTrainedModel
 
 from fasc.compression.options import RecoveryConfig
 from fasc.errors import UsageError
@@ -236,5 +237,12 @@ def _look_at(folder: Path, get_model: Callable[[], LoadedModel], config: Evaluat
         rows = continuations(loaded.model, loaded.tokenizer, config.prompts, config.continuation)
         write_json(folder / "samples.json", {"samples": rows})
     if "speed.json" in missing:
-        comparisons = speeds_in_turn(shared.dense.model, loaded.model, SpeedConfig(prefill=256, batches=(1,), repeats=3))
+        comparisons = speeds_in_turn(shared.dense.model, loaded.model, _speed_config(loaded.model))
         write_json(folder / "speed.json", {"comparisons": [one.to_dict() for one in comparisons]})
+
+
+def _speed_config(model: PreTrainedModel) -> SpeedConfig:
+    """A short timing, within the positions that the model has."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 512
+    prefill, prompt = min(256, positions), min(32, max(1, positions // 2))
+    return SpeedConfig(prefill=prefill, prompt=prompt, decode=max(1, min(32, positions - prompt)), batches=(1,), repeats=3)

@@ -87,7 +87,7 @@ def test_an_option_of_the_method_itself_reaches_it(fasc, done, model_folder, tex
     assert not torch.equal(*weights.values())
     for given, words in (
         ("reading=other", ["`reading`", "orthonormal"]),
-        ("reding=oblique", ["`reding`", "no such field"]),
+        ("readings=oblique", ["`readings`", "no such field"]),
         ("oblique", ["--method-option", "name=value"]),
     ):
         refused(fasc("compress", model_folder, *options, "--method-option", given, "--out", tmp_path / "x"), *words)

@@ -13,4 +13,4 @@ def sketches_of(x, g, sequences):
     extra = SequenceSketches(group, torch.device("cpu"))
     length = len(x) // sequences
     extra.add(x, {"a": (g, g)}, [length] * sequences)
-    return extra.publish(len(x))
+    return extra.publish(len(x), sequences)

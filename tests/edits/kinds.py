@@ -3,6 +3,7 @@
 from fasc.edits.factor import Factor
 from fasc.edits.mask import Mask
 from fasc.edits.narrow import Narrow, Shape
+from fasc.edits.quantise import Quantise
 from fasc.edits.remove import Remove
 
 BLOCK = "model.layers.0"
@@ -24,6 +25,13 @@ KINDS = {
     ),
     "narrow": Narrow(producers=MLP, consumer=DOWN, channels=48, width=20, damping=0.01),
     "mask": Mask(group=DOWN.name, layer=DOWN.name, d_in=48, d_out=32, bias=False, weights=600, method="magnitude"),
+    "quantise": Quantise(
+        group=f"{BLOCK}.self_attn.q_proj+k_proj+v_proj",
+        layers=ATTENTION,
+        maps=((32, 32), (32, 16), (32, 16)),
+        bits=4,
+        group_size=16,
+    ),
     "remove": Remove(part="channels", parts=48, count=20, producers=MLP, consumer=DOWN, method="llm-pruner"),
 }
 

@@ -28,7 +28,7 @@ def test_budgets_that_differ_in_anything_have_names_that_tell_the_rows_of_a_run_
         "params0.8-channels256",
     ]
     kinds = [{"rank_fraction": 0.5}, {"model_fraction": 0.5}, {"max_bytes": "400 MB"}, {"max_kl": 0.5}]
-    kinds += [{"max_perplexity_increase": "50%"}, {"param_fraction": 0.5}]
+    kinds += [{"max_perplexity_increase": "50%"}, {"param_fraction": 0.5}, {"flop_fraction": 0.5}]
     assert {next(iter(one)) for one in kinds} == set(BUDGETS)
     assert len({BudgetConfig(**one).label for one in kinds}) == len(kinds)
 

@@ -52,9 +52,11 @@ def test_layers_without_gradient_are_listed_in_a_file_and_after_merging(tokens, 
     assert "sequences/xx" not in merged.groups[name].extras
 
 
-def test_a_block_that_is_called_twice_has_the_moments_of_both_calls_and_a_share_of_two(tokens):
+def test_a_layer_that_is_called_twice_has_the_moments_of_both_calls_and_a_share_of_two(tokens):
     model = tiny_model()
-    model.model.layers[1] = model.model.layers[0]
+    mlp = model.model.layers[0].mlp
+    once = mlp.forward
+    mlp.forward = lambda x: once(x) + once(2 * x)
     statistics = collect_moments(model, tokens, COVARIANCES)
     name = "model.layers.0.mlp.down_proj"
     group = statistics.groups[name]
@@ -63,6 +65,7 @@ def test_a_block_that_is_called_twice_has_the_moments_of_both_calls_and_a_share_
     assert group.share == 2
     torch.testing.assert_close(group.input.matrix.double(), covariance(x), rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(group.gradients[name].covariance.matrix.double(), covariance(h), rtol=1e-3, atol=1e-7)
+    torch.testing.assert_close(group.gradients[name].cross.double(), covariance(x, h), rtol=1e-3, atol=1e-5)
 
 
 def test_a_model_may_scale_its_embeddings_in_place(tokens):

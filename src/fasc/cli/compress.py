@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -38,8 +38,11 @@ def compress(
     max_bytes: opt.MaxBytes = None,
     max_perplexity_increase: opt.MaxPerplexityIncrease = None,
     max_kl: opt.MaxKl = None,
+    flop_fraction: opt.FlopFraction = None,
     allocation: opt.Allocation = None,
     layouts: opt.Layouts = None,
+    bits: opt.Bits = None,
+    bits_group: opt.BitsGroup = None,
     engine: opt.Engine = None,
     rank_multiple: opt.RankMultiple = None,
     channel_multiple: opt.ChannelMultiple = None,
@@ -64,6 +67,14 @@ def compress(
         Path | None, typer.Option("--plan", help="Carry out this plan (from `fasc plan --json`).", show_default=False)
     ] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Write an ordinary dense checkpoint, which loads without fasc.")] = False,
+    format: Annotated[
+        Literal["fasc", "compressed-tensors"] | None,
+        typer.Option(
+            "--format",
+            help="`fasc`, or `compressed-tensors` for rounded layers that load without fasc. [default: fasc]",
+            show_default=False,
+        ),
+    ] = None,
     include: opt.Include = None,
     exclude: opt.Exclude = None,
     batch_tokens: opt.BatchTokens = None,
@@ -75,8 +86,8 @@ def compress(
 ) -> None:
     """Compress a model and write a Hugging Face checkpoint to --out.
 
-    Budgets: one of --rank-fraction, --param-fraction, --model-fraction, --max-bytes, --max-perplexity-increase, --max-kl. What an
-    interrupted run has measured is kept beside --out, and the same command goes on from there.
+    Budgets: one of --rank-fraction, --param-fraction, --model-fraction, --max-bytes, --max-perplexity-increase, --max-kl,
+    --flop-fraction. What an interrupted run has measured is kept beside --out, and the same command goes on from there.
     """
     given = locals()
     recipe = Recipe(
@@ -103,7 +114,14 @@ def compress(
     sources = (model, statistics, held_out, plan, recipe.calibration.corpus)
     with output(out, overwrite=overwrite, inputs=sources, folder=True, owned=require_own_checkpoint) as target:
         small = compress_recipe(
-            recipe, target, statistics=statistics, held_out=held_out, plan=made, merged=merge, overwrite=overwrite
+            recipe,
+            target,
+            statistics=statistics,
+            held_out=held_out,
+            plan=made,
+            merged=merge,
+            overwrite=overwrite,
+            format="fasc" if format is None else format,
         )
     print_outcome(small.plan, out, recipe.source.model, merged=merge, model_type=small.model.config.model_type)
     print_line(out)

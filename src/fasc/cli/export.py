@@ -11,12 +11,8 @@ from fasc.model.options import ModelConfig
 
 def export(
     model: opt.Model,
-    form: Annotated[
-        str, typer.Option("--format", help="gguf: for llama.cpp, Ollama and LM Studio.")
-    ] = "gguf",
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Where it goes. [default: MODEL.gguf]", show_default=False)
-    ] = None,
+    form: Annotated[str, typer.Option("--format", help="gguf: for llama.cpp, Ollama and LM Studio.")] = "gguf",
+    out: Annotated[Path | None, typer.Option("--out", help="Where it goes. [default: MODEL.gguf]", show_default=False)] = None,
     dtype: opt.DTypeName = None,
     overwrite: opt.Overwrite = False,
 ) -> None:

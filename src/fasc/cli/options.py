@@ -83,7 +83,8 @@ def own_options(given: list[str] | None, damping: float | None = None) -> dict[s
 def method(given: Mapping[str, Any], name: str | None = None, **others: Any) -> MethodConfig:
     """The method from a verb's own arguments, with its own options."""
     own = own_options(given.get("method_option"), given.get("damping"))
-    return take(MethodConfig, given, name=name or given.get("method"), layouts=names(given.get("layouts")), **own, **others)
+    lists = {field: names(given.get(field)) for field in ("layouts", "bits")}
+    return take(MethodConfig, given, name=name or given.get("method"), **lists, **own, **others)
 
 
 def method_for(given: Mapping[str, Any]) -> MethodConfig:
@@ -174,6 +175,8 @@ MethodOption = Annotated[
 ]
 Allocation = Annotated[str | None, option(MethodConfig, "allocation", "--allocation")]
 Layouts = Annotated[str | None, option(MethodConfig, "layouts", "--layouts")]
+Bits = Annotated[str | None, option(MethodConfig, "bits", "--bits")]
+BitsGroup = Annotated[int | None, option(MethodConfig, "bits_group", "--bits-group")]
 Engine = Annotated[
     str | None,
     typer.Option(
@@ -194,6 +197,7 @@ ModelFraction = Annotated[float | None, option(BudgetConfig, "model_fraction", "
 MaxBytes = Annotated[str | None, option(BudgetConfig, "max_bytes", "--max-bytes")]
 MaxPerplexityIncrease = Annotated[str | None, option(BudgetConfig, "max_perplexity_increase", "--max-perplexity-increase")]
 MaxKl = Annotated[float | None, option(BudgetConfig, "max_kl", "--max-kl")]
+FlopFraction = Annotated[float | None, option(BudgetConfig, "flop_fraction", "--flop-fraction")]
 RankMultiple = Annotated[int | None, option(BudgetConfig, "rank_multiple", "--rank-multiple")]
 ChannelMultiple = Annotated[int | None, option(BudgetConfig, "channel_multiple", "--channel-multiple")]
 Overhead = Annotated[int | None, option(BudgetConfig, "overhead", "--overhead")]

@@ -1,8 +1,13 @@
 """``fasc plan``."""
 
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
 from fasc.cli import options as opt
 from fasc.model.options import LayersConfig, ModelConfig
-from fasc.planning.options import BudgetConfig
+from fasc.planning.options import BudgetConfig, MethodConfig
 
 
 def plan(
@@ -14,8 +19,11 @@ def plan(
     max_bytes: opt.MaxBytes = None,
     max_perplexity_increase: opt.MaxPerplexityIncrease = None,
     max_kl: opt.MaxKl = None,
+    flop_fraction: opt.FlopFraction = None,
     allocation: opt.Allocation = None,
     layouts: opt.Layouts = None,
+    bits: opt.Bits = None,
+    bits_group: opt.BitsGroup = None,
     engine: opt.Engine = None,
     rank_multiple: opt.RankMultiple = None,
     channel_multiple: opt.ChannelMultiple = None,
@@ -30,17 +38,26 @@ def plan(
     selection_else: opt.SelectionElse = None,
     include: opt.Include = None,
     exclude: opt.Exclude = None,
+    frontier: Annotated[
+        Path | None,
+        typer.Option(
+            "--frontier",
+            help="Instead of one plan: what fewer weights, fewer bits and both lose at many sizes, printed and in this PNG.",
+            show_default=False,
+        ),
+    ] = None,
     json: opt.Json = None,
     dtype: opt.DTypeName = None,
 ) -> None:
     """Print what a compressed model will weigh, and with --statistics what it is predicted to lose, before it is made.
 
     Without statistics the plan is uniform. Budgets: one of --rank-fraction, --param-fraction, --model-fraction, --max-bytes,
-    --max-perplexity-increase, --max-kl.
+    --max-perplexity-increase, --max-kl, --flop-fraction.
     """
     given = locals()
     budget = opt.take(BudgetConfig, given)
-    if statistics is None and allocation is None and not budget.limits_loss and engine in (None, "transformers"):
+    plain = not bits and engine in (None, "transformers")
+    if statistics is None and allocation is None and not budget.limits_loss and plain:
         given["allocation"] = "uniform"
     options = opt.method_for(given)
     source = opt.take(ModelConfig, given, device="cpu")
@@ -51,9 +68,34 @@ def plan(
     from fasc.stages.compress import load
     from fasc.stages.plan import plan_from_files
 
+    if frontier is not None:
+        _print_frontier(source, options, layers, statistics, frontier, json)
+        return
     needs_for(options, budget)
     opt.check_files(json, inputs=(model, statistics, held_out))
     result = plan_from_files(load(source), options, budget, layers, statistics, held_out)
     if json is not None:
         result.save(json)
     print_results(edits_table(result), totals_table(result))
+
+
+def _print_frontier(
+    source: ModelConfig, options: MethodConfig, layers: LayersConfig, statistics: Path | None, figure: Path, json: Path | None
+) -> None:
+    from fasc.errors import UsageError
+    from fasc.outputs import write_artifact
+    from fasc.planning.frontier import verdict
+    from fasc.reporting.console import print_results
+    from fasc.reporting.frontier import frontier_figure, frontier_table
+    from fasc.stages.compress import load
+    from fasc.stages.plan import frontier_from_files
+
+    if statistics is None:
+        raise UsageError("a frontier is made of forecasts: there are no statistics", "give --statistics (from `fasc collect`)")
+    opt.check_files(figure, json, inputs=(source.model, statistics))
+    chosen = options if options.bits else options.but(bits=(3, 4, 5, 6, 8))
+    points = frontier_from_files(load(source), chosen, layers, statistics)
+    print_results(frontier_table(points), verdict(points))
+    frontier_figure(points, figure)
+    if json is not None:
+        write_artifact(json, "frontier", {"points": [point.to_dict() for point in points]})

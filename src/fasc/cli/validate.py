@@ -31,6 +31,7 @@ def validate(
     sequence_length: opt.SequenceLength = None,
     seed: opt.Seed = None,
     labels: opt.LabelsName = None,
+    chat_template: opt.ChatTemplate = None,
     data_dir: opt.DataDir = None,
     batch_tokens: opt.BatchTokens = None,
     damping: opt.Damping = None,

@@ -36,8 +36,8 @@ def carried_out(
 
     Returns:
         The plan as it was carried out: with ``predicted_loss`` (π ½J, nats per token) filled in where the statistics hold the
-        unit's gradients, and with what the layouts chose. And the statistics of the layers that are left; with ``propagate`` those
-        that were given.
+        unit's gradients, and with what the layouts chose. And the statistics of the layers that are left; with ``propagate``
+        those that were given.
 
     Raises:
         ModelError: an edit does not fit the model, or the model is compressed already.

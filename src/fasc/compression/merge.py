@@ -9,6 +9,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from fasc.edits.factor import Factor
 from fasc.edits.narrow import Narrow
+from fasc.edits.quantise import Quantise
 from fasc.edits.structure import parsed, structure_of
 from fasc.errors import UsageError
 from fasc.linalg.psd import cholesky, damped
@@ -38,6 +39,8 @@ def merge(model: PreTrainedModel, statistics: Statistics, damping: float) -> lis
     """
     edits = parsed(structure_of(model))
     factored = [edit for edit in edits if isinstance(edit, Factor)]
+    if any(isinstance(edit, Quantise) for edit in edits):
+        raise UsageError("weights of few bits cannot be merged into an ordinary checkpoint", "leave --bits or --merge out")
     narrow = [edit for edit in edits if isinstance(edit, Narrow)]
     if len(factored) + len(narrow) < len(edits):
         raise UsageError("the model holds edits that no ordinary checkpoint can say", "leave --merge out")

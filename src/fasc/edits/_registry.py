@@ -142,6 +142,10 @@ def layers_of(model: nn.Module) -> dict[str, Layer]:
     return layers
 
 
+class Factored(Layer):
+    """A layer that holds factors now: it may be rounded and nothing else."""
+
+
 def require_layers(wanted: Sequence[Layer], layers: Layers, what: str) -> None:
     """See that layers are there, each once, in the shapes that an edit was made for.
 
@@ -152,7 +156,7 @@ def require_layers(wanted: Sequence[Layer], layers: Layers, what: str) -> None:
         raise ModelError(f"{what}: a layer is listed twice", "the plan or checkpoint is damaged")
     for layer in wanted:
         now = layers.get(layer.name)
-        if now is None:
+        if now is None or isinstance(now, Factored):
             raise ModelError(
                 f"{what}: `{layer.name}` is no linear layer of this model, or an earlier edit has replaced it",
                 "the plan or checkpoint belongs to another model",

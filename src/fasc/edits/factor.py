@@ -7,7 +7,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fasc.edits._registry import Edit, Layers, edit_kind, require_layers, require_members
+from fasc.edits._registry import Edit, Factored, Layers, edit_kind, require_layers, require_members
 from fasc.edits.structure import empty_modules, fill, put_module, record
 from fasc.errors import ModelError, UnknownNameError
 from fasc.forecast.half_j import loss_curve
@@ -129,14 +129,14 @@ class Factor(Edit):
         return self.stored.bytes(self.unit, self.rank, bytes_per_parameter)
 
     def check(self, layers: Layers) -> Layers:
-        """The layers are there in these shapes, and the layout can hold the rank; they may not be edited again."""
+        """The layers are there in these shapes, and the layout can hold the rank; they may only be rounded then."""
         what = f"factor `{self.unit.name}`"
         require_layers(self.unit.layers, layers, what)
         if self.facts is None:  # not made yet
             FactoredLayout.check(self.stored, self.unit, self.rank, {})
         else:
             self.stored.check(self.unit, self.rank, self.facts)
-        return {name: layer for name, layer in layers.items() if name not in self.layers}
+        return {**layers, **{one.name: Factored(one.name, one.d_in, one.d_out, one.bias) for one in self.unit.layers}}
 
     def require(self, statistics: Statistics) -> None:
         """See that the moments the method needs of this unit are there.

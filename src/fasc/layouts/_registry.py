@@ -86,6 +86,15 @@ class Layout(ABC):
     def multiply_adds(self, unit: Unit, rank: int) -> int:
         """Per token."""
 
+    def maps(self, unit: Unit, rank: int) -> list[tuple[int, int]]:
+        """Inputs and outputs of every matrix that the unit is stored in.
+
+        Those of several layers that read the same count as one where the rank alone does not say which has how many outputs. None
+        where the layout's matrices cannot be rounded.
+        """
+        del unit, rank
+        return []
+
     def bytes(self, unit: Unit, rank: int, bytes_per_parameter: int) -> int:
         """On disk and in memory, with weights of that precision."""
         indices = self.indices(unit, rank)

@@ -11,8 +11,8 @@ class Replacement(nn.Module):
     """A module ``d_in → d_out`` in the place of a dense layer, whose factors are ordinary modules with other names.
 
     A program that does not know of it builds the dense layer, finds no tensor of that layer in the checkpoint, and fills it with
-    random numbers and a warning. So the checkpoint holds a tensor under the dense layer's name that has not its shape: there every
-    loader stops. It is an empty buffer, and no product reads it (decision 0015).
+    random numbers and a warning. So the checkpoint holds a tensor under the dense layer's name that has not its shape: there
+    every loader stops. It is an empty buffer, and no product reads it (decision 0015).
 
     It is no ``nn.Linear``: whoever quantises or adapts those finds the factors, each of which is one.
 

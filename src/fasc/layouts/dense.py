@@ -18,6 +18,11 @@ class Dense(Layout):
         del step
         return (min(unit.d_in, unit.d_out),)
 
+    def maps(self, unit: Unit, rank: int) -> list[tuple[int, int]]:
+        """The layers' weights."""
+        del rank
+        return [(unit.d_in, layer.d_out) for layer in unit.layers]
+
     def parameters(self, unit: Unit, rank: int) -> int:
         """``d_in · d_out`` and the biases."""
         del rank

@@ -1,7 +1,7 @@
 """Two factors: ``down`` and ``up`` of one layer, or one ``down`` for layers that read the same tensor and an ``up`` for each."""
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,19 @@ from fasc.layouts._replacement import Replacement
 from fasc.linalg.decomposition import Factorization
 from fasc.model.groups import Scope, Unit
 from fasc.statistics.accumulators import Covariance
+
+
+class LinearMap(NamedTuple):
+    """A matrix of a layer as it is stored, and what it reads: ``A x + b`` of the layer's input ``x``."""
+
+    path: str
+    """From the layer to the module; empty where the layer is the module."""
+
+    matrix: Tensor | None = None
+    """``A``, [what it reads, d_in]; ``None`` for the input itself."""
+
+    offset: Tensor | None = None
+    """``b``; ``None`` for 0."""
 
 
 class Once:
@@ -86,6 +99,21 @@ class LowRankLinear(Replacement):
         """The module that is ``down``, here or in the first layer of the unit."""
         return self._first[0].down if self._first else self.down
 
+    def linear_maps(self) -> Iterator[LinearMap]:
+        """The matrices that this layer holds, in the order in which they are used; ``A`` and ``b`` are those of the moment."""
+        down: Any = self.down
+        if isinstance(down, nn.Linear):
+            yield LinearMap("down")
+        elif hasattr(down, "linear_maps"):
+            yield from down.linear_maps()
+        if self.up is not None:
+            yield LinearMap("up", self.projection.weight, getattr(self.projection, "bias", None))
+
+    def felt(self, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """What errors of the projection's outputs [rank] and of ``up``'s [n] count, if those of the outputs count ``scale``."""
+        assert self.up is not None  # noqa: S101 - only pivoted layers may do without
+        return self.up.weight.square().mT @ scale, scale
+
     def project(self, x: Tensor) -> Tensor:
         """``down · x``, [… d_in] → [… rank]."""
         result: Tensor = self.projection(x) if self._once is None else self._once(self.projection, x)
@@ -126,6 +154,10 @@ class _TwoFactors(FactoredLayout):
     def suited(self, unit: Unit) -> Layout:
         """Separate factors for one layer, a shared projector for several."""
         return LAYOUTS["factors" if len(unit.layers) == 1 else "shared"]
+
+    def maps(self, unit: Unit, rank: int) -> list[tuple[int, int]]:
+        """``down`` and ``up``."""
+        return [(unit.d_in, rank), *((rank, layer.d_out) for layer in unit.layers)]
 
     def parameters(self, unit: Unit, rank: int) -> int:
         """``k (d_in + Σ d_out)`` and a bias."""

@@ -35,6 +35,11 @@ class Merged(FactoredLayout):
     default: ClassVar[bool] = False
     last_resort: ClassVar[bool] = True
 
+    def maps(self, unit: Unit, rank: int) -> list[tuple[int, int]]:
+        """The product."""
+        del rank
+        return [(unit.d_in, layer.d_out) for layer in unit.layers]
+
     def parameters(self, unit: Unit, rank: int) -> int:
         """``d_in · d_out`` and a bias."""
         del rank

@@ -42,6 +42,13 @@ class PivotedLinear(LowRankLinear):
         self.start, self.stop = own
         self.register_buffer("order", torch.arange(d_out, dtype=torch.int32))
 
+    def felt(self, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Pivots count as their own rows and in all others."""
+        own, others = scale[self.order.argsort()].tensor_split([self.stop - self.start])
+        projection = scale.new_zeros(self.projection.out_features)
+        projection[self.start : self.stop] = own
+        return projection if self.up is None else projection + self.up.weight.square().mT @ others, others
+
     def forward(self, x: Tensor) -> Tensor:
         """Map […, d_in] to […, d_out]."""
         # Flat, because on a CPU ordering the columns of a matrix is faster than the last axis of a larger tensor (decision 0005).
@@ -71,6 +78,10 @@ class PivotedRows(FactoredLayout):
     def parameters(self, unit: Unit, rank: int) -> int:
         """Weights, a bias, and the order of the outputs."""
         return rank * (unit.d_in + unit.d_out) - rank * rank + 2 * unit.d_out
+
+    def maps(self, unit: Unit, rank: int) -> list[tuple[int, int]]:
+        """The pivot rows, and the coefficients of the others."""
+        return [(unit.d_in, rank), (rank, unit.d_out - rank)]
 
     def indices(self, unit: Unit, rank: int) -> int:
         """The order of the outputs."""

@@ -1,12 +1,13 @@
 """Pivoted columns: k inputs as they are, the others through what they add to those (a column interpolative decomposition)."""
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from fasc.layouts._registry import Encoded, FactoredLayout, Facts, layout, split_rows
-from fasc.layouts.factors import LowRankLinear, share
+from fasc.layouts.factors import LinearMap, LowRankLinear, share
 from fasc.linalg.decomposition import Factorization
 from fasc.linalg.pivot import pivoted_form
 from fasc.model.groups import Unit
@@ -38,6 +39,12 @@ class PivotColumns(nn.Module):
         result: Tensor = output.view(*x.shape[:-1], self.rank)
         return result
 
+    def linear_maps(self) -> Iterator[LinearMap]:
+        """``rest``, which reads the inputs that are no pivots."""
+        others = torch.eye(len(self.order), dtype=self.rest.weight.dtype, device=self.order.device)[self.order[self.rank :]]
+        if isinstance(self.rest, nn.Linear):
+            yield LinearMap("down.rest", others)
+
     @property
     def weight(self) -> Tensor:
         """The whole map, [rank, d_in]."""
@@ -55,6 +62,10 @@ class PivotedColumns(FactoredLayout):
     def parameters(self, unit: Unit, rank: int) -> int:
         """Weights, a bias, and the order of the inputs."""
         return rank * (unit.d_in + unit.d_out) - rank * rank + unit.d_out + unit.d_in
+
+    def maps(self, unit: Unit, rank: int) -> list[tuple[int, int]]:
+        """What the other inputs add to the pivots, and ``up``."""
+        return [(unit.d_in - rank, rank), *((rank, layer.d_out) for layer in unit.layers)]
 
     def indices(self, unit: Unit, rank: int) -> int:
         """The order of the inputs."""

@@ -128,7 +128,7 @@ class Solver:
         return self.method.at_rank(weight, statistics, self.options, rank)
 
 
-_OF_THE_INPUT: frozenset[Moment] = frozenset({"input", "magnitude", "product", "rows", "sequences", "taylor"})
+_OF_THE_INPUT: frozenset[Moment] = frozenset({"input", "magnitude", "output_scale", "product", "rows", "sequences", "taylor"})
 
 METHODS: Registry[Method] = Registry("method", "fasc.methods")
 """Every registered method by name."""

@@ -10,6 +10,8 @@ from fasc.edits import Edit
 from fasc.edits.narrow import Narrow
 from fasc.errors import BudgetError
 from fasc.forecast.channels import narrow_consumer_key, narrowing_key
+from fasc.forecast.rounding import noise_key
+from fasc.layouts import LAYOUTS
 from fasc.model.coupling import Coupling, find_channels
 from fasc.model.groups import InputGroup, Scope, Unit
 from fasc.planning.candidates import Alternative, Candidates, Rules, candidates, step_of
@@ -101,7 +103,8 @@ def _of_group(
 
     def of(unit: Unit) -> Candidates:
         whole = sum(parameters[layer.name] for layer in unit.layers)
-        return candidates(unit, rules, curves.get(unit.name), dense_parameters=whole)
+        noise = {one: curves[noise_key(unit.name, one)] for one in LAYOUTS if noise_key(unit.name, one) in curves}
+        return candidates(unit, rules, curves.get(unit.name), dense_parameters=whole, noise=noise)
 
     single = len(group.layers) == 1
     shared = [Alternative((of(group.unit()),))] if "group" in scopes and not (single and "layer" in scopes) else []

@@ -6,8 +6,13 @@ from fasc.planning.options import BudgetConfig
 from fasc.planning.plan import Plan
 
 
+def multiply_adds_limit(dense: Plan, fraction: float) -> float:
+    """Multiply-adds of the layers for one token, at most."""
+    return fraction * sum(layer.d_in * layer.d_out for layer in dense.layers)
+
+
 def limit_of(dense: Plan, budget: BudgetConfig, *, whole: float) -> float:
-    """Ranks, parameters or bytes that the layers may have.
+    """Ranks, parameters, bytes or multiply-adds that the layers may have.
 
     Args:
         dense: a plan without edits.
@@ -21,6 +26,8 @@ def limit_of(dense: Plan, budget: BudgetConfig, *, whole: float) -> float:
         return budget.rank_fraction * whole
     if budget.param_fraction is not None:
         return budget.param_fraction * dense.dense_parameters
+    if budget.kind == "flop_fraction":
+        return multiply_adds_limit(dense, budget.flop_fraction or 1.0)
     size = dense.model
     outside = size.parameters - dense.dense_parameters
     if budget.model_fraction is not None:

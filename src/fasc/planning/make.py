@@ -7,23 +7,27 @@ from functools import partial
 from transformers import PreTrainedModel
 
 from fasc.edits import Edit
+from fasc.edits.quantise import DAMPING
 from fasc.errors import BudgetError, StatisticsError
 from fasc.forecast.channels import channel_curves
 from fasc.forecast.half_j import loss_curves
+from fasc.forecast.noise import noise_curves
+from fasc.forecast.rounding import Rounding
 from fasc.methods import Solver
 from fasc.model.coupling import Coupling
 from fasc.model.groups import InputGroup, Scope, Unit
 from fasc.model.untouched import parameters_outside
 from fasc.planning.alternatives import Curves, alternatives_of, check_widths, prunable, widths_of
-from fasc.planning.candidates import Alternative, Candidates
+from fasc.planning.candidates import Alternative, Candidates, Rules
 from fasc.planning.lagrangian import allocate_by_loss
-from fasc.planning.limits import limit_of
+from fasc.planning.limits import limit_of, multiply_adds_limit
 from fasc.planning.memory import memory_to_compress
-from fasc.planning.needs import allocation_of, may_narrow, needs_for, rules_of, scopes_of, solver_of
+from fasc.planning.needs import OUTPUT_SCALE, allocation_of, check_bits, may_narrow, needs_for, rules_of, scopes_of, solver_of
 from fasc.planning.one_width import asks_for_one_width, narrow_to_one_width
 from fasc.planning.options import BudgetConfig, MethodConfig
 from fasc.planning.plan import ModelSize, Plan, layers_in
 from fasc.planning.pruning import check_pruning, prune
+from fasc.planning.two_budgets import allocate_within_both
 from fasc.planning.uniform import allocate_uniformly, uniform_share_for_loss
 from fasc.provenance import digest
 from fasc.pruning import PRUNINGS
@@ -71,6 +75,8 @@ def plan_model(  # noqa: PLR0913 - each is a source or a switch of the plan
     if options.name in PRUNINGS:
         return _plan_pruning(model, groups, options, budget, dense)
     chosen, allocation = solver_of(options), allocation_of(options, budget)
+    if options.bits:
+        check_bits(options, budget)
     decides = allocation == "fisher" or budget.limits_loss  # whether ranks depend on the forecast
     if statistics is None and decides:
         raise BudgetError(
@@ -92,12 +98,35 @@ def plan_model(  # noqa: PLR0913 - each is a source or a switch of the plan
                 model, groups, couplings, chosen, scopes, budget, (statistics, held_out), needed=allocation == "fisher"
             )
         curves = known[key]
+        if options.bits:
+            curves = {**curves, **_noises(model, groups, (chosen, scopes, rules), options, statistics, known)}
     choices = alternatives_of(groups, couplings, scopes, rules, curves, chosen.damping)
     allocate = _globally if allocation == "fisher" else _uniformly
     edits = allocate(choices, dense, budget, chosen)
     memory = memory_forecast(model, groups, needs_for(options, budget)) | memory_to_compress(groups, couplings, edits, size)
     nll = None if statistics is None else statistics.meta.get("nll")
     return replace(dense, edits=tuple(edits), allocation=allocation, forecast_memory=memory, dense_nll=nll)
+
+
+def _noises(
+    model: PreTrainedModel,
+    groups: Sequence[InputGroup],
+    how: tuple[Solver, Sequence[Scope], Rules],
+    options: MethodConfig,
+    statistics: Statistics,
+    known: dict[str, Curves],
+) -> Curves:
+    """What rounding every unit in every layout costs."""
+    chosen, scopes, rules = how
+    names = ",".join(layout.name for layout in rules.layouts)
+    own = f"{chosen.name} {chosen.options.model_dump_json()}"
+    key = f"rounding {own} {tuple(scopes)} {names} {options.bits_group} {digest(group.name.encode() for group in groups)}"
+    if not known.get(key):
+        statistics.require(frozenset({OUTPUT_SCALE}))
+        units = {unit.name: unit for group in groups for scope in scopes for unit in group.units(scope)}
+        rounding = Rounding(options.bits_group, DAMPING)
+        known[key] = noise_curves(model, statistics, chosen, list(units.values()), rules.layouts, rounding)
+    return known[key]
 
 
 def _key(
@@ -182,21 +211,33 @@ def _uniformly(choices: Choices, dense: Plan, budget: BudgetConfig, chosen: Solv
     else:
         free = _whole([unit for unit in units if len(unit.costs) > 1])
         fixed = sum(float(unit.costs[0]) for unit in units if len(unit.costs) == 1)
-        limit = limit_of(dense, budget, whole=free + fixed) - (0.0 if budget.kind == "rank_fraction" else fixed)
+        whole = limit_of(dense, budget, whole=free + fixed)
+        if free == 0 and whole < fixed:
+            raise BudgetError(
+                f"a fraction of {whole / fixed:g} leaves no direction: no chosen layer can be stored with fewer parameters",
+                "allow another layout than dense, or choose other layers",
+            )
+        limit = whole - (0.0 if budget.kind == "rank_fraction" else fixed)
         share = 1.0 if free == 0 else min(1.0, limit / (free if budget.kind != "rank_fraction" else free + fixed))
-    edits = [unit.edit(index, chosen) for unit, index in zip(units, allocate_uniformly(units, share), strict=True)]
-    return [edit for edit in edits if edit is not None]
+    return [
+        edit for unit, index in zip(units, allocate_uniformly(units, share), strict=True) for edit in unit.edits(index, chosen)
+    ]
 
 
 def _globally(choices: Choices, dense: Plan, budget: BudgetConfig, chosen: Solver) -> list[Edit]:
     by_loss = budget.limits_loss
     limit = budget.loss_limit if by_loss else limit_of(dense, budget, whole=_whole(_own_units(choices)))
-    allocation = allocate_by_loss(choices, limit, limited="loss" if by_loss else "cost")
-    edits: list[Edit | None] = []
+    if budget.flop_fraction is not None and budget.kind != "flop_fraction":
+        allocation = allocate_within_both(choices, limit, multiply_adds_limit(dense, budget.flop_fraction))
+    else:
+        allocation = allocate_by_loss(choices, limit, limited="loss" if by_loss else "cost")
+    edits: list[Edit] = []
     for alternatives, (which, options) in zip(choices, allocation.picks, strict=True):
         alternative = alternatives[which]
-        edits += [alternative.before, *(unit.edit(i, chosen) for unit, i in zip(alternative.units, options, strict=True))]
-    return [edit for edit in edits if edit is not None]
+        edits += [] if alternative.before is None else [alternative.before]
+        for unit, index in zip(alternative.units, options, strict=True):
+            edits += unit.edits(index, chosen)
+    return edits
 
 
 def _own_units(choices: Choices) -> list[Candidates]:

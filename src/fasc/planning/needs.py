@@ -5,13 +5,13 @@ from fasc.errors import BudgetError
 from fasc.layouts import layouts_named
 from fasc.methods import Solver, get_method, solver
 from fasc.model.groups import Scope
-from fasc.planning.candidates import Cost, Rules
+from fasc.planning.candidates import UNROUNDED, Cost, Rules
 from fasc.planning.options import BudgetConfig, MethodConfig
 from fasc.planning.pruning import check_pruning
 from fasc.pruning import Pruning, find_method
 from fasc.statistics.moments import Need
 
-_COSTS: dict[str, Cost] = {"rank_fraction": "rank", "max_bytes": "bytes"}
+_COSTS: dict[str, Cost] = {"rank_fraction": "rank", "max_bytes": "bytes", "flop_fraction": "multiply-adds"}
 
 
 def solver_of(options: MethodConfig) -> Solver:
@@ -65,8 +65,11 @@ def rules_of(options: MethodConfig, budget: BudgetConfig, *, bytes_per_parameter
         channel_multiple=budget.channel_multiple,
         floor=budget.floor,
         overhead=budget.overhead if allocation_of(options, budget) == "fisher" else 0.0,
-        cost=_COSTS.get(budget.kind, "parameters"),
+        cost="bytes" if options.bits else _COSTS.get(budget.kind, "parameters"),
         bytes_per_parameter=bytes_per_parameter,
+        bits=options.bits or (),
+        bits_group=options.bits_group,
+        counts_multiply_adds=budget.flop_fraction is not None and budget.kind != "flop_fraction",
     )
 
 
@@ -94,7 +97,38 @@ def needs_for(options: MethodConfig, budget: BudgetConfig | None) -> frozenset[N
     needs = method.needs_in(scopes)
     if budget is None or budget.limits_loss:
         needs |= frozenset(Need("gradient", scope) for scope in scopes)
+    if options.bits:
+        check_bits(options, budget)
+    if options.bits or (budget is None and method.is_loss):
+        needs |= {OUTPUT_SCALE}
     return needs | selection_needs(options)
+
+
+OUTPUT_SCALE = Need("output_scale", "group")
+"""What the forecast of rounding needs of the gradients."""
+
+
+def check_bits(options: MethodConfig, budget: BudgetConfig | None) -> None:
+    """Refuse bits where nothing could choose them.
+
+    Raises:
+        BudgetError: the budget does not see bits, or the plan is not made of forecasts.
+    """
+    wrong = [bits for bits in options.bits or () if bits > 8 and bits != UNROUNDED]
+    if wrong:
+        raise BudgetError(f"weights cannot be rounded to {wrong[0]} bits", f"give 1 to 8, or {UNROUNDED} for weights as they are")
+    if budget is not None and not (budget.limits_loss or budget.kind == "max_bytes"):
+        raise BudgetError(
+            f"{budget.kind} counts weights, and {', '.join(map(str, options.bits or ()))} bits change their size alone",
+            "give --max-bytes, --max-kl or --max-perplexity-increase",
+        )
+    if not get_method(options.name).is_loss or options.allocation == "uniform":
+        raise BudgetError(
+            f"bits are chosen by the forecast loss, which `{options.name}` under --allocation {options.allocation} does not use",
+            "use fasc or two-sided, and leave --allocation out",
+        )
+    if options.selection != "none" or options.propagate:
+        raise BudgetError("bits go with no selection of methods and no propagation", "leave --selection and --propagate out")
 
 
 def selection_needs(options: MethodConfig) -> frozenset[Need]:

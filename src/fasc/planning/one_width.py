@@ -22,8 +22,10 @@ def asks_for_one_width(options: MethodConfig) -> bool:
     """Whether a plan narrows every MLP to the same width and does nothing else."""
     names = set(options.layouts or ())
     others = names - {Narrow.word}
-    return options.allocation == "uniform" and Narrow.word in names and all(
-        name in LAYOUTS and LAYOUTS[name].leaves_dense for name in others
+    return (
+        options.allocation == "uniform"
+        and Narrow.word in names
+        and all(name in LAYOUTS and LAYOUTS[name].leaves_dense for name in others)
     )
 
 
@@ -89,7 +91,7 @@ def _losses(
     if statistics is None:
         return None
     curves = channel_curves(model, couplings, solver, lambda _: [widths[-1]], (statistics, None))
-    return {one.consumer.name: curves[narrowing_key(one.consumer.name)] for one in couplings}  # type: ignore[misc]
+    return {one.consumer.name: curves[narrowing_key(one.consumer.name)] for one in couplings}
 
 
 def _within(edits: Sequence[Narrow], dense: Plan, budget: BudgetConfig) -> bool:

@@ -32,6 +32,13 @@ class MethodConfig(Options, extra="allow"):
     as they are and `pivoted-columns` columns; `channels` prunes MLP channels first, under `fisher`; `merged` stores a rank that
     saves nothing as one dense matrix."""
 
+    bits: Annotated[tuple[Annotated[int, Field(ge=1, le=16)], ...], Field(min_length=1)] | None = None
+    """Numbers of bits, 1 to 8, from which every unit's weights may have theirs, such as `3,4,5,6,8`; 16 among them leaves weights
+    as they are. Chosen together with the ranks, under a budget of bytes or of loss. Left out: nothing is rounded."""
+
+    bits_group: PositiveInt = 64
+    """Neighbouring inputs that share one scale, where weights are rounded."""
+
     propagate: bool = False
     """Compress block by block, each from the inputs it will really get, against the dense model's outputs."""
 
@@ -60,7 +67,7 @@ class MethodConfig(Options, extra="allow"):
 
 
 class BudgetConfig(Options):
-    """How much is kept: exactly one of the fields down to `max_kl`."""
+    """How much is kept: one of the fields down to `flop_fraction`."""
 
     rank_fraction: float | None = None
     """Rank ÷ min(d_in, d_out) of each layer; for a group of several layers with one projector, rank ÷ d_in. 0.5 if no budget is
@@ -81,6 +88,10 @@ class BudgetConfig(Options):
     max_kl: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """The smallest model whose forecast KL divergence to the dense one is at most so many nats per token."""
 
+    flop_fraction: float | None = None
+    """Multiply-adds of the compressed layers for one token ÷ those of the dense ones. May be given beside a budget of parameters
+    or bytes; both are then kept."""
+
     rank_multiple: PositiveInt = 8
     """Ranks are multiples of this, in layers at least sixteen times as wide."""
 
@@ -91,15 +102,17 @@ class BudgetConfig(Options):
     floor: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of its dense parameters that each layer keeps at least."""
 
-    overhead: NonNegativeInt = 0
-    """Penalty, in parameters, per matrix product that factoring a layer adds. Higher means fewer and faster products at the same
-    size, and more loss. 0 counts parameters alone."""
+    overhead: NonNegativeInt = 32768
+    """Penalty, in parameters, per matrix product that factoring a layer adds. Higher means fewer products, a faster model of the
+    same size, and more loss. 0 counts parameters alone."""
 
     @model_validator(mode="before")
     @classmethod
     def _one_budget(cls, given: Any) -> Any:
         if isinstance(given, dict):
             asked = [name for name in BUDGETS if given.get(name) is not None]
+            if set(asked) in [{name, "flop_fraction"} for name in _OF_SIZE]:
+                asked = asked[:1]
             if len(asked) > 1:
                 raise ValueError(f"{' and '.join(asked)} are both budgets: give one")
             if not asked:
@@ -108,7 +121,7 @@ class BudgetConfig(Options):
 
     @model_validator(mode="after")
     def _in_range(self) -> Self:
-        for name in ("rank_fraction", "param_fraction", "model_fraction"):
+        for name in ("rank_fraction", "param_fraction", "model_fraction", "flop_fraction"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
                 raise ValueError(f"{name} is {value:g}, outside (0, 1]")
@@ -134,13 +147,20 @@ class BudgetConfig(Options):
 
         What else is not as usual follows: `params0.8-floor0.25`.
         """
-        short = {"rank_fraction": "", "param_fraction": "params", "model_fraction": "model", "max_bytes": ""}
+        short = {
+            "rank_fraction": "",
+            "param_fraction": "params",
+            "model_fraction": "model",
+            "max_bytes": "",
+            "flop_fraction": "flops",
+        }
         value = getattr(self, self.kind)
         number = f"{value:g}" if isinstance(value, float) else str(value).replace(" ", "")
         fields = {"floor": "floor", "multiple": "rank_multiple", "channels": "channel_multiple", "overhead": "overhead"}
         unusual = {name: getattr(self, field) for name, field in fields.items()}
         usual = {name: type(self).model_fields[field].default for name, field in fields.items()}
         rest = "".join(f"-{name}{value:g}" for name, value in unusual.items() if value != usual[name])
+        rest = f"-flops{self.flop_fraction:g}{rest}" if self.kind != "flop_fraction" and self.flop_fraction is not None else rest
         return {**short, "max_perplexity_increase": "ppl+", "max_kl": "kl"}[self.kind] + number + rest
 
     @property
@@ -168,8 +188,10 @@ class BudgetConfig(Options):
         return log1p(number)
 
 
-BUDGETS = ("rank_fraction", "param_fraction", "model_fraction", "max_bytes", "max_perplexity_increase", "max_kl")
-"""The fields of which one is given."""
+BUDGETS = ("rank_fraction", "param_fraction", "model_fraction", "max_bytes", "max_perplexity_increase", "max_kl", "flop_fraction")
+"""The fields of which one is given, or one of size and `flop_fraction`."""
+
+_OF_SIZE = ("param_fraction", "model_fraction", "max_bytes")
 
 
 _SIZE = TypeAdapter(ByteSize)

@@ -99,8 +99,15 @@ class Plan:
             "bytes": self.model.parameters * size - sum(edit.saved_bytes(size) for edit in self.edits),
             "dense_bytes": self.model.parameters * size,
             "multiply_add_fraction": 1 - sum(edit.saved_multiply_adds for edit in self.edits) / dense_multiply_adds,
+            "bits_per_weight": self.bits_per_weight,
             "predicted_loss": self.predicted_loss,
         }
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits on disk of the chosen layers, all that they hold, for each of their dense weights."""
+        size = self.model.bytes_per_parameter
+        return 8 * (self.dense_parameters * size - sum(edit.saved_bytes(size) for edit in self.edits)) / self.dense_parameters
 
     def _rank_fraction(self) -> float | None:
         """Σ rank ÷ Σ full rank over units, a layer that no edit factors being one of full rank; ``None`` for pruning."""

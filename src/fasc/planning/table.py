@@ -11,7 +11,9 @@ from fasc.edits import Edit
 from fasc.edits.factor import Factor
 from fasc.edits.mask import Mask
 from fasc.edits.narrow import Narrow
+from fasc.edits.quantise import Quantise
 from fasc.edits.remove import Remove
+from fasc.model.groups import group_name
 from fasc.model.untouched import in_words
 from fasc.planning.plan import Plan
 from fasc.statistics.accumulators import FLUSH_TOKENS
@@ -40,6 +42,8 @@ def edits_table(plan: Plan) -> Table:
 
 
 def _layers(edit: Edit) -> str:
+    if isinstance(edit, Quantise):
+        return group_name(list(edit.layers))
     return edit.unit.name if isinstance(edit, Factor) else edit.touches[-1]
 
 
@@ -51,6 +55,8 @@ def _shapes(edit: Edit) -> tuple[str, str]:
         return f"{edit.channels} channels", f"{edit.width} channels"
     if isinstance(edit, Remove):
         return f"{edit.parts} {edit.part}", f"{edit.count} {edit.part}"
+    if isinstance(edit, Quantise):
+        return " + ".join(f"{d_out}×{d_in}" for d_in, d_out in edit.maps), f"{edit.bits} bits, groups of {edit.group_size}"
     if isinstance(edit, Mask):
         return f"{edit.d_out}×{edit.d_in}", f"{edit.weights:,} weights"
     return "", ""
@@ -66,8 +72,10 @@ def totals_table(plan: Plan) -> Table:
     table.add_row("parameters of the model", f"{totals['parameters']:,} ({totals['model_fraction']:.1%} of dense)")
     size, dense = (totals["bytes"] or 0) / 1e6, (totals["dense_bytes"] or 0) / 1e6
     table.add_row("weights, on disk and in memory", f"{size:,.1f} MB (dense: {dense:,.1f} MB)")
+    if any(isinstance(edit, Quantise) for edit in plan.edits):
+        table.add_row("bits per weight of the chosen layers", f"{plan.bits_per_weight:.2f}")
     table.add_row("multiply-adds of the chosen layers", f"{totals['multiply_add_fraction']:.1%} of dense")
-    table.add_row("edits", _counted(plan))
+    table.add_row("edits", composition(plan))
     table.add_row("not touched", _outside(plan))
     if plan.predicted_loss is not None:
         table.add_row("forecast, Σ ½J", f"{plan.predicted_loss:.4f} nats/token: {_perplexity(plan)}")
@@ -80,15 +88,22 @@ def totals_table(plan: Plan) -> Table:
     return table
 
 
-def _counted(plan: Plan) -> str:
+def composition(plan: Plan) -> str:
     """How many layers each kind of edit takes, and how many stay dense."""
     counts: Counter[str] = Counter()
     for edit in plan.edits:
+        if isinstance(edit, Quantise):
+            counts[f"{edit.bits} bits"] += len(edit.touches)
+            continue
         counts[edit.layout if isinstance(edit, Factor) else edit.edit] += len(edit.touches) if isinstance(edit, Factor) else 1
     touched = {name for edit in plan.edits for name in edit.touches}
     dense = len(plan.layers) - len(touched)
     words = [
-        f"{count} layers {what}" if what not in ("narrow", "mask", "remove") else f"{count} × {what}"
+        f"{count} layers in {what}"
+        if what.endswith(" bits")
+        else f"{count} layers {what}"
+        if what not in ("narrow", "mask", "remove")
+        else f"{count} × {what}"
         for what, count in counts.most_common()
     ]
     narrowed = [edit for edit in plan.edits if isinstance(edit, Narrow)]

@@ -51,6 +51,10 @@ def _elsewhere(plan: Plan, folder: Path, model_type: str) -> str:
     graph = GRAPHS.get(model_type)
     narrow = all(isinstance(edit, Narrow) for edit in plan.edits)
     if graph is not None and graph.narrower is not None:
-        way = f"for llama.cpp: `fasc export {folder} --format gguf`." if narrow else "for llama.cpp: compress with `--for llama.cpp`."
+        way = (
+            f"for llama.cpp: `fasc export {folder} --format gguf`."
+            if narrow
+            else "for llama.cpp: compress with `--for llama.cpp`."
+        )
         return way + " `--for plain` needs no fasc."
     return "for other programs: compress with `--for plain`, or `--merge`."

@@ -9,8 +9,8 @@ import tomli_w
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fasc.errors import StorageError
 from fasc.edits.structure import structure_of
+from fasc.errors import StorageError
 from fasc.model.groups import InputGroup
 from fasc.model.quiet import quiet_transformers
 from fasc.serving.model_type import disguised
@@ -34,7 +34,7 @@ class CheckpointNotes:
 
 def save_checkpoint(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     folder: Path,
     notes: CheckpointNotes,
     *,
@@ -55,7 +55,8 @@ def save_checkpoint(
         try:
             with quiet_transformers():
                 model.save_pretrained(scratch)
-                tokenizer.save_pretrained(scratch)
+                if tokenizer is not None:
+                    tokenizer.save_pretrained(scratch)
             if structure_of(model) is not None:
                 write_json(scratch / "config.json", disguised(read_json(scratch / "config.json")))
         except SafetensorError as problem:
@@ -85,15 +86,19 @@ def require_own_checkpoint(folder: Path) -> None:
         raise StorageError(f"`{folder}` holds `{other}`, which fasc did not write", "move it elsewhere, or choose another --out")
 
 
-def header_bytes(model: PreTrainedModel, groups: Sequence[InputGroup]) -> int:
+def header_bytes(model: PreTrainedModel, groups: Sequence[InputGroup], tensors: int = 5) -> int:
     """Upper bound of the safetensors header of a compressed checkpoint: each tensor's name, shape, type and place.
 
     Args:
         model: dense.
-        groups: whose layers may each be replaced by up to five tensors.
+        groups: whose layers may be replaced.
+        tensors: that a layer may be stored in, at most.
     """
     fixed = 100  # {"dtype":"BF16","shape":[…,…],"data_offsets":[…,…]}, and the name's quotes
-    names = [*model.state_dict(), *(f"{layer.name}.down.weight" for group in groups for layer in group.layers for _ in range(5))]
+    names = [
+        *model.state_dict(),
+        *(f"{layer.name}.down.weight" for group in groups for layer in group.layers for _ in range(tensors)),
+    ]
     return sum(len(name) + fixed for name in names) + 4096
 
 

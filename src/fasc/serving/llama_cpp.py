@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gguf import GGUFWriter, GGMLQuantizationType, LlamaFileType, RopeScalingType, get_tensor_name_map
+from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, RopeScalingType, get_tensor_name_map
 from gguf.constants import MODEL_ARCH_NAMES
 from gguf.quants import quantize
 from torch import Tensor
@@ -74,11 +74,15 @@ def _check(config: Any, graph: Graph) -> None:
     """What a graph takes for granted."""
     activation = getattr(config, "hidden_activation", None) or config.hidden_act
     if activation not in graph.activations:
-        raise UsageError(f"llama.cpp's graph of `{config.model_type}` has no `{activation}`", "serve it with transformers or vLLM")
+        raise UsageError(
+            f"llama.cpp's graph of `{config.model_type}` has no `{activation}`", "serve it with transformers or vLLM"
+        )
     scale = getattr(config, "query_pre_attn_scalar", None)
     usual = (_head_size(config), config.hidden_size // config.num_attention_heads)
     if scale is not None and scale not in usual:
-        raise UsageError(f"llama.cpp cannot scale attention by {scale} in heads of {usual[0]}", "serve it with transformers or vLLM")
+        raise UsageError(
+            f"llama.cpp cannot scale attention by {scale} in heads of {usual[0]}", "serve it with transformers or vLLM"
+        )
 
 
 def _head_size(config: Any) -> int:
@@ -91,7 +95,9 @@ def _write_sizes(writer: GGUFWriter, config: Any, graph: Graph, widths: list[int
     window = getattr(config, "sliding_window", None)
     gemma = graph.name.startswith("gemma")
     # Only Gemma's graphs slide: elsewhere the model is itself up to the window.
-    writer.add_context_length(min(config.max_position_embeddings, window) if window and not gemma else config.max_position_embeddings)
+    writer.add_context_length(
+        min(config.max_position_embeddings, window) if window and not gemma else config.max_position_embeddings
+    )
     writer.add_vocab_size(config.vocab_size)
     writer.add_block_count(blocks)
     writer.add_embedding_length(config.hidden_size)
@@ -149,9 +155,9 @@ def _in_graph(tensors: Mapping[str, Tensor], config: Any, graph: Graph) -> Itera
         leaf = name.split(".")[-2]
         if graph.interleaved and leaf in ("q_proj", "k_proj"):
             halves = tensor.reshape(tensor.shape[0] // head, 2, head // 2, *tensor.shape[1:])
-            tensor = halves.transpose(1, 2).reshape(tensor.shape)  # noqa: PLW2901
+            tensor = halves.transpose(1, 2).reshape(tensor.shape)
         if graph.norm_shift and name.endswith("norm.weight"):
-            tensor = tensor.float() + graph.norm_shift  # noqa: PLW2901
+            tensor = tensor.float() + graph.norm_shift
         yield target, tensor
     factors = _llama3_factors(config)
     if factors is not None:
@@ -167,7 +173,8 @@ def _llama3_factors(config: Any) -> Tensor | None:
     lengths = 2 * math.pi * rope.get("rope_theta", 10000.0) ** (torch.arange(0, head, 2, dtype=torch.float64) / head)
     low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
     smooth = ((rope["original_max_position_embeddings"] / lengths - low) / (high - low)).clamp(0, 1)
-    return (1 / ((1 - smooth) / factor + smooth)).float()
+    result: Tensor = (1 / ((1 - smooth) / factor + smooth)).float()
+    return result
 
 
 def _write_tensor(writer: GGUFWriter, name: str, tensor: Tensor) -> None:

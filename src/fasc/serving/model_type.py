@@ -1,4 +1,6 @@
-"""The ``model_type`` of a compressed checkpoint: one that only fasc registers, so that transformers without fasc stops and says so.
+"""The ``model_type`` of a compressed checkpoint: one that only fasc registers.
+
+So transformers without fasc stops and says what is missing.
 
 Imports nothing of transformers but what is imported already, because it is imported while transformers is
 (see ``_fasc_transformers.py``).
@@ -34,7 +36,9 @@ class CompressedConfig(PreTrainedConfig):
         content = disguised(config_dict, undo=True)
         kind = content["model_type"]
         if kind == MODEL_TYPE or kind not in CONFIG_MAPPING:
-            raise ModelError(f"config.json: `{DENSE_MODEL_TYPE}` is {kind!r}, which this transformers does not know", "upgrade it")
+            raise ModelError(
+                f"config.json: `{DENSE_MODEL_TYPE}` is {kind!r}, which this transformers does not know", "upgrade it"
+            )
         if _ARCHITECTURES:
             content["architectures"] = list(_ARCHITECTURES)
         return CONFIG_MAPPING[kind].from_dict(content, **kwargs)

@@ -70,7 +70,9 @@ def calibrate(loaded: LoadedModel, needs: frozenset[Need], calibration: Calibrat
         block = _text(loaded, calibration, calibration.skip + calibration.sequences, calibration.seed)
         tokens = block.tokens[calibration.skip :]
         statistics = collect_moments(loaded.model, tokens, needs, calibration=calibration, layers=layers)
-    return replace(statistics, meta={**statistics.meta, "model_fingerprint": fingerprint, "text_digest": block.text_digest})
+    facts = {"model_fingerprint": fingerprint, "text_digest": block.text_digest}
+    read = {"characters": block.characters, "whole": block.whole}
+    return replace(statistics, meta={**statistics.meta, **facts, "read": read})
 
 
 def require_dense(model: PreTrainedModel) -> None:

@@ -3,7 +3,7 @@
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -20,11 +20,13 @@ from fasc.planning.needs import needs_for
 from fasc.planning.one_width import asks_for_one_width
 from fasc.planning.options import BudgetConfig, MethodConfig
 from fasc.planning.plan import Plan
+from fasc.progress import say
 from fasc.provenance import file_digest, provenance
 from fasc.pruning import find_method
 from fasc.recipe import Recipe
 from fasc.reporting.card import model_card
 from fasc.serving.checkpoint import CheckpointNotes, require_own_checkpoint, save_checkpoint
+from fasc.serving.pack_quantized import save_pack_quantized
 from fasc.serving.quantizer import attach
 from fasc.stages.calibrate import calibrate
 from fasc.stages.keywords import Corpus, corpus_in, take
@@ -34,6 +36,9 @@ from fasc.statistics.moments import Need, Statistics
 from fasc.statistics.options import CalibrationConfig
 from fasc.storage import expanded, work_folder
 from fasc.text.sources import text_key
+
+Format = Literal["fasc", "compressed-tensors"]
+"""Of a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -51,33 +56,46 @@ class Compressed:
 
     tokenizer: PreTrainedTokenizerBase | None = None
 
-    def save(self, folder: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None, overwrite: bool = False) -> Path:
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        overwrite: bool = False,
+        format: Format = "fasc",
+    ) -> Path:
         """Write a checkpoint that ``AutoModelForCausalLM.from_pretrained`` loads where fasc is installed.
 
         Args:
             folder: where it goes.
-            tokenizer: to write beside the weights; that of the dense model by default.
+            tokenizer: to write beside the weights; by default that of the dense model, if it was loaded from somewhere.
             overwrite: replace what is there.
+            format: ``compressed-tensors`` for rounded layers that other programs load without fasc.
 
         Raises:
             StorageError: the folder exists and may not be replaced, or there is no space.
+            UsageError: the format cannot hold the plan.
         """
         folder = expanded(folder)
         summary = find_method(self.plan.method).summary
         card = model_card(self.recipe, self.plan, summary, self.provenance, merged=self.merged)
         notes = CheckpointNotes(self.recipe.to_dict(), self.provenance, self.plan.to_dict(), card)
         own = tokenizer or self.tokenizer or _tokenizer_of(self.model)
-        save_checkpoint(self.model, own, folder, notes, overwrite=overwrite)
+        if own is None:
+            say("no tokenizer is saved: the model was made in memory; pass tokenizer= to save one")
+        write = save_checkpoint if format == "fasc" else save_pack_quantized
+        write(self.model, own, folder, notes, overwrite=overwrite)
         return folder
 
 
-def _tokenizer_of(model: PreTrainedModel) -> PreTrainedTokenizerBase:
+def _tokenizer_of(model: PreTrainedModel) -> PreTrainedTokenizerBase | None:
+    """The one of the folder or hub id that the model was loaded from; none if it was made in memory."""
+    if not model.name_or_path:
+        return None
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model.name_or_path)
     except (OSError, ValueError, KeyError, TypeError) as problem:
-        raise UsageError(
-            f"the tokenizer of `{model.name_or_path or 'this model'}` cannot be loaded", "pass tokenizer= to save"
-        ) from problem
+        raise UsageError(f"the tokenizer of `{model.name_or_path}` cannot be loaded", "pass tokenizer= to save") from problem
     return tokenizer
 
 
@@ -148,9 +166,21 @@ def carry_out_recipe(
     return Compressed(loaded.model, done, recipe, made, merged, loaded.tokenizer)
 
 
+def require_rounding_alone(options: MethodConfig) -> None:
+    """Refuse a plan that compressed-tensors could not hold, before the work.
+
+    Raises:
+        UsageError: layers may be factored or narrowed, or are not rounded.
+    """
+    if not options.bits or options.layouts != ("dense",):
+        raise UsageError("compressed-tensors holds rounded layers and no others", "give --layouts dense --bits 4,8")
+
+
 def mergeable(recipe: Recipe) -> Recipe:
     """Without channel pruning, unless that is the same everywhere: an ordinary checkpoint has one width for all blocks."""
     first, *others = recipe.methods
+    if first.bits:
+        raise UsageError("weights of few bits cannot be merged into an ordinary checkpoint", "leave --bits or --merge out")
     if asks_for_one_width(first):
         return recipe
     names = first.layouts or tuple(layout.name for layout in layouts_named(None))
@@ -198,7 +228,7 @@ def compress_checkpoint(
         return compress_recipe(recipe, target, statistics=file, merged=merge, overwrite=overwrite)
 
 
-def compress_recipe(
+def compress_recipe(  # noqa: PLR0913 - a source each, and switches
     recipe: Recipe,
     out: Path,
     *,
@@ -207,6 +237,7 @@ def compress_recipe(
     plan: Plan | None = None,
     merged: bool = False,
     overwrite: bool = False,
+    format: Format = "fasc",
 ) -> Compressed:
     """Load, calibrate, plan, compress and save; what an interrupted call has finished is not done again.
 
@@ -221,10 +252,14 @@ def compress_recipe(
         plan: carried out instead of one made here.
         merged: write an ordinary dense checkpoint.
         overwrite: replace what is there.
+        format: of the checkpoint.
     """
+    if plan is None and format == "compressed-tensors":
+        require_rounding_alone(recipe.methods[0])
     recipe = mergeable(recipe) if merged else recipe
     if plan is not None:
-        recipe = recipe.model_copy(update={"methods": (plan.options,)})
+        budgets = (BudgetConfig.model_validate(dict(plan.budget)),) if plan.budget else recipe.budgets
+        recipe = recipe.model_copy(update={"methods": (plan.options,), "budgets": budgets})
     needs = needs_for(recipe.methods[0], recipe.budgets[0])
     digests = [None if file is None else file_digest(file) for file in (statistics, held_out)]
     calibration = recipe.calibration
@@ -247,7 +282,7 @@ def compress_recipe(
             if recipe.methods[0].propagate or recipe.methods[0].selection != "none":  # otherwise it takes seconds
                 plan.save(work / "plan.json")
         small = carry_out_recipe(loaded, moments, recipe, plan, merged=merged, work=work)
-        small.save(out, overwrite=overwrite)
+        small.save(out, overwrite=overwrite, format=format)
     return small
 
 

@@ -1,5 +1,6 @@
 """Statistics and a budget → a plan."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from fasc.model.options import LayersConfig
 from fasc.options import parse
 from fasc.paper.selection import select_methods
 from fasc.planning.alternatives import Curves
+from fasc.planning.frontier import SHARES, Point
+from fasc.planning.frontier import frontier as points_of
 from fasc.planning.make import plan_model
 from fasc.planning.options import BudgetConfig, MethodConfig
 from fasc.planning.plan import Plan
@@ -96,8 +99,15 @@ def make_plan(  # noqa: PLR0913 - each is a source or a switch of the plan
         known=known,
         forecast=forecast,
         held_out=held_out,
-        header_bytes=header_bytes(model, groups),
+        header_bytes=header_bytes(model, groups, tensors=_tensors(options)),
     )
+
+
+def _tensors(options: MethodConfig) -> int:
+    """That a layer may be stored in: a matrix in one, rounded in three; a bias and an order."""
+    if not options.bits:
+        return 5
+    return 4 if options.layouts is not None and set(options.layouts) <= {"dense", "channels"} else 9
 
 
 def plan_of_recipe(
@@ -147,6 +157,59 @@ def plan_from_files(
     with kept_forecasts(*digests) as known:
         made = make_plan(loaded.model, groups, options, budget, moments, known=known, held_out=unseen)
     return _selected(loaded.model, moments, made)
+
+
+def frontier(
+    model: PreTrainedModel,
+    statistics: Statistics,
+    *,
+    method: str | MethodConfig = "fasc",
+    bits: Sequence[int] = (3, 4, 5, 6, 8),
+    shares: Sequence[float] = SHARES,
+    **options: Any,
+) -> list[Point]:
+    """For each of some sizes, what fewer weights, fewer bits and both are forecast to lose.
+
+    Args:
+        model: the dense model.
+        statistics: measured for these bits.
+        method: a registered method whose energies are a loss.
+        bits: the menu.
+        shares: of the dense bytes, the largest first.
+        **options: fields of ``LayersConfig`` and ``MethodConfig``.
+
+    Raises:
+        BudgetError: no plan keeps any of the sizes.
+        StatisticsError: a moment is missing.
+    """
+    layers = take(LayersConfig, options)
+    chosen = method.but(**options) if isinstance(method, MethodConfig) else take_method(method, options)
+    groups = groups_of(model, statistics, layers)
+    return frontier_of(model, groups, chosen.but(bits=tuple(bits)), statistics, {}, shares)
+
+
+def frontier_of(
+    model: PreTrainedModel,
+    groups: list[InputGroup],
+    options: MethodConfig,
+    statistics: Statistics,
+    known: dict[str, Curves],
+    shares: Sequence[float] = SHARES,
+) -> list[Point]:
+    """:func:`~fasc.planning.frontier.frontier` from forecasts that all of its plans share."""
+    most = header_bytes(model, groups, tensors=_tensors(options))  # the same for every way
+
+    def make(chosen: MethodConfig, budget: BudgetConfig) -> Plan:
+        return plan_model(model, groups, chosen, budget, statistics, known=known, header_bytes=most)
+
+    return points_of(make, options, model.num_parameters() * model.dtype.itemsize, shares)
+
+
+def frontier_from_files(loaded: LoadedModel, options: MethodConfig, layers: LayersConfig, statistics: Path) -> list[Point]:
+    """A frontier from a file of moments; forecasts are kept in the cache."""
+    moments = stored_statistics(statistics, loaded.model)
+    with kept_forecasts(file_digest(statistics)) as known:
+        return frontier_of(loaded.model, groups_of(loaded.model, moments, layers), options, moments, known)
 
 
 def stored_statistics(file: str | Path, model: PreTrainedModel) -> Statistics:

@@ -15,7 +15,7 @@ from fasc.model.experts import Expert
 from fasc.model.groups import InputGroup
 from fasc.model.layers import Layer
 from fasc.statistics.accumulators import Covariance, CrossSum, SymmetricSum, VectorSum
-from fasc.statistics.extras import EXTRAS, FORWARD_ONLY, Extra
+from fasc.statistics.extras import EXTRAS, FORWARD_ONLY, OUTPUT_ONLY, Extra
 from fasc.statistics.unit import GradientMoment, GroupStatistics, Need, smaller_side, units_of
 
 
@@ -100,7 +100,9 @@ class GroupCapture:
         wanted = {need.moment for need in needs}
         self._extras: dict[str, Extra] = {name: make(group, device) for name, make in EXTRAS.items() if name in wanted}
         self._backward_extras = [extra for name, extra in self._extras.items() if name not in FORWARD_ONLY]
-        self._keeps_inputs = bool(self._backward_extras) or any(unit.cross is not None for unit in self._units)
+        self._keeps_inputs = bool(self._extras.keys() - FORWARD_ONLY - OUTPUT_ONLY) or any(
+            unit.cross is not None for unit in self._units
+        )
         self._gradients: dict[str, tuple[Tensor, Tensor]] = {}
         self._lengths: list[int] = []
         self._inputs: list[Tensor] = []
@@ -176,8 +178,9 @@ class GroupCapture:
         for unit in self._units:
             if unit.waiting:
                 unit.add(unit.complete(), self._inputs[-1] if self._keeps_inputs else None)
+        x = self._inputs[-1] if self._keeps_inputs else torch.empty(0)
         for extra in self._backward_extras:
-            extra.add(self._inputs[-1], self._gradients, self._lengths)
+            extra.add(x, self._gradients, self._lengths)
         self._arrived, self._gradients = set(), {}
         if self._keeps_inputs:
             self._inputs.pop()

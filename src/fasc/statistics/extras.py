@@ -103,6 +103,39 @@ class Product:
         return {"product": (group.d_in, group.d_in)}
 
 
+class OutputScale:
+    """``E[h_o²]``: how much the loss feels each output of each layer, not centred; the diagonal of ``Σ_hh`` and the squared mean.
+
+    Rounding needs no more of the outputs, because errors of different rows are nearly independent.
+    """
+
+    mean_over: ClassVar[MeanOver] = "tokens"
+
+    def __init__(self, group: InputGroup, device: torch.device) -> None:
+        self._sums = {layer.name: VectorSum(layer.d_out, device) for layer in group.layers}
+
+    def add(self, x: Tensor, gradients: Mapping[str, tuple[Tensor, Tensor]], lengths: Sequence[int]) -> None:
+        """Only the output gradients count."""
+        del x, lengths
+        for name, (_, h) in gradients.items():
+            self._sums[name].add(h.square())
+
+    def merge(self, other: Self) -> None:
+        """Sums over tokens add up."""
+        for name, total in self._sums.items():
+            total.merge(other._sums[name])
+
+    def publish(self, tokens: int, sequences: int) -> dict[str, Tensor]:
+        """``output_scale/<layer>`` [o], nats² per token."""
+        del sequences
+        return {f"output_scale/{name}": total.mean(tokens).float() for name, total in self._sums.items()}
+
+    @staticmethod
+    def shapes(group: InputGroup) -> dict[str, tuple[int | None, ...]]:
+        """``output_scale/<layer>`` [o]."""
+        return {f"output_scale/{layer.name}": (layer.d_out,) for layer in group.layers}
+
+
 class WeightFisherRows:
     """``E_s[Σ_i (∂L_s/∂W_oi)²]`` over sequences: the row sums of the diagonal Fisher of the weights (FWSVD)."""
 
@@ -223,12 +256,16 @@ def _input_gradient(gradients: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
 
 EXTRAS: Mapping[str, type[Extra]] = {
     "magnitude": Magnitude,
+    "output_scale": OutputScale,
     "product": Product,
     "rows": WeightFisherRows,
     "taylor": Taylor,
     "sequences": SequenceSketches,
 }
 """By moment."""
+
+OUTPUT_ONLY = frozenset({"output_scale"})
+"""Extras that look at no input, which then need not be kept until the backward pass."""
 
 FORWARD_ONLY = frozenset({"magnitude"})
 """Extras that need no backward pass."""

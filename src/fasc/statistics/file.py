@@ -13,12 +13,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fasc.errors import NonFiniteError, StatisticsError
-from fasc.model.groups import InputGroup
+from fasc.model.groups import InputGroup, Scope
 from fasc.provenance import digest
 from fasc.statistics.accumulators import Covariance
 from fasc.statistics.extras import EXTRAS
 from fasc.statistics.options import Labels
-from fasc.statistics.unit import GradientMoment, GroupStatistics, Moment, Need, Scope, Side, smaller_side, units_of
+from fasc.statistics.unit import GradientMoment, GroupStatistics, Moment, Need, Side, smaller_side, units_of
 from fasc.storage import new_file, storage_error
 
 FORMAT = 2

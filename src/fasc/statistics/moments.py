@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fasc.errors import StatisticsError
-from fasc.model.groups import Unit
+from fasc.model.groups import Scope, Unit
 from fasc.provenance import digest, provenance
 from fasc.statistics.accumulators import Covariance, weights_of
 from fasc.statistics.file import read_statistics, write_statistics
@@ -21,7 +21,6 @@ from fasc.statistics.unit import (
     GroupStatistics,
     Moment,
     Need,
-    Scope,
     Side,
     UnitStatistics,
     as_float64,
@@ -188,7 +187,7 @@ def without_gradient(groups: Iterable[GroupStatistics]) -> list[str]:
 
 def _parts(meta: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The texts that the moments were measured on."""
-    own = {key: meta[key] for key in ("token_digest", "text_digest", "calibration") if key in meta}
+    own = {key: meta[key] for key in ("token_digest", "text_digest", "read", "calibration") if key in meta}
     return list(meta.get("parts", [own]))
 
 

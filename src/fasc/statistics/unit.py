@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from fasc.errors import StatisticsError
-from fasc.model.groups import InputGroup
+from fasc.model.groups import InputGroup, Scope
 from fasc.model.layers import Layer
 from fasc.statistics.accumulators import Covariance, Weights, mean_step, merged_cross, weights_of
 from fasc.statistics.extras import merged_extras
 
-Moment = Literal["input", "gradient", "cross", "magnitude", "product", "rows", "sequences", "taylor"]
-Scope = Literal["group", "layer"]
+Moment = Literal["input", "gradient", "cross", "magnitude", "output_scale", "product", "rows", "sequences", "taylor"]
 Side = Literal["input", "output"]
 
 

@@ -153,8 +153,8 @@ def parquet_rows(file: Path) -> Records:
     Raises:
         CorpusError: no Parquet file.
     """
-    import pyarrow as pa  # type: ignore[import-untyped]  # noqa: PLC0415 - slow to import
-    import pyarrow.parquet  # type: ignore[import-untyped]  # noqa: PLC0415
+    import pyarrow as pa  # noqa: PLC0415 - slow to import
+    import pyarrow.parquet  # noqa: PLC0415
 
     try:
         with pa.parquet.ParquetFile(file) as stored:

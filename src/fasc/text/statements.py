@@ -23,6 +23,8 @@ LAMA_FILE = "lama/trex.jsonl.gz"
 STATEMENTS = ("facts", "negated-facts", "lama", "negated-lama")
 """Corpora made of facts, to compare subspaces on; a model calibrated on one must not be scored on the facts in it."""
 
+LAMA_FIELDS = ("relation", "template", "subject", "object")
+
 _NEGATIONS = (
     (" is ", " is not "),
     (" was ", " was not "),
@@ -66,13 +68,26 @@ def lama_statements(folder: Path | None, *, negated: bool) -> list[str]:
         CorpusError: there is no such file.
     """
     statements = []
-    for _, row in json_lines(lama_file(folder)):
-        template = str(row["template"])
+    for row in lama_rows(lama_file(folder)):
+        template = row["template"]
         opposite = negate(template)
         if opposite is not None:
-            sentence = (opposite if negated else template).replace("[X]", str(row["subject"])).replace("[Y]", str(row["object"]))
+            sentence = (opposite if negated else template).replace("[X]", row["subject"]).replace("[Y]", row["object"])
             statements.append(sentence.replace(" .", "."))
     return _mixed(statements)
+
+
+def lama_rows(file: Path) -> Iterator[dict[str, Any]]:
+    """Facts of T-REx, each with ``relation``, ``template``, ``subject`` and ``object``.
+
+    Raises:
+        CorpusError: unreadable, or a line without one of the fields; names the line.
+    """
+    for number, row in json_lines(file):
+        absent = [field for field in LAMA_FIELDS if not isinstance(row, dict) or not isinstance(row.get(field), str)]
+        if absent:
+            raise CorpusError(f"`{file}` line {number}: no {absent[0]}", f"each line needs {', '.join(LAMA_FIELDS)}")
+        yield row
 
 
 def lama_file(folder: Path | None) -> Path:

@@ -1,19 +1,14 @@
 """LAMA T-REx: factual recall by cloze."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from fasc.errors import CorpusError
 from fasc.evaluation.cloze import ClozeItem, score_items
 from fasc.evaluation.options import EvaluationConfig
 from fasc.evaluation.registry import Subject, benchmark
 from fasc.evaluation.score import Score
 from fasc.text.named import data_folder
-from fasc.text.records import json_lines
-from fasc.text.statements import lama_file
-
-_FIELDS = ("relation", "template", "subject", "object")
+from fasc.text.statements import lama_file, lama_rows
 
 
 def read_trex(file: Path) -> list[ClozeItem]:
@@ -22,13 +17,7 @@ def read_trex(file: Path) -> list[ClozeItem]:
     Raises:
         CorpusError: unreadable, or a line without one of the fields; names the line.
     """
-    rows: list[dict[str, Any]] = []
-    for number, fields in json_lines(file):
-        row: dict[str, Any] = dict(fields) if isinstance(fields, Mapping) else {}
-        absent = [key for key in _FIELDS if not isinstance(row.get(key), str)]
-        if absent:
-            raise CorpusError(f"`{file}` line {number}: no {absent[0]}", f"each line needs {', '.join(_FIELDS)}")
-        rows.append(row)
+    rows = list(lama_rows(file))
     objects: dict[str, dict[str, None]] = {}
     for row in rows:
         objects.setdefault(row["relation"], {})[row["object"]] = None
