@@ -112,7 +112,12 @@ def environment(name: str, wheel: Path | None) -> Path:
     ).stdout.strip()
     Path(site, "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
     if wheel is not None:
-        extras = ["peft", "torchao", "llama-cpp-python", "diskcache"]  # what they need is borrowed; what cannot be had is not tried
+        extras = [
+            "peft",
+            "torchao",
+            "llama-cpp-python",
+            "diskcache",
+        ]  # what they need is borrowed; what cannot be had is not tried
         subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", *extras], check=False)
         subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel], check=True)
     return python
