@@ -7,6 +7,7 @@ Environments lie in `.compat/`. They borrow torch and transformers from the deve
 `.pth` files: only the wheel that is built here is in them, or nothing of ours.
 """
 
+import copy
 import json
 import subprocess
 import sys
@@ -111,6 +112,13 @@ def environment(name: str, wheel: Path | None) -> Path:
     ).stdout.strip()
     Path(site, "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
     if wheel is not None:
+        extras = [
+            "peft",
+            "torchao",
+            "llama-cpp-python",
+            "diskcache",
+        ]  # what they need is borrowed; what cannot be had is not tried
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", *extras], check=False)
         subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel], check=True)
     return python
 
@@ -140,7 +148,7 @@ def make_checkpoints(folder: Path) -> dict[str, Path]:
     folders = {}
     for number, (name, options) in enumerate(CHECKPOINTS.items()):
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config).eval()
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config)).eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.05 * torch.randn_like(parameter))
@@ -166,7 +174,7 @@ def run(python: Path | str, code: str, folder: Path) -> str:
     if done.returncode == 0:
         return "works"
     said = [line for line in done.stderr.splitlines() if "Error" in line] or done.stderr.splitlines() or ["failed"]
-    hint = next((line for line in done.stderr.splitlines() if "pip install fasc" in line or "hint:" in line), said[-1])
+    hint = next((line for line in reversed(done.stderr.splitlines()) if "pip install fasc" in line or "hint:" in line), said[-1])
     return "refused: " + hint.strip().replace("|", "/")[:140]
 
 
