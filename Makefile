@@ -22,8 +22,10 @@ fix: $(READY)  ## what can be mended without thinking
 	$(BIN)/ruff format src tests benchmarks docs
 	$(BIN)/ruff check --fix src tests benchmarks
 
-docs: $(READY)  ## regenerate docs/cli.md
+docs: $(READY)  ## regenerate docs/cli.md and build the site
 	$(BIN)/python docs/write_cli.py
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(READY)  ## cost of measuring, against a plain forward and backward pass
 	$(BIN)/python benchmarks/collect.py
