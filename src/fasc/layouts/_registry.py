@@ -82,9 +82,12 @@ class Layout(ABC):
         del unit, rank
         return 0
 
-    @abstractmethod
     def multiply_adds(self, unit: Unit, rank: int) -> int:
-        """Per token."""
+        """Per token: those of :meth:`maps`; a layout without maps says them itself."""
+        maps = self.maps(unit, rank)
+        if not maps:
+            raise NotImplementedError(f"layout `{self.name}` says neither `maps` nor `multiply_adds`")
+        return sum(inputs * outputs for inputs, outputs in maps)
 
     def maps(self, unit: Unit, rank: int) -> list[tuple[int, int]]:
         """Inputs and outputs of every matrix that the unit is stored in.

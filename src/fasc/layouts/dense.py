@@ -27,8 +27,3 @@ class Dense(Layout):
         """``d_in · d_out`` and the biases."""
         del rank
         return unit.parameters
-
-    def multiply_adds(self, unit: Unit, rank: int) -> int:
-        """``d_in · d_out``."""
-        del rank
-        return unit.d_in * unit.d_out

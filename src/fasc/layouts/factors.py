@@ -163,10 +163,6 @@ class _TwoFactors(FactoredLayout):
         """``k (d_in + Σ d_out)`` and a bias."""
         return rank * (unit.d_in + unit.d_out) + unit.d_out
 
-    def multiply_adds(self, unit: Unit, rank: int) -> int:
-        """``k (d_in + Σ d_out)``."""
-        return rank * (unit.d_in + unit.d_out)
-
     def encode(self, unit: Unit, factors: Factorization, bias: Tensor, inputs: Covariance) -> Encoded:
         """``up`` by layer, ``down`` with the first."""
         del inputs

@@ -51,11 +51,6 @@ class Merged(FactoredLayout):
         del rank
         return unit.d_in * unit.d_out + unit.d_out
 
-    def multiply_adds(self, unit: Unit, rank: int) -> int:
-        """``d_in · d_out``."""
-        del rank
-        return unit.d_in * unit.d_out
-
     def encode(self, unit: Unit, factors: Factorization, bias: Tensor, inputs: Covariance) -> Encoded:
         """The rows of ``up · down``."""
         del inputs

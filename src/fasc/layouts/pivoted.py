@@ -88,10 +88,6 @@ class PivotedRows(FactoredLayout):
         del rank
         return unit.d_out
 
-    def multiply_adds(self, unit: Unit, rank: int) -> int:
-        """``k (d_in + Σ d_out) − k²``."""
-        return rank * (unit.d_in + unit.d_out) - rank * rank
-
     def encode(self, unit: Unit, factors: Factorization, bias: Tensor, inputs: Covariance) -> Encoded:
         """Pivot rows far from the span of each other, by distances of the outputs; then the others in them."""
         covariance = factors.down @ inputs.matrix.to(factors.down) @ factors.down.mT

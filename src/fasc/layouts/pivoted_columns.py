@@ -72,10 +72,6 @@ class PivotedColumns(FactoredLayout):
         del rank
         return unit.d_in
 
-    def multiply_adds(self, unit: Unit, rank: int) -> int:
-        """``k (d_in + Σ d_out) − k²``."""
-        return rank * (unit.d_in + unit.d_out) - rank * rank
-
     def encode(self, unit: Unit, factors: Factorization, bias: Tensor, inputs: Covariance) -> Encoded:
         """Pivots are the inputs that move the outputs most, as far as each varies.
 
