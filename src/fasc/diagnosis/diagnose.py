@@ -4,25 +4,24 @@ import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from fasc.diagnosis.bootstrap import rho_by_tokens, rho_interval
 from fasc.diagnosis.dependence import DEPENDENCE_NEEDS, group_dependence
+from fasc.diagnosis.solutions import Solution, solutions_of
 from fasc.diagnosis.spectra import effective_rank, principal_angles, rank_keeping, stable_rank
 from fasc.forecast.half_j import loss_curve
 from fasc.linalg.decomposition import Decomposition
 from fasc.methods import Solver, get_method
-from fasc.model.groups import InputGroup, Unit, stacked_weight
 from fasc.outputs import write_artifact
 from fasc.planning.needs import solver_of
 from fasc.planning.options import MethodConfig
 from fasc.progress import progress
 from fasc.statistics.accumulators import Covariance
-from fasc.statistics.moments import GroupStatistics, Need, Statistics, UnitStatistics
+from fasc.statistics.moments import GroupStatistics, Need, Statistics
 from fasc.storage import new_file, read_json
 
 Exclude = Callable[[Sequence[Mapping[str, Any]]], list[str | None]]
@@ -117,7 +116,7 @@ def diagnose(
     rows = []
     with progress("diagnosing", len(statistics.groups), "groups") as advance, torch.no_grad():
         for group in statistics.groups.values():
-            parts = {one.name: _decompose(model, statistics, group.group, one) for one in solvers}
+            parts = {one.name: solutions_of(model, statistics, group.group, one) for one in solvers}
             energies = {one.name: _energies(one, parts[one.name], rank_fraction) for one in solvers}
             losses = {name: e["predicted_loss"] for name, e in energies.items() if "predicted_loss" in e}
             scores = _dependence(model, group) | {"angle": compared and _angle(parts, compared, rank_fraction)}
@@ -163,7 +162,7 @@ def _dependence(model: PreTrainedModel, group: GroupStatistics) -> dict[str, Any
     }
 
 
-def _angle(parts: Mapping[str, Sequence["_Part"]], compared: tuple[str, str], rank_fraction: float) -> float:
+def _angle(parts: Mapping[str, Sequence[Solution]], compared: tuple[str, str], rank_fraction: float) -> float:
     """Median principal angle, in degrees, between what two methods of whole groups read of the input at this rank."""
     one, other = (parts[name][0].full.down for name in compared)
     rank = max(1, round(rank_fraction * min(one.shape[0], other.shape[0])))
@@ -180,25 +179,7 @@ def _spectrum(covariance: Covariance) -> dict[str, Any]:
     }
 
 
-class _Part(NamedTuple):
-    """One unit, decomposed."""
-
-    unit: Unit
-    weight: Tensor
-    moments: UnitStatistics
-    full: Decomposition
-
-
-def _decompose(model: PreTrainedModel, statistics: Statistics, group: InputGroup, chosen: Solver) -> list[_Part]:
-    """The group as one unit, or each of its layers, whichever is the method's own way."""
-    parts = []
-    for unit in group.units(chosen.method.scope):
-        weight, moments = stacked_weight(model, unit), statistics.unit(unit)
-        parts.append(_Part(unit, weight, moments, chosen.decompose(weight, moments)))
-    return parts
-
-
-def _energies(chosen: Solver, parts: Sequence[_Part], rank_fraction: float) -> dict[str, Any]:
+def _energies(chosen: Solver, parts: Sequence[Solution], rank_fraction: float) -> dict[str, Any]:
     """One method on one group; the per-layer methods' energies are pooled over the layers."""
     pooled = torch.cat([part.full.energies for part in parts]).sort(descending=True).values
     result: dict[str, Any] = {
@@ -208,8 +189,8 @@ def _energies(chosen: Solver, parts: Sequence[_Part], rank_fraction: float) -> d
         **{f"rank_{share:.0%}".rstrip("%"): rank_keeping(pooled, share) for share in SHARES},
         "curve": _curve([part.full for part in parts]),
     }
-    if all(part.moments.gradient is not None for part in parts):
-        curves = [loss_curve(chosen, part.full, part.weight, part.moments) for part in parts]
+    if all(part.problem.statistics.gradient is not None for part in parts):
+        curves = [loss_curve(chosen, part.full, part.problem.weight, part.problem.statistics) for part in parts]
         ranks = [int(rank_fraction * part.unit.full_rank + 1e-9) for part in parts]
         result["predicted_loss"] = sum(float(curve[min(rank, len(curve) - 1)]) for curve, rank in zip(curves, ranks, strict=True))
     return result

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,14 +12,14 @@ from transformers import PreTrainedModel
 
 from fasc.compression.trial import Trial
 from fasc.diagnosis.dependence import group_dependence
+from fasc.diagnosis.solutions import Solution, solutions_of
 from fasc.edits.factor import Factor, Problem
 from fasc.edits.narrow import Narrow
 from fasc.forecast.channels import narrowing_loss
 from fasc.forecast.half_j import fisher_loss_curve, loss_curve
 from fasc.layouts import LAYOUTS
-from fasc.linalg.decomposition import Decomposition
-from fasc.methods import AtRank, Solver
-from fasc.model.groups import Scope, Unit, stacked_weight
+from fasc.methods import AtRank
+from fasc.model.groups import Scope, stacked_weight
 from fasc.planning.alternatives import Curves
 from fasc.planning.make import plan_model
 from fasc.planning.needs import solver_of
@@ -27,7 +27,7 @@ from fasc.planning.options import BudgetConfig, MethodConfig
 from fasc.planning.plan import Plan
 from fasc.progress import Advance, progress
 from fasc.statistics.collect import collect_moments
-from fasc.statistics.moments import GroupStatistics, Need, Statistics
+from fasc.statistics.moments import Need, Statistics
 from fasc.statistics.narrowing import narrowed
 from fasc.statistics.options import CalibrationConfig
 
@@ -68,7 +68,7 @@ def validate(
             dependence = group_dependence(model, group)
             scores = {"rho": dependence and dependence.rho, "rho_debiased": dependence and dependence.debiased}
             for options in methods:
-                solutions = _solutions(model, statistics, group, solver_of(options))
+                solutions = solutions_of(model, statistics, group.group, solver_of(options))
                 for fraction in rank_fractions:
                     rows.append(_measure(model, (statistics, held_out), solutions, fraction, trial) | scores)
                 advance()
@@ -154,27 +154,10 @@ def _carrying_out(
     return make
 
 
-class _Solution(NamedTuple):
-    """One unit, decomposed by one method."""
-
-    unit: Unit
-    solver: Solver
-    problem: Problem
-    full: Decomposition
-
-
-def _solutions(model: PreTrainedModel, statistics: Statistics, group: GroupStatistics, chosen: Solver) -> list[_Solution]:
-    solutions = []
-    for unit in group.group.units(chosen.method.scope):
-        problem = Problem(stacked_weight(model, unit), statistics.unit(unit))
-        solutions.append(_Solution(unit, chosen, problem, chosen.decompose(*problem[:2])))
-    return solutions
-
-
 def _measure(
     model: PreTrainedModel,
     moments: tuple[Statistics, Statistics | None],
-    solutions: Sequence[_Solution],
+    solutions: Sequence[Solution],
     fraction: float,
     trial: Trial,
 ) -> Row:

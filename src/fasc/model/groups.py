@@ -19,8 +19,30 @@ Scope = Literal["group", "layer"]
 """``group``: all layers that read one tensor, together. ``layer``: each by itself."""
 
 
+class _Stack:
+    """Layers that read one input, their outputs one after the other."""
+
+    __slots__ = ()
+    layers: tuple[Layer, ...]
+
+    @property
+    def d_in(self) -> int:
+        """Features of the shared input."""
+        return self.layers[0].d_in
+
+    @property
+    def d_out(self) -> int:
+        """Output features of all layers together."""
+        return sum(layer.d_out for layer in self.layers)
+
+    @property
+    def parameters(self) -> int:
+        """Of the dense layers, biases included."""
+        return sum(layer.parameters for layer in self.layers)
+
+
 @dataclass(frozen=True, slots=True)
-class InputGroup:
+class InputGroup(_Stack):
     """Layers that read the same tensor (q/k/v; gate/up). They have one ``x``, and their ``g`` is the sum over members."""
 
     layers: tuple[Layer, ...]
@@ -32,16 +54,6 @@ class InputGroup:
         return group_name([layer.name for layer in self.layers])
 
     @property
-    def d_in(self) -> int:
-        """Features of the shared input."""
-        return self.layers[0].d_in
-
-    @property
-    def d_out(self) -> int:
-        """Output features of all members together."""
-        return sum(layer.d_out for layer in self.layers)
-
-    @property
     def block(self) -> int | None:
         """Decoder block, see :attr:`Layer.block`."""
         return self.layers[0].block
@@ -50,11 +62,6 @@ class InputGroup:
     def kind(self) -> str:
         """The members' kinds, joined: ``q_proj+k_proj+v_proj``."""
         return "+".join(layer.kind for layer in self.layers)
-
-    @property
-    def parameters(self) -> int:
-        """Of the dense layers, biases included."""
-        return sum(layer.parameters for layer in self.layers)
 
     def units(self, scope: Scope) -> list["Unit"]:
         """The layers as one unit, or each by itself."""
@@ -75,7 +82,7 @@ class InputGroup:
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
+class Unit(_Stack):
     """Layers of one group that share one decomposition: all of them, or one."""
 
     group: str
@@ -89,24 +96,9 @@ class Unit:
         return self.layers[0].name if len(self.layers) == 1 else self.group
 
     @property
-    def d_in(self) -> int:
-        """Features of the shared input."""
-        return self.layers[0].d_in
-
-    @property
-    def d_out(self) -> int:
-        """Output features of all layers."""
-        return sum(layer.d_out for layer in self.layers)
-
-    @property
     def biases(self) -> int:
         """Bias entries that the dense layers have."""
         return sum(layer.d_out for layer in self.layers if layer.bias)
-
-    @property
-    def parameters(self) -> int:
-        """Of the dense layers, biases included."""
-        return sum(layer.parameters for layer in self.layers)
 
     @property
     def full_rank(self) -> int:
