@@ -6,7 +6,7 @@ import pytest
 
 from fasc.errors import UsageError
 from fasc.options import parse
-from fasc.planning.options import BUDGETS, BudgetConfig, MethodConfig, budget_from
+from fasc.planning.options import BUDGETS, BudgetConfig, MethodConfig
 
 
 def test_budgets_that_differ_in_anything_have_names_that_tell_the_rows_of_a_run_apart():
@@ -85,7 +85,7 @@ def test_a_budget_out_of_range_is_refused_in_one_line_that_names_it(wrong):
     assert "\n" not in str(refused.value)
     assert any(name in refused.value.message for name in wrong)
     with pytest.raises(UsageError):
-        budget_from(wrong)
+        parse(BudgetConfig, wrong, "")  # as the verbs call it
 
 
 def test_half_the_rank_is_the_budget_where_none_is_given():

@@ -9,8 +9,9 @@ from fasc.errors import BudgetError, UsageError
 from fasc.layouts import layouts_named
 from fasc.model.groups import Unit
 from fasc.model.layers import Layer
+from fasc.options import parse
 from fasc.planning.candidates import Alternative, Rules, candidates
-from fasc.planning.options import BudgetConfig, budget_from
+from fasc.planning.options import BudgetConfig
 from fasc.planning.two_budgets import allocate_within_both
 from fasc.stages.plan import plan
 from tests.conftest import tiny_model
@@ -68,5 +69,5 @@ def test_limits_that_contradict_each_other_are_refused_with_the_least_that_is_po
 @pytest.mark.parametrize("others", [{"max_kl": 0.1}, {"rank_fraction": 0.5}, {"param_fraction": 0.5, "max_bytes": 10}])
 def test_only_a_budget_of_size_goes_with_multiply_adds(others):
     with pytest.raises(UsageError, match="are both budgets"):
-        budget_from({"flop_fraction": 0.8, **others})
+        parse(BudgetConfig, {"flop_fraction": 0.8, **others}, "budget")
     assert BudgetConfig(param_fraction=0.5, flop_fraction=0.8).label == "params0.5-flops0.8"

@@ -84,7 +84,7 @@ def _print_frontier(
 ) -> None:
     from fasc.errors import UsageError
     from fasc.outputs import write_artifact
-    from fasc.planning.frontier import verdict
+    from fasc.planning.frontier import MENU, verdict
     from fasc.reporting.console import print_results
     from fasc.reporting.frontier import frontier_figure, frontier_table
     from fasc.stages.compress import load
@@ -93,7 +93,7 @@ def _print_frontier(
     if statistics is None:
         raise UsageError("a frontier is made of forecasts: there are no statistics", "give --statistics (from `fasc collect`)")
     opt.check_files(figure, json, inputs=(source.model, statistics))
-    chosen = options if options.bits else options.but(bits=(3, 4, 5, 6, 8))
+    chosen = options if options.bits else options.but(bits=MENU)
     points = frontier_from_files(load(source), chosen, layers, statistics)
     print_results(frontier_table(points), verdict(points))
     frontier_figure(points, figure)

@@ -14,6 +14,9 @@ WAYS = ("width", "bits", "both")
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2, 0.15, 0.1)
 """Of the dense bytes."""
 
+MENU = (3, 4, 5, 6, 8)
+"""Bits a weight may have, where nothing else is said."""
+
 _ALIKE = 1.02
 """Forecasts that differ by less are as good as each other."""
 

@@ -5,8 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ByteSize, ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError, model_validator
 
-from fasc.errors import UsageError
-from fasc.options import Options, parse
+from fasc.options import Options
 
 AllocationName = Literal["uniform", "fisher"]
 SelectionName = Literal["none", "rho", "predicted", "kl"]
@@ -195,15 +194,3 @@ _OF_SIZE = ("param_fraction", "model_fraction", "max_bytes")
 
 
 _SIZE = TypeAdapter(ByteSize)
-
-
-def budget_from(given: dict[str, Any]) -> BudgetConfig:
-    """A budget from keyword arguments.
-
-    Raises:
-        UsageError: a name that is no budget, two budgets, or a value out of range.
-    """
-    unknown = sorted(set(given) - set(BudgetConfig.model_fields))
-    if unknown:
-        raise UsageError(f"`{unknown[0]}` is no budget", f"known: {', '.join(BudgetConfig.model_fields)}")
-    return parse(BudgetConfig, given, "budget")

@@ -30,8 +30,8 @@ from fasc.serving.pack_quantized import save_pack_quantized
 from fasc.serving.quantizer import attach
 from fasc.stages.calibrate import calibrate
 from fasc.stages.keywords import Corpus, corpus_in, take
+from fasc.stages.plan import fitted_statistics, plan_of_recipe, take_method
 from fasc.stages.plan import plan as make_plan
-from fasc.stages.plan import plan_of_recipe, take_method
 from fasc.statistics.moments import Need, Statistics
 from fasc.statistics.options import CalibrationConfig
 from fasc.storage import expanded, work_folder
@@ -120,8 +120,7 @@ def compress(model: PreTrainedModel, statistics: Statistics, plan: Plan | None =
         raise UsageError(
             f"a plan and `{next(iter(options))}` were given", "a plan holds its budget and options: give one of them"
         )
-    statistics.require_model(model_fingerprint(model))
-    statistics = statistics.present_in(model)
+    statistics = fitted_statistics(statistics, model)
     chosen = plan or make_plan(model, statistics, **options)
     recipe = _recipe_of(model, statistics, chosen)
     return carry_out_recipe(LoadedModel(model, None), statistics, recipe, chosen)
@@ -269,8 +268,7 @@ def compress_recipe(  # noqa: PLR0913 - a source each, and switches
     with work_folder(out.with_name(f".{out.name}.work"), key) as work:
         loaded = load(recipe.source)
         moments = measured(loaded, recipe, needs, work) if statistics is None else Statistics.load(statistics)
-        moments.require_model(model_fingerprint(loaded.model))
-        moments = moments.present_in(loaded.model)
+        moments = fitted_statistics(moments, loaded.model)
         if plan is None:
             moments.require(needs)
         if plan is None and (work / "plan.json").is_file():

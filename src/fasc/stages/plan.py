@@ -15,7 +15,7 @@ from fasc.model.options import LayersConfig
 from fasc.options import parse
 from fasc.paper.selection import select_methods
 from fasc.planning.alternatives import Curves
-from fasc.planning.frontier import SHARES, Point
+from fasc.planning.frontier import MENU, SHARES, Point
 from fasc.planning.frontier import frontier as points_of
 from fasc.planning.make import plan_model
 from fasc.planning.options import BudgetConfig, MethodConfig
@@ -164,7 +164,7 @@ def frontier(
     statistics: Statistics,
     *,
     method: str | MethodConfig = "fasc",
-    bits: Sequence[int] = (3, 4, 5, 6, 8),
+    bits: Sequence[int] = MENU,
     shares: Sequence[float] = SHARES,
     **options: Any,
 ) -> list[Point]:
@@ -214,6 +214,14 @@ def frontier_from_files(loaded: LoadedModel, options: MethodConfig, layers: Laye
 
 def stored_statistics(file: str | Path, model: PreTrainedModel) -> Statistics:
     """Statistics from a file, checked to be of this model, of the layers that it has now: experts may not be layers of it."""
-    statistics = Statistics.load(Path(file))
+    return fitted_statistics(Statistics.load(Path(file)), model)
+
+
+def fitted_statistics(statistics: Statistics, model: PreTrainedModel) -> Statistics:
+    """Statistics, checked to be of this model, of the layers that it has now.
+
+    Raises:
+        StatisticsError: they are of another model.
+    """
     statistics.require_model(model_fingerprint(model))
     return statistics.present_in(model)
