@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -169,12 +168,16 @@ def test_a_disk_that_fills_up_while_writing_leaves_no_result(model_folder, text_
     assert [file.name for file in (tmp_path / ".o.work").rglob("*")] == ["key.json"], "nothing half-written"
 
 
+def _heed_signals():
+    """As a terminal does: a shell's background job hands on an ignored SIGINT, and ``nohup`` an ignored SIGHUP."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def started(arguments, until):
     """A command that runs until stderr says so."""
-    # A shell's background job (a CI runner, say) hands on an ignored SIGINT: give the process the default, as a terminal does.
-    default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     command = [sys.executable, "-m", "fasc", *map(str, arguments)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=default)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_signals)
     deadline = time.monotonic() + 120
     line = ""
     while until not in line and time.monotonic() < deadline and process.poll() is None:
