@@ -119,7 +119,8 @@ def test_more_to_choose_from_loses_no_more(measured):
         plan(tiny_model(), measured, bits=bits, bits_group=16, layouts=layouts, max_bytes=58_000).predicted_loss
         for bits, layouts in [((4,), ("dense",)), ((3, 4, 6), ("dense",)), ((3, 4, 6), ("dense", "factors", "pivoted"))]
     ]
-    assert losses[0] >= losses[1] >= losses[2]
+    rounding = 1 + 1e-12  # the same choice is summed in another order
+    assert losses[0] * rounding >= losses[1] and losses[1] * rounding >= losses[2]
 
 
 @pytest.mark.parametrize(
