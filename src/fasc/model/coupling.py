@@ -94,7 +94,19 @@ def find_channels(model: PreTrainedModel, groups: Sequence[InputGroup]) -> list[
         couplings += [candidates[0] for candidates in left if candidates[0].kind in separable]
         left = [candidates[1:] for candidates in left if candidates[0].kind not in separable and len(candidates) > 1]
     order = {group.name: position for position, group in enumerate(groups)}
-    return sorted({one.group.name: one for one in couplings}.values(), key=lambda one: order[one.group.name])
+    return _apart(sorted({one.group.name: one for one in couplings}.values(), key=lambda one: order[one.group.name]))
+
+
+def _apart(couplings: Sequence[Coupling]) -> list[Coupling]:
+    """Without those that begin where the one before ends: a layer loses its rows or its columns, not both."""
+    taken: set[str] = set()
+    apart = []
+    for one in couplings:
+        names = {layer.name for layer in one.layers}
+        if taken.isdisjoint(names):
+            apart.append(one)
+            taken |= names
+    return apart
 
 
 def head_sizes(config: PretrainedConfig) -> tuple[int, int, int]:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fasc.errors import FascError, ModelError, NonFiniteError
@@ -16,7 +15,8 @@ from fasc.options import DType
 from fasc.progress import say
 from fasc.provenance import digest
 
-_LOADING_PROBLEMS = (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError)
+_LOADING_PROBLEMS = Exception
+"""Whatever the parsers of other people's files raise: a Rust tokenizer a bare ``Exception``, a config a class of its own."""
 
 
 class LoadedModel(NamedTuple):
@@ -135,6 +135,8 @@ def _tokenizer(spec: str, gguf: dict[str, Any]) -> PreTrainedTokenizerBase:
 
 
 def _explain(spec: str, problem: Exception) -> ModelError:
+    if "out of memory" in str(problem).lower() or isinstance(problem, MemoryError):
+        raise problem
     text = str(problem)
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(problem).__name__)
     hint = "check the folder: a safetensors file may be missing, truncated or of another model"

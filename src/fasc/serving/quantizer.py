@@ -4,7 +4,8 @@ Imports nothing of transformers but the registry, because it is imported while t
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,6 +35,7 @@ class FascHfQuantizer(HfQuantizer):
         undisguise(model.config)
         edits = parsed(self.quantization_config)
         build_structure(model, edits)
+        self._let_initialise(model, {name for edit in edits for name in edit.touches})
         self._in_files = _shapes_in(given.get("checkpoint_files") or ())
         shapes = {
             f"{name}.{key}": tuple(tensor.shape)
@@ -48,15 +50,37 @@ class FascHfQuantizer(HfQuantizer):
                 )
         self._made = shapes.keys() if shapes.keys() & self._in_files.keys() else set()
 
+    @staticmethod
+    def _let_initialise(model: nn.Module, replaced: set[str]) -> None:
+        """Some initialisers ask a layer, or a child, for a weight or bias that is no longer there; nothing of them is needed.
+
+        What is loaded is not initialised, and what is not loaded is refused.
+        """
+        parents = {name[:place] for name in replaced for place in range(len(name)) if name[place] == "."}
+        touched = {id(model.get_submodule(name)) for name in parents}
+        touched |= {id(module) for name in replaced for module in model.get_submodule(name).modules()}
+        def tolerant(initialise: Callable[[nn.Module], None], module: nn.Module) -> None:
+            try:
+                initialise(module)
+            except (AttributeError, TypeError):
+                if id(module) not in touched:
+                    raise
+
+        for part in _initialising(model):
+            part._init_weights = partial(tolerant, part._init_weights)  # type: ignore[assignment, arg-type]
+
     def _process_model_after_weight_loading(self, model: "PreTrainedModel", **_given: Any) -> "PreTrainedModel":
         """Refuse a tensor that the files did not hold: transformers fills it with random numbers and a warning."""
+        for part in _initialising(model):
+            part.__dict__.pop("_init_weights", None)
         ignored = tuple(model._keys_to_ignore_on_load_missing or ())
+        buffers = {name for name, _ in model.named_buffers()}
         for name, tensor in model.state_dict(keep_vars=True).items():
             if name in model.all_tied_weights_keys or any(re.search(pattern, name) for pattern in ignored):
                 continue
             if not self._was_loaded(name, tensor):
                 raise ModelError(f"the checkpoint lacks `{name}`", "it is incomplete: copy the whole folder again")
-            if tensor.device.type != "meta" and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            if tensor.device.type != "meta" and tensor.is_floating_point() and not _sound(tensor, may_be_infinite=name in buffers):
                 raise NonFiniteError(f"weight `{name}`", "the checkpoint is damaged; load another copy")
         return model
 
@@ -87,6 +111,16 @@ class FascHfQuantizer(HfQuantizer):
     def is_compileable(self) -> bool:
         """``torch.compile`` works."""
         return True
+
+
+def _initialising(model: nn.Module) -> list[nn.Module]:
+    """The model, and models inside it: each initialises what is below it."""
+    return [module for module in model.modules() if hasattr(module, "_init_weights")]
+
+
+def _sound(tensor: Tensor, *, may_be_infinite: bool) -> bool:
+    """Finite; a buffer may be a bound that bounds nothing, as Gemma 4's are."""
+    return not bool(torch.isnan(tensor).any()) if may_be_infinite else bool(torch.isfinite(tensor).all())
 
 
 def _shapes_in(files: Sequence[str]) -> dict[str, tuple[int, ...]]:

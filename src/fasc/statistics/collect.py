@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from fasc.errors import CorpusError, NonFiniteError
+from fasc.errors import CorpusError, ModelError, NonFiniteError
 from fasc.model.blocks import block_names
 from fasc.model.groups import find_groups
 from fasc.model.load import model_fingerprint
@@ -131,11 +131,22 @@ def _run(
                         f"the loss of calibration sequences {start}-{start + batch.shape[0] - 1}",
                         "load the model as --dtype float32, or check the text for degenerate sequences",
                     )
-                loss.backward()
+                _backward(model, loss)
                 for capture in captures:
                     capture.finish_call()
             advance(batch.numel())
     return (total / scored if scored else None), scored
+
+
+def _backward(model: PreTrainedModel, loss: Tensor) -> None:
+    """The gradients, or a line for a model whose own code refuses to make any in evaluation."""
+    try:
+        loss.backward()
+    except (AssertionError, NotImplementedError) as problem:
+        raise ModelError(
+            f"{type(model).__name__} makes no gradients in evaluation: {' '.join(str(problem).split())[:200]}",
+            "use a method that needs none: --methods svd, whitened",
+        ) from problem
 
 
 def _scored(batch: Tensor, mask: Tensor | None, labels: Labels) -> int:
