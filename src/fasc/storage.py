@@ -249,13 +249,17 @@ def read_json(path: Path, *, finite: bool = True) -> Any:
     """
     numbers: dict[str, Any] = {"parse_float": _finite, "parse_constant": _finite} if finite else {}
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"), **numbers)
+        value = json.loads(path.read_text(encoding="utf-8-sig"), **numbers)
+        json.dumps(value, ensure_ascii=False).encode()  # half a character can be written in JSON and nowhere else
+        return value
     except FileNotFoundError as problem:
         raise StorageError(f"`{path}` does not exist", "run the stage that writes it first") from problem
     except json.JSONDecodeError as problem:
         raise StorageError(f"`{path}` line {problem.lineno}: not valid JSON ({problem.msg})", "write it again") from problem
     except RecursionError as problem:
         raise StorageError(f"`{path}`: nested too deeply to be one of ours", "write it again") from problem
+    except UnicodeEncodeError as problem:
+        raise StorageError(f"`{path}` holds half a character ({problem.object[problem.start]!r})", "write it again") from problem
     except (OSError, UnicodeDecodeError) as problem:
         raise StorageError(f"cannot read `{path}`: {problem}", "check the path and its permissions") from problem
     except ValueError as problem:  # a number that is not finite, or of thousands of digits

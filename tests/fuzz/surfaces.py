@@ -78,7 +78,6 @@ benchmarks = ["perplexity"]
 corpus = "{base.text}"
 windows = 2
 context = 16
-stride = 16
 """,
         encoding="utf-8",
     )
@@ -168,8 +167,6 @@ def checkpoint(base: Base, place: Path, dice: random.Random) -> list[str]:
         "2",
         "--context",
         "16",
-        "--stride",
-        "16",
     ]
 
 
@@ -217,8 +214,15 @@ _VALUES = {
         "--rank-multiple",
         "--damping",
         "--floor",
-    )
-    + ("--include", "--exclude", "--dtype", "--for", "--bits", "--statistics", "--json", "--method-option"),
+        "--include",
+        "--exclude",
+        "--dtype",
+        "--for",
+        "--bits",
+        "--statistics",
+        "--json",
+        "--method-option",
+    ),
     "collect": (
         "--corpus",
         "--sequences",
@@ -229,9 +233,11 @@ _VALUES = {
         "--batch-tokens",
         "--device",
         "--dtype",
-    )
-    + ("--include", "--out", "--data-dir"),
-    "evaluate": ("--benchmarks", "--corpus", "--windows", "--context", "--stride", "--limit", "--dense", "--device", "--json"),
+        "--include",
+        "--out",
+        "--data-dir",
+    ),
+    "evaluate": ("--benchmarks", "--corpus", "--windows", "--context", "--limit", "--dense", "--device", "--json"),
     "compress": ("--param-fraction", "--plan", "--statistics", "--corpus", "--sequences", "--method", "--format", "--out"),
     "export": ("--format", "--type", "--max-bytes", "--out"),
     "bench": ("--prefill", "--batches", "--repeats", "--decode", "--dense"),

@@ -126,6 +126,7 @@ def _from_pretrained(spec: str, dtype: DType, **options: Any) -> LoadedModel:
 def _tokenizer(spec: str, gguf: dict[str, Any]) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(spec, trust_remote_code=False, **gguf)
+        tokenizer.decode(tokenizer("a").input_ids)  # a damaged one may load and fail at its first word
     except _LOADING_PROBLEMS as problem:
         first = next((line.strip() for line in str(problem).splitlines() if line.strip()), type(problem).__name__)
         raise ModelError(
