@@ -2,7 +2,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check fix docs bench compat
+.PHONY: demo test check fix docs bench compat zoo fuzz
 
 demo: $(READY)  ## compress a real model and show what was kept and lost
 	$(BIN)/fasc demo
@@ -29,6 +29,12 @@ docs: $(READY)  ## regenerate docs/cli.md and build the site
 
 bench: $(READY)  ## cost of measuring, against a plain forward and backward pass
 	$(BIN)/python benchmarks/collect.py
+
+zoo: $(READY)  ## every causal architecture of the installed transformers; writes docs/architectures.md
+	$(BIN)/python benchmarks/zoo.py
+
+fuzz: $(READY)  ## thousands of damaged inputs, kill points of every verb; writes the tables of docs/security.md
+	$(BIN)/python benchmarks/fuzz.py
 
 compat: $(READY)  ## every tool that can use a checkpoint, in fresh environments; VLLM=python adds vLLM
 	$(BIN)/python benchmarks/compat.py $(VLLM)

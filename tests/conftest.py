@@ -128,8 +128,7 @@ def tokens():
     return torch.randint(3, VOCABULARY, (24, 20), generator=torch.Generator().manual_seed(1))
 
 
-@pytest.fixture(scope="session")
-def tokenizer():
+def byte_tokenizer():
     """Bytes as tokens: any text can be encoded, as with a real byte-level tokenizer."""
     known = pre_tokenizers.ByteLevel.alphabet()
     ascii_first = sorted(known, key=lambda character: (character not in "ĠĊ", not character.isascii(), character))
@@ -139,6 +138,11 @@ def tokenizer():
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return byte_tokenizer()
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ OWN: dict[str, dict[str, Any]] = {
         "ffn_config": {"ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2},
     },
     "dots3_note_text": {"per_layer_config": None, "num_key_value_heads": 4},
-    **dict.fromkeys(
+    **dict.fromkeys(  # noqa: RUF024 - nobody changes it
         ("gemma4_text", "gemma4_unified_text"),
         {**_FOUR, "per_layer_config": None, "global_head_dim": 16, "num_global_key_value_heads": 2, "layer_types": ["sliding_attention", "full_attention"] * 2},
     ),
