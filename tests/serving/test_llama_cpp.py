@@ -1,11 +1,8 @@
 """GGUF files hold the model, its tokenizer and its chat template, and what no graph holds is refused."""
 
-import json
-
 import pytest
 import torch
-from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, GgufConfig
 
 from fasc.errors import UsageError
 from fasc.model.load import LoadedModel
@@ -101,18 +98,6 @@ def test_one_width_for_all_blocks_is_an_ordinary_model(architecture, tokens, mea
     assert not hasattr(loaded.config, "quantization_config")
     torch.testing.assert_close(logits(loaded, tokens), logits(small.model, tokens))
     assert export_gguf(loaded, tokenizer, tmp_path / "plain.gguf").name == GRAPHS[loaded.config.model_type].name
-
-
-@pytest.fixture
-def merging(tokenizer):
-    """With a merge, which llama.cpp insists on."""
-    parts = json.loads(tokenizer.backend_tokenizer.to_str())
-    vocabulary = parts["model"]["vocab"]
-    last = max(vocabulary, key=vocabulary.get)
-    vocabulary["th"] = vocabulary.pop(last)
-    parts["model"]["merges"] = [["t", "h"]]
-    special = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(parts)), **special)
 
 
 def test_llama_cpp_says_what_transformers_says(tokens, merging, tmp_path):
