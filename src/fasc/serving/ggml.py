@@ -66,7 +66,7 @@ def type_named(name: str) -> GGMLQuantizationType:
 def row_bytes(kind: GGMLQuantizationType, width: int) -> int:
     """Bytes of one row; ``width`` is divisible by the type's block."""
     block, size = GGML_QUANT_SIZES[kind]
-    return width // block * size
+    return int(width // block * size)
 
 
 def fits(kind: GGMLQuantizationType, width: int) -> bool:
