@@ -104,17 +104,26 @@ def choose_types(
         UsageError: llama-cpp-python is not installed.
     """
     importance = dict(_importances(statistics))
-    matrices = [*_of_blocks(model, statistics), *_of_ends(model, statistics)]
+    matrices = [one for one in (*_of_blocks(model, statistics), *_of_ends(model, statistics)) if one.options]
     known = {one.name for one in matrices}
-    rest = sum(row_bytes(_UNMEASURED, tensor.shape[1]) * tensor.shape[0] for name, tensor in _others(model, known))
+    rest = sum(_bytes_of_other(tensor) for _, tensor in _others(model, known))
     groups = [[Alternative((_candidates(one),))] for one in matrices]
     limit = max_kl if max_bytes is None else max_bytes - rest
+    if not matrices:
+        raise BudgetError("no matrix has rows of whole blocks of 32 weights", "export it without --type and --max-bytes")
     if limit is None or limit <= 0:
         raise BudgetError(f"{rest / 1e6:,.1f} MB are not chosen and exceed the budget", "ask for more")
     made = allocate_by_loss(groups, limit, limited="loss" if max_bytes is None else "cost")
     chosen = [one.options[options[0]] for one, (_, options) in zip(matrices, made.picks, strict=True)]
     kinds = {one.name: option.kind for one, option in zip(matrices, chosen, strict=True)}
     return TensorTypes(kinds, importance, sum(option.loss for option in chosen))
+
+
+def _bytes_of_other(tensor: Tensor) -> int:
+    """Of a matrix whose type is not chosen; one whose rows are no whole blocks keeps its precision."""
+    if fits(_UNMEASURED, tensor.shape[1]):
+        return tensor.shape[0] * row_bytes(_UNMEASURED, tensor.shape[1])
+    return tensor.numel() * tensor.element_size()
 
 
 def _others(model: PreTrainedModel, known: set[str]) -> Iterator[tuple[str, Tensor]]:

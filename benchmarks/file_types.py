@@ -1,6 +1,6 @@
 """Types of llama.cpp chosen by ½J against llama.cpp's own mixes, at the size of each mix.
 
-    python benchmarks/gguf.py --statistics stats.safetensors --corpus wikitext2,c4 [--device cuda] [--mixes Q4_K_M,Q2_K]
+    python benchmarks/file_types.py --statistics stats.safetensors --corpus wikitext2,c4 [--device cuda] [--mixes Q4_K_M,Q2_K]
 
 Every mix is made as llama.cpp makes it: its quantiser says which type each matrix gets, and the matrices are rounded by ggml with an
 importance matrix from the same text as ours. Ours is then asked for no more bytes than that file has. Divergences are those of the
