@@ -12,21 +12,19 @@ import ctypes
 import json
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
+from gguf import GGUFReader, get_tensor_name_map
 from gguf.constants import MODEL_ARCH_NAMES
 
 import fasc
 from fasc.model.load import load_model
-from fasc.planning.options import BudgetConfig
 from fasc.provenance import provenance
-from fasc.serving.ggml import type_named
-from fasc.serving.llama_cpp import export_gguf
-from fasc.serving.tensor_types import TensorTypes, every_tensor_as
-from fasc.stages.export import FewerBits, export_model
+from fasc.serving.llama_cpp import export_gguf, room_for_the_rest
+from fasc.serving.tensor_types import TensorTypes, TypeLosses
 from fasc.stages.plan import stored_statistics
 from fasc.storage import write_json
-from gguf import GGUFReader, get_tensor_name_map
 
 MIXES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
 
@@ -60,7 +58,8 @@ def main() -> None:
 
     loaded = load_model(options.model, device="cpu")
     statistics = stored_statistics(options.statistics, loaded.model)
-    importance = every_tensor_as(loaded.model, type_named("Q8_0"), statistics).importance
+    losses = TypeLosses.of(loaded.model, statistics)
+    room = room_for_the_rest(loaded.model, loaded.tokenizer)
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -82,13 +81,21 @@ def main() -> None:
 
         for mix in options.mixes.split(","):
             given = types_of_mix(folder / "dense.gguf", mix, folder)
-            types = TensorTypes({name: given[target] for name, target in place.items() if target in given}, importance)
+            types = TensorTypes({name: given[target] for name, target in place.items() if target in given}, losses.importance)
             theirs = folder / f"{mix}.gguf"
             export_gguf(loaded.model, loaded.tokenizer, theirs, types=types)
             size = theirs.stat().st_size
             ours = folder / f"{mix}-fasc.gguf"
-            said = export_model(loaded, "gguf", ours, FewerBits(budget=BudgetConfig(max_bytes=size), statistics=statistics))
-            row = {"mix": mix, "bytes": size, "our_bytes": ours.stat().st_size, "said": said.split("; run it")[0]}
+            chosen = losses.choose(max_bytes=size - room)
+            export_gguf(loaded.model, loaded.tokenizer, ours, types=chosen)
+            kinds_used = Counter(kind.name for kind in chosen.kinds.values())
+            row = {
+                "mix": mix,
+                "bytes": size,
+                "our_bytes": ours.stat().st_size,
+                "types": kinds_used,
+                "forecast": chosen.predicted_loss,
+            }
             row |= {"theirs": divergence(theirs), "ours": divergence(ours)}
             row["ratio"] = {text: row["ours"][text][0] / row["theirs"][text][0] for text in row["ours"]}
             rows.append(row)

@@ -14,7 +14,7 @@ from fasc.errors import BudgetError, UnknownNameError, UsageError
 from fasc.model.load import LoadedModel
 from fasc.planning.options import BudgetConfig
 from fasc.serving.ggml import MENU, fits, row_bytes, type_named
-from fasc.serving.tensor_types import TensorTypes, every_tensor_as, next_larger
+from fasc.serving.tensor_types import TensorTypes, TypeLosses, every_tensor_as, next_larger
 from fasc.stages.export import FewerBits, export_model
 from fasc.statistics.options import CalibrationConfig
 from tests.conftest import CONFIGS, logits, tiny_model
@@ -114,8 +114,6 @@ class TestWithLlamaCpp:
         assert not (tmp_path / "b.gguf").exists()
 
     def test_more_bytes_are_forecast_to_lose_less(self, wide):
-        from fasc.serving.tensor_types import choose_types
-
         model, statistics = wide
         full = every_tensor_as(model, Kind.Q8_0)
         most = sum(
@@ -123,7 +121,8 @@ class TestWithLlamaCpp:
             for name, t in model.state_dict().items()
             if t.dim() == 2 and name in full.kinds
         )
-        losses = [choose_types(model, statistics, max_bytes=share * most).predicted_loss for share in (0.6, 0.7, 0.8, 1.0)]
+        known = TypeLosses.of(model, statistics)
+        losses = [known.choose(max_bytes=share * most).predicted_loss for share in (0.6, 0.7, 0.8, 1.0)]
         assert losses == sorted(losses, reverse=True)
         assert losses[0] > losses[-1] > 0
 

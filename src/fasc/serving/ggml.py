@@ -10,13 +10,13 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from gguf import GGMLQuantizationType, LlamaFileType
 from gguf.constants import GGML_QUANT_SIZES
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 from torch import Tensor, from_numpy
 
 from fasc.errors import UnknownNameError, UsageError
-from gguf import GGMLQuantizationType, LlamaFileType
 
 MENU: Sequence[GGMLQuantizationType] = (
     GGMLQuantizationType.Q2_K,

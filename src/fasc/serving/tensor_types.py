@@ -83,40 +83,53 @@ def next_larger(kind: GGMLQuantizationType, width: int) -> GGMLQuantizationType:
     return min(able, key=lambda one: row_bytes(one, 256), default=_UNMEASURED)
 
 
-def choose_types(
-    model: PreTrainedModel, statistics: Statistics, *, max_bytes: float | None = None, max_kl: float | None = None
-) -> TensorTypes:
-    """The types that lose least within a number of bytes, or the fewest bytes that lose no more than a number of nats.
+@dataclass(frozen=True, slots=True)
+class TypeLosses:
+    """What every type costs every matrix of a model, in bytes and in nats: measured once, for every budget."""
 
-    The loss of a layer of the blocks is ``½ Σ_o E[h_o²] e_oᵀ E[x xᵀ] e_o`` for the error ``e_o`` of each row that the type really
-    makes (docs/method.md). That of the embedding and of the head is measured: the divergence on calibration text with nothing
-    else rounded.
+    matrices: tuple[_Measured, ...]
+    importance: Mapping[str, Tensor]
+    rest: int
+    """Bytes of the matrices whose type is not chosen."""
 
-    Args:
-        model: dense, or with fewer channels.
-        statistics: measured on it, with the scale of the outputs.
-        max_bytes: of all matrices together.
-        max_kl: nats per token.
+    @staticmethod
+    def of(model: PreTrainedModel, statistics: Statistics) -> "TypeLosses":
+        """Round every matrix to every type.
 
-    Raises:
-        BudgetError: the smallest types are too large, or lose too much.
-        StatisticsError: the statistics lack the scale of the outputs.
-        UsageError: llama-cpp-python is not installed.
-    """
-    importance = dict(_importances(statistics))
-    matrices = [one for one in (*_of_blocks(model, statistics), *_of_ends(model, statistics)) if one.options]
-    known = {one.name for one in matrices}
-    rest = sum(_bytes_of_other(tensor) for _, tensor in _others(model, known))
-    groups = [[Alternative((_candidates(one),))] for one in matrices]
-    limit = max_kl if max_bytes is None else max_bytes - rest
-    if not matrices:
-        raise BudgetError("no matrix has rows of whole blocks of 32 weights", "export it without --type and --max-bytes")
-    if limit is None or limit <= 0:
-        raise BudgetError(f"{rest / 1e6:,.1f} MB are not chosen and exceed the budget", "ask for more")
-    made = allocate_by_loss(groups, limit, limited="loss" if max_bytes is None else "cost")
-    chosen = [one.options[options[0]] for one, (_, options) in zip(matrices, made.picks, strict=True)]
-    kinds = {one.name: option.kind for one, option in zip(matrices, chosen, strict=True)}
-    return TensorTypes(kinds, importance, sum(option.loss for option in chosen))
+        The loss of a layer of the blocks is ``½ Σ_o E[h_o²] e_oᵀ E[x xᵀ] e_o`` for the error ``e_o`` of each row that the type
+        really makes (docs/method.md). That of the embedding and of the head is measured: the divergence on calibration text with
+        nothing else rounded.
+
+        Raises:
+            BudgetError: no type fits any matrix.
+            StatisticsError: the statistics lack the scale of the outputs.
+            UsageError: llama-cpp-python is not installed.
+        """
+        matrices = tuple(one for one in (*_of_blocks(model, statistics), *_of_ends(model, statistics)) if one.options)
+        if not matrices:
+            raise BudgetError("no matrix has rows of whole blocks of 32 weights", "export it without --type and --max-bytes")
+        known = {one.name for one in matrices}
+        rest = sum(_bytes_of_other(tensor) for _, tensor in _others(model, known))
+        return TypeLosses(matrices, dict(_importances(statistics)), rest)
+
+    def choose(self, *, max_bytes: float | None = None, max_kl: float | None = None) -> TensorTypes:
+        """The types that lose least within a number of bytes, or the fewest bytes that lose no more than a number of nats.
+
+        Args:
+            max_bytes: of all matrices together.
+            max_kl: nats per token.
+
+        Raises:
+            BudgetError: the smallest types are too large, or lose too much.
+        """
+        limit = max_kl if max_bytes is None else max_bytes - self.rest
+        if limit is None or limit <= 0:
+            raise BudgetError(f"{self.rest / 1e6:,.1f} MB are not chosen and exceed the budget", "ask for more")
+        groups = [[Alternative((_candidates(one),))] for one in self.matrices]
+        made = allocate_by_loss(groups, limit, limited="loss" if max_bytes is None else "cost")
+        chosen = [one.options[options[0]] for one, (_, options) in zip(self.matrices, made.picks, strict=True)]
+        kinds = {one.name: option.kind for one, option in zip(self.matrices, chosen, strict=True)}
+        return TensorTypes(kinds, self.importance, sum(option.loss for option in chosen))
 
 
 def _bytes_of_other(tensor: Tensor) -> int:

@@ -70,7 +70,7 @@ def _in_words(types: "TensorTypes") -> str:
 def _types(loaded: LoadedModel, bits: FewerBits) -> "TensorTypes":
     from fasc.serving.ggml import type_named  # noqa: PLC0415 - as above
     from fasc.serving.llama_cpp import room_for_the_rest  # noqa: PLC0415 - as above
-    from fasc.serving.tensor_types import choose_types, every_tensor_as  # noqa: PLC0415 - as above
+    from fasc.serving.tensor_types import TypeLosses, every_tensor_as  # noqa: PLC0415 - as above
 
     if bits.kind is not None and bits.budget is not None:
         raise UsageError("--type and a budget were both given", "give --type for one type, or a budget to have them chosen")
@@ -85,8 +85,8 @@ def _types(loaded: LoadedModel, bits: FewerBits) -> "TensorTypes":
         raise UsageError("there is no budget to choose types by", "give --max-bytes, --max-kl or --type")
     if bits.budget.kind == "max_bytes":
         room = bits.budget.bytes_limit - room_for_the_rest(loaded.model, loaded.tokenizer)
-        return choose_types(loaded.model, statistics, max_bytes=room)
-    return choose_types(loaded.model, statistics, max_kl=bits.budget.loss_limit)
+        return TypeLosses.of(loaded.model, statistics).choose(max_bytes=room)
+    return TypeLosses.of(loaded.model, statistics).choose(max_kl=bits.budget.loss_limit)
 
 
 def _moments(loaded: LoadedModel, bits: FewerBits) -> Statistics | None:
