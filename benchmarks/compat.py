@@ -57,6 +57,77 @@ model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
 quantize_(model, Int8WeightOnlyConfig())
 assert all("Int8" in type(m.weight).__name__ for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head")
 """
+INDUCTOR = """
+import sys, torch
+from transformers import AutoModelForCausalLM
+want = torch.load(sys.argv[2])
+model = torch.compile(AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval(), fullgraph=True)
+with torch.no_grad():
+    got = model(input_ids=want["tokens"], use_cache=False).logits
+assert (got - want["logits"]).abs().max() < 1e-3
+"""
+OFFLOAD = """
+import sys, tempfile, torch
+from transformers import AutoModelForCausalLM
+want = torch.load(sys.argv[2])
+places = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk", "model.layers.2": "disk", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+    model = AutoModelForCausalLM.from_pretrained(sys.argv[1], device_map=places, offload_folder=folder)
+    assert any(str(one) == "disk" for one in model.hf_device_map.values())
+    got = model(input_ids=want["tokens"]).logits
+assert (got - want["logits"]).abs().max() < 1e-4
+"""
+TRL = """
+import sys, tempfile, torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import SFTConfig, SFTTrainer
+model, tokenizer = AutoModelForCausalLM.from_pretrained(sys.argv[1]), AutoTokenizer.from_pretrained(sys.argv[1])
+before = {name: p.detach().clone() for name, p in model.named_parameters()}
+with tempfile.TemporaryDirectory() as folder:
+    config = SFTConfig(folder, max_steps=2, per_device_train_batch_size=2, learning_rate=1e-2, report_to=[], use_cpu=True, max_length=16, bf16=False, save_strategy="no")
+    trainer = SFTTrainer(model, config, train_dataset=Dataset.from_list([{"text": "the cat that"}, {"text": "that thing"}] * 2), processing_class=tokenizer)
+    trainer.train()
+    assert all((p - before[name]).abs().max() > 0 for name, p in model.named_parameters() if p.requires_grad and p.dim() == 2 and "embed" not in name)
+    trainer.save_model(folder + "/saved")
+    again = AutoModelForCausalLM.from_pretrained(folder + "/saved")
+    ids = torch.load(sys.argv[2])["tokens"]
+    with torch.no_grad():
+        assert (again(input_ids=ids).logits - model.eval()(input_ids=ids).logits).abs().max() < 1e-4
+"""
+BITSANDBYTES = """
+import sys, torch, bitsandbytes
+from torch import nn
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+want = torch.load(sys.argv[2])
+layers = [name for name, m in model.named_modules() if type(m) is nn.Linear and name != "lm_head"]
+for name in layers:
+    old = model.get_submodule(name)
+    new = bitsandbytes.nn.Linear8bitLt(old.in_features, old.out_features, old.bias is not None, has_fp16_weights=False)
+    new.load_state_dict(old.state_dict())
+    model.set_submodule(name, new)
+assert len(layers) >= 14
+with torch.no_grad():
+    got = model.to("cpu")(input_ids=want["tokens"]).logits
+assert (got - want["logits"]).abs().mean() < 0.1 * want["logits"].std()
+"""
+LM_EVAL = """
+import json, pathlib, subprocess, sys
+place = pathlib.Path("task").resolve()
+place.mkdir()
+(place / "items.jsonl").write_text("\\n".join(json.dumps({"q": "the ca", "a": one % 2}) for one in range(4)))
+(place / "own.yaml").write_text(f'''task: own
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {place}/items.jsonl}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{q}}}}"
+doc_to_choice: ["t", "d"]
+doc_to_target: "{{{{a}}}}"
+''')
+subprocess.run([sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={sys.argv[1]}", "--tasks", "own", "--include_path", str(place), "--device", "cpu", "--batch_size", "2"], check=True)
+"""
 GGUF = """
 import subprocess, sys, torch, llama_cpp
 out = sys.argv[1] + ".gguf"
@@ -89,6 +160,11 @@ CASES = {
     ("transformers without fasc", "`AutoModelForCausalLM.from_pretrained(folder)`"): (LOAD, "without"),
     ("peft", '`LoraConfig(target_modules="all-linear")`, merged'): (LORA, "with"),
     ("torchao", "`quantize_(model, Int8WeightOnlyConfig())`"): (TORCHAO, "with"),
+    ("bitsandbytes", "`Linear8bitLt` in place of every `nn.Linear`"): (BITSANDBYTES, "with"),
+    ("torch.compile", "`torch.compile(model, fullgraph=True)`"): (INDUCTOR, "with"),
+    ("accelerate", "`device_map` with blocks on disk"): (OFFLOAD, "with"),
+    ("TRL", "`SFTTrainer(model, …)`, full fine-tuning, saved and loaded"): (TRL, "with"),
+    ("lm-evaluation-harness", "`lm_eval --model hf --model_args pretrained=folder`"): (LM_EVAL, "with"),
     ("llama.cpp", "`fasc export folder --format gguf`"): (GGUF, "with"),
     ("vLLM", "`vllm serve folder`"): (VLLM, "vllm"),
 }
@@ -99,7 +175,7 @@ CHECKPOINTS = {
     "--for llama.cpp": {"layouts": "dense,channels"},
     "--for plain": {"allocation": "uniform", "layouts": "dense,channels"},
 }
-EXTRAS = {LORA: "peft", TORCHAO: "torchao", GGUF: "llama_cpp"}
+EXTRAS = {LORA: "peft", TORCHAO: "torchao", GGUF: "llama_cpp", BITSANDBYTES: "bitsandbytes", TRL: "trl", LM_EVAL: "lm_eval"}
 
 
 def environment(name: str, wheel: Path | None) -> Path:
@@ -119,6 +195,8 @@ def environment(name: str, wheel: Path | None) -> Path:
             "diskcache",
         ]  # what they need is borrowed; what cannot be had is not tried
         subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", *extras], check=False)
+        for tool in ("bitsandbytes", "trl", "lm-eval"):  # one that cannot be had is not tried
+            subprocess.run([python, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", tool], check=False)
         subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel], check=True)
     return python
 

@@ -1,10 +1,13 @@
 """Checkpoints of tiny models: MLPs with fewer channels, groups and layers in several layouts."""
 
+import json
 import os
 import subprocess
 import sys
 
 import pytest
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from fasc.compression.compress import carry_out
 from fasc.serving.checkpoint import CheckpointNotes, save_checkpoint
@@ -65,3 +68,15 @@ def python(tmp_path):
         return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
 
     return run
+
+
+@pytest.fixture
+def merging(tokenizer):
+    """With a merge, which llama.cpp insists on."""
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocabulary = parts["model"]["vocab"]
+    last = max(vocabulary, key=vocabulary.get)
+    vocabulary["th"] = vocabulary.pop(last)
+    parts["model"]["merges"] = [["t", "h"]]
+    special = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(parts)), **special)

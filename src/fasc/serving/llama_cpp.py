@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import torch
@@ -15,8 +16,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fasc.errors import UsageError
+from fasc.serving.ggml import file_type, fits, rounded
 from fasc.serving.graphs import DECI, Graph, graph_for, graph_of
 from fasc.serving.ordinary import ordinary_tensors
+from fasc.serving.tensor_types import TensorTypes
 from fasc.serving.vocabulary import write_vocabulary
 from fasc.storage import new_file
 
@@ -30,16 +33,24 @@ _FILE_TYPES = {
 }
 
 
-def export_gguf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path, name: str = "") -> Graph:
+def export_gguf(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    out: Path,
+    name: str = "",
+    types: TensorTypes | None = None,
+) -> Graph:
     """Write a GGUF file, with tokenizer and chat template.
 
-    Norms and biases are float32, matrices in the model's precision. The file is written aside and renamed when complete.
+    Norms and biases are float32, matrices in the model's precision or in ggml's types of few bits. The file is written aside and
+    renamed when complete.
 
     Args:
         model: dense, merged, or with fewer channels; Llama, Mistral, Qwen2, Qwen3 or Gemma.
         tokenizer: its own.
         out: the file.
         name: of the model, shown by llama.cpp.
+        types: of the matrices.
 
     Returns:
         The graph of llama.cpp that runs it.
@@ -57,12 +68,12 @@ def export_gguf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out:
     with new_file(out) as scratch:
         writer = GGUFWriter(scratch, graph.name)
         writer.add_name(name or str(model.name_or_path) or out.stem)
-        writer.add_file_type(_FILE_TYPES[model.dtype][0])
+        writer.add_file_type(_FILE_TYPES[model.dtype][0] if types is None else file_type(types.most_used))
         _write_sizes(writer, config, graph, widths)
         _write_rope(writer, config)
         write_vocabulary(writer, tokenizer, config.vocab_size)
-        for key, tensor in _in_graph(tensors, config, graph):
-            _write_tensor(writer, key, tensor)
+        for source, key, tensor in _in_graph(tensors, config, graph):
+            _write_tensor(writer, source, key, tensor, types)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -143,8 +154,8 @@ def _write_rope(writer: GGUFWriter, config: Any) -> None:
         raise UsageError(f"fasc writes no GGUF with `{kind}` rotary embeddings", "serve it with transformers or vLLM")
 
 
-def _in_graph(tensors: Mapping[str, Tensor], config: Any, graph: Graph) -> Iterator[tuple[str, Tensor]]:
-    """The tensors under llama.cpp's names, in its order of rotary pairs."""
+def _in_graph(tensors: Mapping[str, Tensor], config: Any, graph: Graph) -> Iterator[tuple[str, str, Tensor]]:
+    """The model's name, llama.cpp's and the tensor, in llama.cpp's order of rotary pairs."""
     kinds = {name: kind for kind, name in MODEL_ARCH_NAMES.items()}
     names = get_tensor_name_map(kinds[graph.name], config.num_hidden_layers)
     head = _head_size(config)
@@ -158,10 +169,10 @@ def _in_graph(tensors: Mapping[str, Tensor], config: Any, graph: Graph) -> Itera
             tensor = halves.transpose(1, 2).reshape(tensor.shape)
         if graph.norm_shift and name.endswith("norm.weight"):
             tensor = tensor.float() + graph.norm_shift
-        yield target, tensor
+        yield name, target, tensor
     factors = _llama3_factors(config)
     if factors is not None:
-        yield "rope_freqs.weight", factors
+        yield "", "rope_freqs.weight", factors
 
 
 def _llama3_factors(config: Any) -> Tensor | None:
@@ -177,10 +188,35 @@ def _llama3_factors(config: Any) -> Tensor | None:
     return result
 
 
-def _write_tensor(writer: GGUFWriter, name: str, tensor: Tensor) -> None:
+def _write_tensor(writer: GGUFWriter, source: str, name: str, tensor: Tensor, types: TensorTypes | None) -> None:
+    if types is not None and tensor.dim() == 2 and fits(types.of(source, tensor.shape[1]), tensor.shape[1]):
+        kind = types.of(source, tensor.shape[1])
+        writer.add_tensor(name, rounded(tensor, kind, types.importance.get(source)), raw_dtype=kind)
+        return
     values = tensor.float().cpu().contiguous().numpy()
     kind = GGMLQuantizationType.F32 if tensor.dim() == 1 else _FILE_TYPES[tensor.dtype][1]
     if kind == GGMLQuantizationType.F32:
         writer.add_tensor(name, values)
     else:
         writer.add_tensor(name, quantize(values, kind), raw_dtype=kind)
+
+
+def room_for_the_rest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Bytes of a file beside its matrices, at most: the vocabulary, the names and places of the tensors, norms and biases."""
+    tensors = list(model.state_dict().items())
+    with NamedTemporaryFile(suffix=".gguf") as scratch:
+        writer = GGUFWriter(scratch.name, DECI.name)
+        write_vocabulary(writer, tokenizer, model.config.get_text_config().vocab_size)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+        vocabulary = Path(scratch.name).stat().st_size
+    vectors: int = sum(4 * tensor.numel() for _, tensor in tensors if tensor.dim() == 1)
+    return vocabulary + vectors + sum(len(name) + _PER_TENSOR for name, _ in tensors) + _SIZES
+
+
+_PER_TENSOR = 128
+"""Bytes for a tensor's entry in the file's table, and to align it."""
+
+_SIZES = 8192
+"""Bytes for the sizes of the model, a width and numbers of heads for each block among them."""

@@ -53,7 +53,7 @@ def write_vocabulary(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, siz
         writer.add_token_merges(merges)
     else:
         writer.add_token_scores(_scores(tokens, merges))
-        writer.add_add_space_prefix(tokenizer.tokenize("a")[:1] == [_SPACE + "a"])
+        writer.add_add_space_prefix("".join(tokenizer.tokenize("a")).startswith(_SPACE))
     _write_special(writer, tokenizer)
 
 
