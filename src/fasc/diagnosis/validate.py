@@ -20,7 +20,7 @@ from fasc.forecast.half_j import fisher_loss_curve, loss_curve
 from fasc.layouts import LAYOUTS
 from fasc.methods import AtRank
 from fasc.model.groups import Scope, stacked_weight
-from fasc.planning.alternatives import Curves
+from fasc.planning.candidates import Curves
 from fasc.planning.make import plan_model
 from fasc.planning.needs import solver_of
 from fasc.planning.options import BudgetConfig, MethodConfig

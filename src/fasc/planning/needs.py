@@ -8,6 +8,7 @@ from fasc.model.groups import Scope
 from fasc.planning.candidates import UNROUNDED, Cost, Rules
 from fasc.planning.options import BudgetConfig, MethodConfig
 from fasc.planning.pruning import check_pruning
+from fasc.planning.removable import WORDS
 from fasc.pruning import Pruning, find_method
 from fasc.statistics.moments import Need
 
@@ -46,10 +47,27 @@ def allocates_globally(options: MethodConfig, budget: BudgetConfig) -> bool:
     return allocation_of(options, budget) == "fisher" and budget.kind != "rank_fraction"
 
 
-def may_narrow(options: MethodConfig, budget: BudgetConfig) -> bool:
-    """Whether MLPs may lose channels: a matter of the whole budget, which a rank fraction and a selection are not."""
-    allowed = options.layouts is None or Narrow.word in options.layouts
-    return allowed and allocates_globally(options, budget) and options.selection == "none"
+BY_DEFAULT = frozenset({Narrow.word})
+"""What a plan may leave out where no layouts are named."""
+
+
+def may_leave_out(options: MethodConfig, budget: BudgetConfig) -> frozenset[str]:
+    """What the plan may leave out: a matter of the whole budget, which a rank fraction and a selection are not.
+
+    Raises:
+        BudgetError: heads, values or sublayers are asked for where nothing weighs them.
+    """
+    asked = BY_DEFAULT if options.layouts is None else frozenset(options.layouts) & frozenset(WORDS)
+    others = [word for word in WORDS[1:] if options.layouts is not None and word in asked]
+    weighed = allocates_globally(options, budget) and options.selection == "none"
+    if others and (not weighed or options.propagate):
+        raise BudgetError(
+            f"`{others[0]}` is chosen by the forecast loss of the whole model, which this plan does not use",
+            "leave --selection, --propagate and --allocation uniform out and give no rank fraction, or leave it out of --layouts",
+        )
+    if not weighed:
+        return frozenset()
+    return asked if not options.propagate else asked & {Narrow.word}
 
 
 def rules_of(options: MethodConfig, budget: BudgetConfig, *, bytes_per_parameter: int = 4) -> Rules:
@@ -58,7 +76,7 @@ def rules_of(options: MethodConfig, budget: BudgetConfig, *, bytes_per_parameter
     Raises:
         UnknownNameError: there is no such layout.
     """
-    names = None if options.layouts is None else [name for name in options.layouts if name != Narrow.word]
+    names = None if options.layouts is None else [name for name in options.layouts if name not in WORDS]
     return Rules(
         layouts=tuple(layouts_named(names)),
         rank_multiple=budget.rank_multiple,

@@ -14,7 +14,7 @@ from fasc.model.load import LoadedModel, model_fingerprint
 from fasc.model.options import LayersConfig
 from fasc.options import parse
 from fasc.paper.selection import select_methods
-from fasc.planning.alternatives import Curves
+from fasc.planning.candidates import Curves
 from fasc.planning.frontier import MENU, SHARES, Point
 from fasc.planning.frontier import frontier as points_of
 from fasc.planning.make import plan_model
