@@ -37,7 +37,7 @@ def totals_of(alternative):
     """Cost and loss of every choice of options."""
     for pick in itertools.product(*(range(len(unit.costs)) for unit in alternative.units)):
         parts = list(zip(alternative.units, pick, strict=True))
-        yield sum(unit.costs[i] for unit, i in parts), alternative.loss + sum(unit.losses[i] for unit, i in parts)
+        yield alternative.cost + sum(unit.costs[i] for unit, i in parts), alternative.loss + sum(unit.losses[i] for unit, i in parts)
 
 
 def brute_force(groups, limit, limited):
@@ -57,13 +57,13 @@ def random_groups(rng):
             alternatives.insert(0, Alternative((random_candidates(rng, 5),)))
         for _ in range(rng.integers(0, 3)):  # an MLP with fewer channels, which itself loses something
             units = tuple(random_candidates(rng, 3) for _ in range(2))
-            alternatives.append(Alternative(units, narrowing(float(rng.exponential(0.3)))))
+            alternatives.append(Alternative(units, (narrowing(float(rng.exponential(0.3))),), float(rng.integers(0, 3))))
         yield tuple(alternatives)
 
 
 def most(alternative, limited):
     if limited == "cost":
-        return sum(float(unit.costs.max()) for unit in alternative.units)
+        return alternative.cost + sum(float(unit.costs.max()) for unit in alternative.units)
     return alternative.loss + sum(float(unit.losses.max()) for unit in alternative.units)
 
 

@@ -13,8 +13,10 @@ from transformers import PreTrainedModel
 from fasc.compression.trial import Trial
 from fasc.diagnosis.dependence import group_dependence
 from fasc.diagnosis.solutions import Solution, solutions_of
+from fasc.edits.attention import Heads, Values
 from fasc.edits.factor import Factor, Problem
 from fasc.edits.narrow import Narrow
+from fasc.forecast.attention import reduction_loss
 from fasc.forecast.channels import narrowing_loss
 from fasc.forecast.half_j import fisher_loss_curve, loss_curve
 from fasc.layouts import LAYOUTS
@@ -30,6 +32,7 @@ from fasc.statistics.collect import collect_moments
 from fasc.statistics.moments import Need, Statistics
 from fasc.statistics.narrowing import narrowed
 from fasc.statistics.options import CalibrationConfig
+from fasc.statistics.reduction import reduced
 
 Row = dict[str, Any]
 
@@ -148,6 +151,10 @@ def _carrying_out(
                     unseen.append(float(fisher_loss_curve(full, problem.weight, held_out.unit(edit.unit))[edit.rank]))
                 edit.place(model, problem, AtRank(full))
             else:
+                if held_out is not None and isinstance(edit, (Heads, Values)):
+                    reduction = edit.choose(model, statistics)
+                    unseen.append(reduction_loss(stacked_weight(model, reduction.coupling.consumer.unit()), held_out, reduction))
+                    held_out = reduced(held_out, reduction)
                 statistics = edit.apply(model, statistics)
             advance()
 

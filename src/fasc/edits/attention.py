@@ -169,9 +169,7 @@ class Heads(_Reduced):
         """The edit that leaves an attention so many key-value heads."""
         producers, consumer = _shapes(coupling)
         heads = coupling.parts
-        return Heads(
-            producers=producers, consumer=consumer, heads=heads, count=count, damping=damping, predicted_loss=loss
-        )
+        return Heads(producers=producers, consumer=consumer, heads=heads, count=count, damping=damping, predicted_loss=loss)
 
     def _share(self) -> tuple[int, int]:
         return self.count, self.heads

@@ -9,7 +9,7 @@ import copy
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -124,15 +124,15 @@ def with_values_of(model: nn.Module, consumer: str, width: int) -> None:
     old = model.get_submodule(name)
     new = copy.copy(old)
     new._modules = dict(old._modules)
-    new.__class__ = _own_width_class(type(old))
-    new.value_width = width
+    new.__class__ = _own_width_class(type(old))  # type: ignore[arg-type]
+    setattr(new, "value_width", width)  # noqa: B010 - the class is made at run time
     implementation = str(getattr(getattr(old, "config", None), "_attn_implementation", None))
     if "flash" in implementation:
         raise ModelError(f"`{name}`: {implementation} takes values as wide as keys", 'load with attn_implementation="sdpa"')
     setattr(model.get_submodule(parent), leaf, new)
 
 
-@lru_cache
+@cache
 def _own_width_class(kind: type[nn.Module]) -> type[nn.Module]:
     """A class of attention modules with values of their own width.
 
@@ -155,6 +155,8 @@ class _OwnWidth(nn.Module):
     rotate: Callable[..., tuple[Tensor, Tensor]]
     eager: Callable[..., tuple[Tensor, Tensor | None]]
     value_width: int
+    v_proj: nn.Module
+    o_proj: nn.Module
     head_dim: int
     config: Any
     scaling: float
@@ -182,7 +184,7 @@ class _OwnWidth(nn.Module):
             self._normed(norm, getattr(self, name)(hidden_states).view(*shape, -1, self.head_dim)).transpose(1, 2)
             for name, norm in (("q_proj", "q_norm"), ("k_proj", "k_norm"))
         )
-        value = self.v_proj(hidden_states).view(*shape, -1, self.value_width).transpose(1, 2)
+        value: Tensor = self.v_proj(hidden_states).view(*shape, -1, self.value_width).transpose(1, 2)
         query, key = self.rotate(query, key, *position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)

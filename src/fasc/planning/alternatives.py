@@ -69,11 +69,7 @@ def alternatives_of(
         damping: of what is left out.
     """
     known = by_group(removable)
-    seconds = {
-        pair[1].name
-        for channels, attention, sublayer in known.values()
-        for pair in (_pair(channels or (attention and attention.coupling), sublayer),)
-    }
+    seconds = {_pair(*what)[1].name for what in known.values()}
     choices = []
     for group in groups:
         if group.name in known:
@@ -83,7 +79,8 @@ def alternatives_of(
     return choices
 
 
-def _pair(coupling: Coupling | None, sublayer: Sublayer | None) -> tuple[InputGroup, InputGroup]:
+def _pair(channels: Coupling | None, attention: Attention | None, sublayer: Sublayer | None) -> tuple[InputGroup, InputGroup]:
+    coupling = attention.coupling if channels is None and attention is not None else channels
     if coupling is not None:
         return coupling.group, coupling.consumer
     assert sublayer is not None  # noqa: S101 - one of them is there
@@ -100,7 +97,7 @@ def _of_sublayer(
 ) -> list[Alternative]:
     """With everything, with fewer parts, and without it."""
     channels, attention, sublayer = what
-    dense = _pair(channels or (attention and attention.coupling), sublayer)
+    dense = _pair(*what)
 
     def with_units(left: Left) -> list[Alternative]:
         first = _of_group(left.groups[0], scopes, rules, left.curves, dense=dense[0])

@@ -107,7 +107,8 @@ def plan_model(  # noqa: PLR0913 - each is a source or a switch of the plan
     memory = memory_forecast(model, groups, needs_for(options, budget))
     memory |= memory_to_compress(groups, removable.channels, edits, size)
     nll = None if statistics is None else statistics.meta.get("nll")
-    return replace(dense, edits=tuple(edits), allocation=allocation, forecast_memory=memory, dense_nll=nll)
+    lacking = tuple(removable.lacking())
+    return replace(dense, edits=tuple(edits), allocation=allocation, forecast_memory=memory, dense_nll=nll, lacking=lacking)
 
 
 def _noises(

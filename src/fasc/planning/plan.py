@@ -59,6 +59,9 @@ class Plan:
     outside: Mapping[str, int] | None = None
     """Parameters that no plan touches, by what they are."""
 
+    lacking: tuple[str, ...] = ()
+    """What could be left out of other models and not of this one: its parts are built in another way."""
+
     @property
     def method(self) -> str:
         """Name of the method."""
@@ -145,6 +148,7 @@ class Plan:
             "forecast_memory": None if self.forecast_memory is None else dict(self.forecast_memory),
             "dense_nll": self.dense_nll,
             "outside": None if self.outside is None else dict(self.outside),
+            "lacking": list(self.lacking),
         }
 
     @staticmethod
@@ -171,6 +175,7 @@ class Plan:
             forecast_memory=header.forecast_memory,
             dense_nll=header.dense_nll,
             outside=header.outside,
+            lacking=header.lacking,
         )
 
     def save(self, path: str | Path) -> Path:
@@ -215,6 +220,7 @@ class _Header(BaseModel, frozen=True, extra="forbid"):
     forecast_memory: dict[str, int] | None
     dense_nll: FiniteFloat | None
     outside: dict[str, NonNegativeInt] | None = None
+    lacking: tuple[str, ...] = ()
 
 
 def layers_in(groups: Sequence[InputGroup]) -> tuple[Layer, ...]:

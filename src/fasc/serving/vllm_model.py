@@ -15,6 +15,9 @@ from fasc.errors import UsageError
 from fasc.layouts._replacement import MARK, Replacement
 from fasc.model.structure import FascConfig
 
+_NOT_HERE = frozenset({"heads", "values", "skip"})
+"""Edits that change what a block's attention gives to the cache, of which vLLM has one shape."""
+
 
 class FascVllmConfig(QuantizationConfig):
     """``quant_method: fasc``: nothing is quantised, the layers are fewer numbers."""
@@ -58,6 +61,13 @@ class FascForCausalLM(TransformersForCausalLM):  # type: ignore[misc]
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         if vllm_config.parallel_config.tensor_parallel_size > 1:
             raise UsageError("compressed models do not run tensor-parallel in vLLM", "use --tensor-parallel-size 1")
+        edits = parsed(vllm_config.quant_config.structure)
+        lacking = next((edit for edit in edits if edit.edit in _NOT_HERE), None)
+        if lacking is not None:
+            raise UsageError(
+                f"vLLM gives every block the same attention, and `{lacking.places[0]}` has its own ({lacking.edit})",
+                "serve it with transformers, or compress with `--for vllm`",
+            )
         super().__init__(vllm_config=vllm_config, prefix=prefix)
 
     def recursive_replace(self) -> None:
