@@ -7,6 +7,7 @@ from fasc.edits.narrow import Narrow, Shape
 from fasc.edits.quantise import Quantise
 from fasc.edits.remove import Remove
 from fasc.edits.skip import Skip
+from fasc.edits.vocabulary import VocabularyBits
 
 BLOCK = "model.layers.0"
 ATTENTION = tuple(f"{BLOCK}.self_attn.{name}_proj" for name in "qkv")
@@ -32,6 +33,9 @@ KINDS = {
     "heads": Heads(producers=QKV, consumer=OUT, heads=2, count=1, damping=0.01),
     "values": Values(producers=QKV[2:], consumer=OUT, heads=2, width=8, size=5, damping=0.01),
     "skip": Skip(sublayer=f"{BLOCK}.mlp", kind="mlp", layers=(*MLP, DOWN), returns=0, others=0),
+    "vocabulary": VocabularyBits(
+        end="both", embedding="model.embed_tokens", head="lm_head", tokens=128, width=32, bits=4, group_size=16
+    ),
     "mask": Mask(group=DOWN.name, layer=DOWN.name, d_in=48, d_out=32, bias=False, weights=600, method="magnitude"),
     "quantise": Quantise(
         group=f"{BLOCK}.self_attn.q_proj+k_proj+v_proj",

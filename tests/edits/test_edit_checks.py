@@ -13,6 +13,7 @@ from fasc.planning.options import MethodConfig
 from fasc.planning.plan import ModelSize, Plan
 from fasc.pruning import PRUNINGS
 from fasc.statistics.collect import collect_moments
+from fasc.statistics.vocabulary import VOCABULARY
 from tests.conftest import tiny_model
 from tests.edits.kinds import ATTENTION, DOWN, KINDS, MADE, MLP, OUT, QKV
 
@@ -22,7 +23,7 @@ STRANGER = "model.layers.7.mlp.up_proj"
 @pytest.fixture(scope="module")
 def statistics(tokens):
     needs = frozenset().union(METHODS["fasc"].needs_in(("group", "layer")), *(pruning.needs for pruning in PRUNINGS.values()))
-    return collect_moments(tiny_model(), tokens, needs)
+    return collect_moments(tiny_model(), tokens, needs | {VOCABULARY})
 
 
 def plan_of(*edits):
@@ -42,7 +43,7 @@ def test_each_example_fits_and_can_be_made(kind, statistics):
     layers = layers_of(model)
     left = KINDS[kind].check(layers)
     assert layers == layers_of(tiny_model()), "checking changes nothing"
-    assert all(left.get(name) != layers[name] for name in KINDS[kind].touches)
+    assert all(left.get(name) != layers[name] for name in KINDS[kind].touches if name in layers)
     assert all(left[name] == layer for name, layer in layers.items() if name not in KINDS[kind].touches)
     if kind != "remove":  # which needs every block
         carry_out(model, statistics, plan_of(KINDS[kind]))
@@ -108,6 +109,7 @@ WRONG = {
     "a sublayer with more layers": (but(SKIP, sublayer="model.layers.0"), "differ in `model.layers.0.self_attn.k_proj`"),
     "a sublayer with fewer layers": (but(SKIP, layers=(MLP[0], DOWN)), "differ in `model.layers.0.mlp.up_proj`"),
     "a sublayer of another shape": (but(SKIP, layers=(*MLP, renamed(DOWN, d_in=20))), "is 32×48 here and 32×20"),
+    "a vocabulary in a block": (but(KINDS["vocabulary"], embedding=OUT.name), "lies in a block"),
     "more parts than there are": (but(REMOVE, count=49), "cannot keep 49 of 48"),
     "parts that do not divide": (but(REMOVE, parts=36), "cannot keep 20 of 36"),
     "a consumer twice": (but(REMOVE, producers=(*MLP, DOWN)), "listed twice"),

@@ -37,7 +37,10 @@ def totals_of(alternative):
     """Cost and loss of every choice of options."""
     for pick in itertools.product(*(range(len(unit.costs)) for unit in alternative.units)):
         parts = list(zip(alternative.units, pick, strict=True))
-        yield alternative.cost + sum(unit.costs[i] for unit, i in parts), alternative.loss + sum(unit.losses[i] for unit, i in parts)
+        yield (
+            alternative.cost + sum(unit.costs[i] for unit, i in parts),
+            alternative.loss + sum(unit.losses[i] for unit, i in parts),
+        )
 
 
 def brute_force(groups, limit, limited):
@@ -87,7 +90,7 @@ def test_the_allocation_is_within_half_a_percent_of_brute_force_and_within_the_l
         cost, loss = 0.0, 0.0
         for group, (which, options) in zip(groups, allocation.picks, strict=True):
             loss += group[which].loss
-            cost += sum(unit.costs[i] for unit, i in zip(group[which].units, options, strict=True))
+            cost += group[which].cost + sum(unit.costs[i] for unit, i in zip(group[which].units, options, strict=True))
             loss += sum(unit.losses[i] for unit, i in zip(group[which].units, options, strict=True))
         assert (cost if limited == "cost" else loss) <= limit * (1 + 1e-9)
         assert allocation.objective == pytest.approx(loss if limited == "cost" else cost)

@@ -30,6 +30,7 @@ from fasc.planning.pruning import check_pruning, prune
 from fasc.planning.removable import Removable, find_removable
 from fasc.planning.two_budgets import allocate_within_both
 from fasc.planning.uniform import allocate_uniformly, uniform_share_for_loss
+from fasc.planning.vocabulary import VocabularyChoices, vocabulary_choices, vocabulary_noises
 from fasc.provenance import digest
 from fasc.pruning import PRUNINGS
 from fasc.statistics.memory import memory_forecast
@@ -76,8 +77,7 @@ def plan_model(  # noqa: PLR0913 - each is a source or a switch of the plan
     if options.name in PRUNINGS:
         return _plan_pruning(model, groups, options, budget, dense)
     chosen, allocation = solver_of(options), allocation_of(options, budget)
-    if options.bits:
-        check_bits(options, budget)
+    check_bits(options, budget)
     decides = allocation == "fisher" or budget.limits_loss  # whether ranks depend on the forecast
     if statistics is None and decides:
         raise BudgetError(
@@ -102,8 +102,11 @@ def plan_model(  # noqa: PLR0913 - each is a source or a switch of the plan
         if options.bits:
             curves = {**curves, **_noises(model, groups, (chosen, scopes, rules), options, statistics, known)}
     choices = alternatives_of(groups, removable, scopes, rules, curves, chosen.damping)
-    allocate = _globally if allocation == "fisher" else _uniformly
-    edits = allocate(choices, dense, budget, chosen)
+    if allocation == "fisher":
+        ends = _ends(model, options, rules, statistics, known)
+        edits = _globally([*choices, *ends.choices], dense, budget, chosen, ends.parameters)
+    else:
+        edits = _uniformly(choices, dense, budget, chosen)
     memory = memory_forecast(model, groups, needs_for(options, budget))
     memory |= memory_to_compress(groups, removable.channels, edits, size)
     nll = None if statistics is None else statistics.meta.get("nll")
@@ -229,9 +232,25 @@ def _uniformly(choices: Choices, dense: Plan, budget: BudgetConfig, chosen: Solv
     ]
 
 
-def _globally(choices: Choices, dense: Plan, budget: BudgetConfig, chosen: Solver) -> list[Edit]:
+def _ends(
+    model: PreTrainedModel,
+    options: MethodConfig,
+    rules: Rules,
+    statistics: Statistics | None,
+    known: dict[str, Curves] | None,
+) -> VocabularyChoices:
+    """Bits of embedding and head, where they are asked for."""
+    if not options.bits_vocabulary or statistics is None:
+        return VocabularyChoices()
+    known, key = {} if known is None else known, f"vocabulary {rules.bits_group}"
+    if not known.get(key):
+        known[key] = vocabulary_noises(model, statistics, rules.bits_group)
+    return vocabulary_choices(model, statistics, rules, known[key])
+
+
+def _globally(choices: Choices, dense: Plan, budget: BudgetConfig, chosen: Solver, also: int) -> list[Edit]:
     by_loss = budget.limits_loss
-    limit = budget.loss_limit if by_loss else limit_of(dense, budget, whole=_whole(_own_units(choices)))
+    limit = budget.loss_limit if by_loss else limit_of(dense, budget, whole=_whole(_own_units(choices)), also=also)
     if budget.flop_fraction is not None and budget.kind != "flop_fraction":
         allocation = allocate_within_both(choices, limit, multiply_adds_limit(dense, budget.flop_fraction))
     else:

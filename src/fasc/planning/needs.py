@@ -11,6 +11,7 @@ from fasc.planning.pruning import check_pruning
 from fasc.planning.removable import WORDS
 from fasc.pruning import Pruning, find_method
 from fasc.statistics.moments import Need
+from fasc.statistics.vocabulary import VOCABULARY
 
 _COSTS: dict[str, Cost] = {"rank_fraction": "rank", "max_bytes": "bytes", "flop_fraction": "multiply-adds"}
 
@@ -115,10 +116,11 @@ def needs_for(options: MethodConfig, budget: BudgetConfig | None) -> frozenset[N
     needs = method.needs_in(scopes)
     if budget is None or budget.limits_loss:
         needs |= frozenset(Need("gradient", scope) for scope in scopes)
-    if options.bits:
-        check_bits(options, budget)
+    check_bits(options, budget)
     if options.bits or (budget is None and method.is_loss):
         needs |= {OUTPUT_SCALE}
+    if options.bits_vocabulary:
+        needs |= {VOCABULARY}
     return needs | selection_needs(options)
 
 
@@ -132,6 +134,10 @@ def check_bits(options: MethodConfig, budget: BudgetConfig | None) -> None:
     Raises:
         BudgetError: the budget does not see bits, or the plan is not made of forecasts.
     """
+    if not options.bits and not options.bits_vocabulary:
+        return
+    if not options.bits:
+        raise BudgetError("there are no bits from which embedding and head could have theirs", "give --bits 4,6,8 as well")
     wrong = [bits for bits in options.bits or () if bits > 8 and bits != UNROUNDED]
     if wrong:
         raise BudgetError(f"weights cannot be rounded to {wrong[0]} bits", f"give 1 to 8, or {UNROUNDED} for weights as they are")

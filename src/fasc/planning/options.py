@@ -39,6 +39,9 @@ class MethodConfig(Options, extra="allow"):
     bits_group: PositiveInt = 64
     """Neighbouring inputs that share one scale, where weights are rounded."""
 
+    bits_vocabulary: bool = False
+    """Let embedding and head have their bits chosen as well, from the same numbers. Needs `--bits`."""
+
     propagate: bool = False
     """Compress block by block, each from the inputs it will really get, against the dense model's outputs."""
 

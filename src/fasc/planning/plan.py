@@ -11,6 +11,7 @@ from torch import nn
 from fasc.edits import Edit, read_edit
 from fasc.edits.factor import Factor
 from fasc.edits.structure import check_edits
+from fasc.edits.vocabulary import VocabularyBits
 from fasc.errors import BudgetError, FascError
 from fasc.model.groups import InputGroup
 from fasc.model.layers import Layer
@@ -110,7 +111,8 @@ class Plan:
     def bits_per_weight(self) -> float:
         """Bits on disk of the chosen layers, all that they hold, for each of their dense weights."""
         size = self.model.bytes_per_parameter
-        return 8 * (self.dense_parameters * size - sum(edit.saved_bytes(size) for edit in self.edits)) / self.dense_parameters
+        saved = sum(edit.saved_bytes(size) for edit in self.edits if not isinstance(edit, VocabularyBits))
+        return 8 * (self.dense_parameters * size - saved) / self.dense_parameters
 
     def _rank_fraction(self) -> float | None:
         """Σ rank ÷ Σ full rank over units, a layer that no edit factors being one of full rank; ``None`` for pruning."""

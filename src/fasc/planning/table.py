@@ -15,6 +15,7 @@ from fasc.edits.factor import Factor
 from fasc.edits.narrow import Narrow
 from fasc.edits.quantise import Quantise
 from fasc.edits.skip import Skip
+from fasc.edits.vocabulary import VocabularyBits
 from fasc.layouts import LAYOUTS
 from fasc.model.groups import group_name
 from fasc.model.untouched import in_words
@@ -49,6 +50,8 @@ def _layers(edit: Edit) -> str:
         return group_name(list(edit.layers))
     if isinstance(edit, Skip):
         return edit.sublayer
+    if isinstance(edit, VocabularyBits):
+        return " = ".join(edit.touches)
     return edit.unit.name if isinstance(edit, Factor) else edit.touches[-1]
 
 
@@ -63,9 +66,13 @@ _IN_WORDS: Mapping[str, Callable[[Any], tuple[str, str]]] = {
         " + ".join(f"{d_out}×{d_in}" for d_in, d_out in edit.maps),
         f"{edit.bits} bits, groups of {edit.group_size}",
     ),
+    "vocabulary": lambda edit: (f"{edit.tokens}×{edit.width}", f"{edit.bits} bits, groups of {edit.group_size}"),
     "mask": lambda edit: (f"{edit.d_out}×{edit.d_in}", f"{edit.weights:,} weights"),
 }
 """By kind of edit: the layers' shape, and what is left of it."""
+
+
+_ENDS = {"embedding": "embedding", "head": "head", "both": "embedding and head"}
 
 
 def _shapes(edit: Edit) -> tuple[str, str]:
@@ -105,20 +112,17 @@ def composition(plan: Plan) -> str:
     """How many layers each kind of edit takes, and how many stay dense."""
     counts: Counter[str] = Counter()
     for edit in plan.edits:
+        if isinstance(edit, VocabularyBits):
+            counts[f"the {_ENDS[edit.end]} in {edit.bits} bits"] += 1
+            continue
         if isinstance(edit, Quantise):
             counts[f"{edit.bits} bits"] += len(edit.touches)
             continue
         counts[edit.layout if isinstance(edit, Factor) else edit.edit] += len(edit.touches) if isinstance(edit, Factor) else 1
-    touched = {name for edit in plan.edits for name in edit.touches}
+    names = {layer.name for layer in plan.layers}
+    touched = {name for edit in plan.edits for name in edit.touches} & names
     dense = len(plan.layers) - len(touched)
-    words = [
-        f"{count} layers in {what}"
-        if what.endswith(" bits")
-        else f"{count} layers {what}"
-        if what in LAYOUTS
-        else f"{count} × {what}"
-        for what, count in counts.most_common()
-    ]
+    words = [_counted(what, count) for what, count in counts.most_common()]
     narrowed = [edit for edit in plan.edits if isinstance(edit, Narrow)]
     if narrowed:
         share = sum(edit.width for edit in narrowed) / sum(edit.channels for edit in narrowed)
@@ -130,6 +134,14 @@ def composition(plan: Plan) -> str:
     if values:
         words.append(f"{sum(e.size for e in values) / sum(e.width for e in values):.1%} of the value features")
     return ", ".join([*words, f"{dense} of {len(plan.layers)} layers untouched"])
+
+
+def _counted(what: str, count: int) -> str:
+    if what.startswith("the "):
+        return what
+    if what.endswith(" bits"):
+        return f"{count} layers in {what}"
+    return f"{count} layers {what}" if what in LAYOUTS else f"{count} × {what}"
 
 
 def _outside(plan: Plan) -> str:
