@@ -119,7 +119,7 @@ def needs_for(options: MethodConfig, budget: BudgetConfig | None) -> frozenset[N
     check_bits(options, budget)
     if options.bits or (budget is None and method.is_loss):
         needs |= {OUTPUT_SCALE}
-    if options.bits_vocabulary:
+    if options.bits_vocabulary or (budget is None and method.is_loss):
         needs |= {VOCABULARY}
     return needs | selection_needs(options)
 

@@ -62,7 +62,9 @@ def collect_moments(
     groups = find_groups(model, layers or LayersConfig())
     fingerprint = model_fingerprint(model)
     captures = [GroupCapture(group, needs, model.device) for group in groups]
-    ends = VocabularyCapture(model) if VOCABULARY in needs else None
+    ends = VocabularyCapture.of(model) if VOCABULARY in needs else None
+    if ends is None:
+        needs -= {VOCABULARY}
     with capturing(model, captures), evaluating(model), _gradients_of_activations(model), ExitStack() as stack:
         if ends is not None:
             stack.enter_context(ends.hooks(model))

@@ -9,8 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fasc.errors import ModelError
-from fasc.model.vocabulary import find_vocabulary
+from fasc.model.vocabulary import Vocabulary, find_vocabulary
 from fasc.statistics.accumulators import SymmetricSum, VectorSum, Weights, merged_mean
 from fasc.statistics.capture import Batch
 from fasc.statistics.unit import Need
@@ -49,12 +48,9 @@ class VocabularyMoments:
 class VocabularyCapture:
     """Sums that are fed by hooks at the embedding and at the head."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        found = find_vocabulary(model)
-        if found is None:
-            raise ModelError(f"embedding and head of {type(model).__name__} are no plain matrices", "leave --bits-vocabulary out")
+    def __init__(self, found: Vocabulary, device: torch.device) -> None:
         self._names, self._factor = (found.embedding, found.head), found.scale
-        device, self._width = model.device, found.width
+        self._width = found.width
         self._frequency = torch.zeros(found.tokens, dtype=torch.float64, device=device)
         self._gradient, self._input = SymmetricSum(found.width, device), SymmetricSum(found.width, device)
         self._scale = VectorSum(found.tokens, device)
@@ -62,6 +58,12 @@ class VocabularyCapture:
         self._mask: Tensor | None = None
         self.listening = False
         """True in the forward pass only."""
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> "VocabularyCapture | None":
+        """Of a model whose embedding and head are plain matrices."""
+        found = find_vocabulary(model)
+        return None if found is None else cls(found, model.device)
 
     def begin_batch(self, batch: Batch) -> None:
         """Get ready for a batch."""
