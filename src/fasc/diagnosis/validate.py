@@ -98,7 +98,7 @@ def validate_plans(
         held_out: moments of the held-out text, see :func:`held_out_moments`.
 
     Returns:
-        A row per budget: ``budget``, ``param_fraction``, ``half_j`` (Σ½J), ``half_j_held_out``, ``kl``, ``kl_error``, ``ratio``
+        A row per budget: ``budget``, ``param_fraction``, ``half_j`` (Σ½J), ``half_j_held_out`` (if every edit has one), ``kl``, ``kl_error``, ``ratio``
         (kl ÷ Σ½J), ``nll_increase``, all in nats per token.
     """
     trial = Trial(model, statistics, tokens)
@@ -119,7 +119,7 @@ def validate_plans(
                 "method": options.name,
                 "param_fraction": plan.totals["param_fraction"],
                 "half_j": half_j,
-                "half_j_held_out": sum(unseen) if held_out is not None else None,
+                "half_j_held_out": sum(unseen) if held_out is not None and len(unseen) == len(plan.edits) else None,
                 "kl": measured.nats,
                 "kl_error": measured.error,
                 "ratio": measured.nats / half_j if half_j else None,

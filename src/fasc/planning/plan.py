@@ -17,6 +17,7 @@ from fasc.model.groups import InputGroup
 from fasc.model.layers import Layer
 from fasc.options import parse
 from fasc.outputs import MARK, write_artifact
+from fasc.planning.correction import Expected
 from fasc.planning.options import BudgetConfig, MethodConfig
 from fasc.storage import read_json
 
@@ -62,6 +63,9 @@ class Plan:
 
     lacking: tuple[str, ...] = ()
     """What could be left out of other models and not of this one: its parts are built in another way."""
+
+    expected: Expected | None = None
+    """The KL divergence to expect, by plans of this model that were measured."""
 
     @property
     def method(self) -> str:
@@ -151,6 +155,7 @@ class Plan:
             "dense_nll": self.dense_nll,
             "outside": None if self.outside is None else dict(self.outside),
             "lacking": list(self.lacking),
+            "expected": None if self.expected is None else self.expected.model_dump(),
         }
 
     @staticmethod
@@ -178,6 +183,7 @@ class Plan:
             dense_nll=header.dense_nll,
             outside=header.outside,
             lacking=header.lacking,
+            expected=header.expected,
         )
 
     def save(self, path: str | Path) -> Path:
@@ -223,6 +229,7 @@ class _Header(BaseModel, frozen=True, extra="forbid"):
     dense_nll: FiniteFloat | None
     outside: dict[str, NonNegativeInt] | None = None
     lacking: tuple[str, ...] = ()
+    expected: Expected | None = None
 
 
 def layers_in(groups: Sequence[InputGroup]) -> tuple[Layer, ...]:

@@ -99,6 +99,12 @@ def totals_table(plan: Plan) -> Table:
         table.add_row("not possible in this model", f"{', '.join(plan.lacking)}: its parts cannot be told apart")
     if plan.predicted_loss is not None:
         table.add_row("forecast, Σ ½J", f"{plan.predicted_loss:.4f} nats/token: {_perplexity(plan)}")
+    if plan.expected is not None:
+        one = plan.expected
+        table.add_row(
+            "to expect, KL",
+            f"{one.kl:.4f} nats/token [{one.low:.4f}, {one.high:.4f}], by {one.plans} measured plans of this model",
+        )
     memory = plan.forecast_memory or {}
     for what, names in _STAGES.items():
         parts = {name: memory[name] / 1e6 for name in names if name in memory}
