@@ -36,8 +36,7 @@ def plan(
         Path | None,
         typer.Option(
             "--validation",
-            help="File of `fasc validate --json` of this model. What plans were measured to lose corrects the forecast, and a limit of "
-            "the KL divergence is one of what is to be expected.",
+            help="File of `fasc validate --json` of this model: what plans were measured to lose corrects the forecast.",
             show_default=False,
         ),
     ] = None,

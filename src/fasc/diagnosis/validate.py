@@ -98,8 +98,8 @@ def validate_plans(
         held_out: moments of the held-out text, see :func:`held_out_moments`.
 
     Returns:
-        A row per budget: ``budget``, ``param_fraction``, ``half_j`` (Σ½J), ``half_j_held_out`` (if every edit has one), ``kl``, ``kl_error``, ``ratio``
-        (kl ÷ Σ½J), ``nll_increase``, all in nats per token.
+        A row per budget: ``budget``, ``param_fraction``, ``half_j`` (Σ½J), ``half_j_held_out`` (if every edit has one), ``kl``,
+        ``kl_error``, ``ratio`` (kl ÷ Σ½J), ``nll_increase``, all in nats per token.
     """
     trial = Trial(model, statistics, tokens)
     groups = [group.group for group in statistics.groups.values()]
