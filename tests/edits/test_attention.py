@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
+from fasc.compression.trial import Trial
 from fasc.edits.attention import Heads, Values
+from fasc.edits.skip import Skip
 from fasc.edits.structure import structure_of
 from fasc.errors import ModelError
 from fasc.forecast.attention import reduction_loss
@@ -11,8 +14,10 @@ from fasc.methods import METHODS
 from fasc.model.attention import find_attentions, with_values_of
 from fasc.model.groups import find_groups, stacked_weight
 from fasc.model.options import LayersConfig
+from fasc.model.sublayers import find_sublayers
+from fasc.serving.quantizer import attach
 from fasc.statistics.collect import collect_moments
-from tests.conftest import CONFIGS, logits, tiny_model
+from tests.conftest import CONFIGS, in_new_process, logits, tiny_model
 
 NEEDS = METHODS["fasc"].needs_in(("group", "layer"))
 DAMPING = 1e-4
@@ -167,3 +172,43 @@ def test_a_kernel_that_takes_one_width_is_refused():
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ModelError, match="flash_attention_2 takes values as wide as keys"):
         with_values_of(model, "model.layers.0.self_attn.o_proj", 6)
+
+
+def all_of_them(name, statistics):
+    """One head less in the first block, narrower values in the second, and what may be left out of either left out."""
+    model = tiny_model(name)
+    groups = find_groups(model, LayersConfig())
+    edits = [heads_of(model)[0], values_of(model, 6)[1]]
+    edits += [Skip.of(one) for one in find_sublayers(model, groups) if one.kind == "mlp"]
+    return model, edits, make(model, statistics, edits)
+
+
+@pytest.mark.parametrize("name", BUILT_SO)
+def test_a_checkpoint_gives_the_same_logits(name, measured, tokens, tmp_path):
+    model, _, _ = all_of_them(name, measured(name))
+    attach(model)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(logits(again, tokens), logits(model, tokens))
+
+
+def test_a_new_process_loads_it(measured, tmp_path):
+    model, _, _ = all_of_them("llama", measured())
+    attach(model)
+    model.save_pretrained(tmp_path)
+    script = (
+        "import sys, torch\nfrom transformers import AutoModelForCausalLM\n"
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
+        "print(float(model(input_ids=torch.arange(12)[None]).logits.double().sum()))"
+    )
+    expected = float(logits(model, torch.arange(12)[None]).double().sum())
+    assert float(in_new_process(script, tmp_path).split()[-1]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_trial_puts_every_module_back(measured, tokens):
+    model, statistics = tiny_model(), measured()
+    _, edits, _ = all_of_them("llama", statistics)
+    before, modules = logits(model, tokens), dict(model.named_modules())
+    assert Trial(model, statistics, tokens[:4]).measure(edits).nats > 0
+    assert torch.equal(logits(model, tokens), before)
+    assert all(module is modules[name] for name, module in model.named_modules())

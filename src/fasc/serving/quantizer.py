@@ -35,11 +35,12 @@ class FascHfQuantizer(HfQuantizer):
         undisguise(model.config)
         edits = parsed(self.quantization_config)
         build_structure(model, edits)
-        self._let_initialise(model, {name for edit in edits for name in edit.touches})
+        made = made_modules(model, edits)
+        self._let_initialise(model, set(made))
         self._in_files = _shapes_in(given.get("checkpoint_files") or ())
         shapes = {
             f"{name}.{key}": tuple(tensor.shape)
-            for name in made_modules(model, edits)
+            for name in made
             for key, tensor in model.get_submodule(name).state_dict(keep_vars=True).items()
         }
         for name in sorted(shapes.keys() & self._in_files.keys()):
