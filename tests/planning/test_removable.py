@@ -4,6 +4,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+import torch
 
 from fasc.compression.compress import carry_out
 from fasc.edits.skip import Skip
@@ -13,8 +14,11 @@ from fasc.model.groups import Unit
 from fasc.model.layers import Layer
 from fasc.planning.candidates import Alternative, Rules, candidates
 from fasc.planning.lagrangian import allocate_by_loss
+from fasc.planning.options import MethodConfig
 from fasc.planning.plan import Plan
+from fasc.stages.compress import needs_of
 from fasc.stages.plan import plan
+from fasc.statistics.collect import collect_moments
 from tests.conftest import tiny_model
 
 NO_PRODUCTS = ("dense", "channels", "heads", "values", "skip")
@@ -116,3 +120,31 @@ def test_the_allocation_is_that_of_brute_force(seed, share):
     assert made.objective == pytest.approx(best, rel=5e-3)
     least = allocate_by_loss(choices, best, limited="loss")
     assert least.objective <= limit * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma2"])
+def test_what_is_left_is_factored_and_rounded_like_any_layer(architecture, tokens):
+    """Everything at once, carried out: the bytes are those of the plan, and a cache gives what no cache gives."""
+    options = MethodConfig(name="fasc", bits=(3, 4, 8))
+    statistics = collect_moments(tiny_model(architecture), tokens, needs_of((options,)))
+    layouts = ("factors", "shared", "pivoted", "pivoted-columns", *NO_PRODUCTS)
+    model = tiny_model(architecture)
+    made = plan(model, statistics, layouts=layouts, bits=(3, 4, 8), bits_group=16, max_kl=9.0, damping=1e-2)
+    kinds = {edit.edit for edit in made.edits}
+    assert "quantise" in kinds
+    assert kinds & {"heads", "values", "skip"}
+    carry_out(model, statistics, made)
+    unique = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values()}
+    held = sum(tensor.numel() * tensor.element_size() for tensor in unique.values())
+    assert held == made.totals["bytes"]
+    prompt, generate = tokens[:2, :6], {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 2}
+    assert torch.equal(model.generate(prompt, **generate), model.generate(prompt, use_cache=False, **generate))
+
+
+def test_values_and_heads_are_factored_where_that_is_asked_for(statistics):
+    model = tiny_model()
+    made = plan(model, statistics, layouts=("factors", "pivoted", "heads", "values"), param_fraction=0.45, damping=1e-2)
+    touched = [set(edit.touches) for edit in made.edits if edit.edit in ("heads", "values")]
+    assert any(set(edit.touches) & names for edit in made.edits if edit.edit == "factor" for names in touched)
+    carry_out(model, statistics, made)
+    assert model(input_ids=torch.arange(9)[None]).logits.isfinite().all()
