@@ -172,6 +172,19 @@ def test_moments_at_both_ends_are_stored_and_merged(tokens, tmp_path):
     assert all(torch.equal(value, again.tensors()[key]) for key, value in parts[0].vocabulary.tensors().items())
 
 
+def test_padding_counts_for_nothing_and_half_precision_is_summed_in_single(tokens):
+    ids = tokens[:6].clone()
+    whole = collect_moments(tiny_model(), ids[:, :15], frozenset({VOCABULARY})).vocabulary
+    mask = torch.ones_like(ids)
+    mask[:, 15:] = 0
+    padded = collect_moments(tiny_model(), ids, frozenset({VOCABULARY}), mask=mask).vocabulary
+    torch.testing.assert_close(padded.frequency, whole.frequency)
+    torch.testing.assert_close(padded.input, whole.input, rtol=1e-4, atol=1e-5)
+    short = collect_moments(tiny_model(dtype=torch.bfloat16), ids, frozenset({VOCABULARY})).vocabulary
+    assert short.gradient.dtype == short.scale.dtype == torch.float32
+    torch.testing.assert_close(short.input.trace(), whole.input.trace(), rtol=0.2, atol=0)
+
+
 def test_what_cannot_be_is_refused_in_one_line(everything, moments, tmp_path):
     with pytest.raises(BudgetError, match="no bits from which embedding and head"):
         plan(tiny_model(), everything, bits_vocabulary=True, max_bytes=40_000)

@@ -96,14 +96,14 @@ class VocabularyCapture:
         self._tokens += len(read)
         self._frequency += torch.bincount(read.flatten(), minlength=len(self._frequency))
         if output.requires_grad:
-            output.register_hook(lambda gradient: self._gradient.add(self._factor * self._rows(gradient)))
+            output.register_hook(lambda gradient: self._gradient.add(self._factor * self._rows(gradient).float()))
 
     def _on_head(self, _module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         if not self.listening:
             return
-        self._input.add(self._rows(args[0].detach()))
+        self._input.add(self._rows(args[0].detach()).float())
         if output.requires_grad:
-            output.register_hook(lambda gradient: self._scale.add(self._rows(gradient).square()))
+            output.register_hook(lambda gradient: self._scale.add(self._rows(gradient).float().square()))
 
     def publish(self) -> VocabularyMoments:
         """Means over the tokens that were read."""
