@@ -19,7 +19,7 @@ from fasc.evaluation.speed import speeds_in_turn
 from fasc.evaluation.text import evaluation_texts
 from fasc.methods import METHODS, get_method
 from fasc.model.load import LoadedModel
-from fasc.planning.alternatives import Curves
+from fasc.planning.candidates import Curves
 from fasc.planning.options import BudgetConfig, MethodConfig
 from fasc.progress import say
 from fasc.provenance import provenance

@@ -31,3 +31,18 @@ def test_either_half_may_be_left_out(done, model_folder, text_file, tmp_path):
     out, _ = done("validate", model_folder, *options, "--rank-fractions", "0.5", "--param-fractions", "none")
     assert (len(json.loads(file.read_text())["rows"]), json.loads(file.read_text())["plans"]) == (16, [])
     assert "the forecast of the whole model" not in out
+
+
+def test_plans_of_few_bits_are_measured_and_say_what_to_expect_of_another(done, model_folder, text_file, tmp_path):
+    moments, validation, made = tmp_path / "s.safetensors", tmp_path / "v.json", tmp_path / "p.json"
+    done("collect", model_folder, "--corpus", text_file, *CALIBRATION, "--out", moments)
+    options = ["--layouts", "dense", "--bits", "3,4,6", "--damping", "1e-2", "--statistics", moments]
+    measure = ["--corpus", text_file, *CALIBRATION, "--held-out", "2", "--rank-fractions", "none", "--max-kls", "0.05,0.2,0.6"]
+    done("validate", model_folder, *options, *measure, "--json", validation)
+    rows = json.loads(validation.read_text())["plans"]
+    assert [row["budget"] for row in rows] == ["kl0.05", "kl0.2", "kl0.6"]
+    assert all(row["half_j_held_out"] is None for row in rows)
+    out, _ = done("plan", model_folder, *options, "--max-kl", "0.3", "--validation", validation, "--json", made)
+    assert "by 3 measured plans of this model" in out
+    expected = json.loads(made.read_text())["expected"]
+    assert expected["low"] <= expected["kl"] <= 0.3 * (1 + 1e-9)

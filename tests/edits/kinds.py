@@ -1,15 +1,21 @@
 """One edit of each kind for the tiny llama, as a plan writes them and as compression has made them."""
 
+from fasc.edits.attention import Heads, Values
 from fasc.edits.factor import Factor
 from fasc.edits.mask import Mask
 from fasc.edits.narrow import Narrow, Shape
 from fasc.edits.quantise import Quantise
 from fasc.edits.remove import Remove
+from fasc.edits.skip import Skip
+from fasc.edits.vocabulary import VocabularyBits
 
 BLOCK = "model.layers.0"
 ATTENTION = tuple(f"{BLOCK}.self_attn.{name}_proj" for name in "qkv")
 MLP = tuple(Shape(f"{BLOCK}.mlp.{name}_proj", 32, 48, False) for name in ("gate", "up"))
 DOWN = Shape(f"{BLOCK}.mlp.down_proj", 48, 32, False)
+
+QKV = tuple(Shape(name, 32, d_out, False) for name, d_out in zip(ATTENTION, (32, 16, 16), strict=True))
+OUT = Shape(f"{BLOCK}.self_attn.o_proj", 32, 32, False)
 
 KINDS = {
     "factor": Factor(
@@ -24,6 +30,12 @@ KINDS = {
         options={"damping": 0.01},
     ),
     "narrow": Narrow(producers=MLP, consumer=DOWN, channels=48, width=20, damping=0.01),
+    "heads": Heads(producers=QKV, consumer=OUT, heads=2, count=1, damping=0.01),
+    "values": Values(producers=QKV[2:], consumer=OUT, heads=2, width=8, size=5, damping=0.01),
+    "skip": Skip(sublayer=f"{BLOCK}.mlp", kind="mlp", layers=(*MLP, DOWN), returns=0, others=0),
+    "vocabulary": VocabularyBits(
+        end="both", embedding="model.embed_tokens", head="lm_head", tokens=128, width=32, bits=4, group_size=16
+    ),
     "mask": Mask(group=DOWN.name, layer=DOWN.name, d_in=48, d_out=32, bias=False, weights=600, method="magnitude"),
     "quantise": Quantise(
         group=f"{BLOCK}.self_attn.q_proj+k_proj+v_proj",

@@ -13,8 +13,9 @@ from fasc.planning.options import MethodConfig
 from fasc.planning.plan import ModelSize, Plan
 from fasc.pruning import PRUNINGS
 from fasc.statistics.collect import collect_moments
+from fasc.statistics.vocabulary import VOCABULARY
 from tests.conftest import tiny_model
-from tests.edits.kinds import ATTENTION, DOWN, KINDS, MADE, MLP
+from tests.edits.kinds import ATTENTION, DOWN, KINDS, MADE, MLP, OUT, QKV
 
 STRANGER = "model.layers.7.mlp.up_proj"
 
@@ -22,7 +23,7 @@ STRANGER = "model.layers.7.mlp.up_proj"
 @pytest.fixture(scope="module")
 def statistics(tokens):
     needs = frozenset().union(METHODS["fasc"].needs_in(("group", "layer")), *(pruning.needs for pruning in PRUNINGS.values()))
-    return collect_moments(tiny_model(), tokens, needs)
+    return collect_moments(tiny_model(), tokens, needs | {VOCABULARY})
 
 
 def plan_of(*edits):
@@ -42,7 +43,7 @@ def test_each_example_fits_and_can_be_made(kind, statistics):
     layers = layers_of(model)
     left = KINDS[kind].check(layers)
     assert layers == layers_of(tiny_model()), "checking changes nothing"
-    assert all(left.get(name) != layers[name] for name in KINDS[kind].touches)
+    assert all(left.get(name) != layers[name] for name in KINDS[kind].touches if name in layers)
     assert all(left[name] == layer for name, layer in layers.items() if name not in KINDS[kind].touches)
     if kind != "remove":  # which needs every block
         carry_out(model, statistics, plan_of(KINDS[kind]))
@@ -51,6 +52,7 @@ def test_each_example_fits_and_can_be_made(kind, statistics):
 
 
 FACTOR, NARROW, MASK, REMOVE = KINDS["factor"], KINDS["narrow"], KINDS["mask"], KINDS["remove"]
+HEADS, VALUES, SKIP = KINDS["heads"], KINDS["values"], KINDS["skip"]
 
 
 def but(edit, **changes):
@@ -95,6 +97,19 @@ WRONG = {
     "more weights than there are": (but(MASK, weights=48 * 32 + 1), "1,537 weights of 1,536"),
     "a mask of another shape": (but(MASK, d_in=32), "is 32×48 here and 32×32"),
     "a mask of a layer that is not there": (but(MASK, layer=STRANGER), "no linear layer"),
+    "all heads": (but(HEADS, count=2), "cannot keep 2 of 2 key-value heads"),
+    "heads that do not divide": (but(HEADS, heads=3, count=2), "cannot keep 2 of 3 key-value heads"),
+    "no layers that make heads": (but(HEADS, producers=()), "cannot keep 1 of 2 key-value heads"),
+    "heads of another shape": (but(HEADS, consumer=renamed(OUT, d_in=16)), "is 32×32 here and 32×16"),
+    "all value features": (but(VALUES, size=8), "cannot keep 8 of 8 features"),
+    "value heads of another width": (but(VALUES, width=16), "cannot keep 5 of 16 features"),
+    "values of several layers": (but(VALUES, producers=QKV[1:]), "cannot keep 5 of 8 features"),
+    "values of another module": (but(VALUES, producers=MLP[:1], heads=6), "cannot keep 5 of 8 features"),
+    "a sublayer that is not there": (but(SKIP, sublayer="model.layers.7.mlp"), "differ in `model.layers.0.mlp.down_proj`"),
+    "a sublayer with more layers": (but(SKIP, sublayer="model.layers.0"), "differ in `model.layers.0.self_attn.k_proj`"),
+    "a sublayer with fewer layers": (but(SKIP, layers=(MLP[0], DOWN)), "differ in `model.layers.0.mlp.up_proj`"),
+    "a sublayer of another shape": (but(SKIP, layers=(*MLP, renamed(DOWN, d_in=20))), "is 32×48 here and 32×20"),
+    "a vocabulary in a block": (but(KINDS["vocabulary"], embedding=OUT.name), "lies in a block"),
     "more parts than there are": (but(REMOVE, count=49), "cannot keep 49 of 48"),
     "parts that do not divide": (but(REMOVE, parts=36), "cannot keep 20 of 36"),
     "a consumer twice": (but(REMOVE, producers=(*MLP, DOWN)), "listed twice"),
@@ -114,7 +129,7 @@ def test_an_edit_that_does_not_fit_is_refused_and_the_model_stays(edit, message,
     assert all(torch.equal(value, before[key]) for key, value in after.items())
 
 
-@pytest.mark.parametrize("kind", ["factor", "mask", "remove"])
+@pytest.mark.parametrize("kind", ["factor", "mask", "remove", "skip"])
 def test_what_was_replaced_is_not_edited_again(kind):
     refused(KINDS[kind], KINDS[kind], match="no linear layer of this model, or an earlier edit has replaced it")
 
@@ -127,6 +142,15 @@ def test_a_narrow_mlp_may_be_edited_further_in_the_shapes_it_has_left():
     refused(factor, NARROW, match="is 48×32 here and 20×32")
     check_edits([NARROW, but(MASK, d_in=20, bias=True, weights=600)], tiny_model())
     refused(NARROW, but(MASK, d_in=20, weights=600), match="has a bias here and none in the plan")
+
+
+def test_an_attention_may_lose_heads_and_then_value_features():
+    left = {"consumer": renamed(OUT, d_in=16, bias=True), "heads": 1}
+    narrow = but(VALUES, producers=(renamed(QKV[2], d_out=8),), **left)
+    check_edits([HEADS, narrow], tiny_model())
+    refused(HEADS, VALUES, match="is 8×32 here and 16×32")
+    refused(HEADS, HEADS, match="is 16×32 here and 32×32")
+    refused(SKIP, NARROW, match="an earlier edit has replaced it")
 
 
 def test_a_rank_that_the_method_has_no_direction_for_is_refused(statistics):

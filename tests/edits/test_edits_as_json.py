@@ -55,6 +55,8 @@ NUMBERS = {
     "narrow": ("channels", "width"),
     "mask": ("d_in", "d_out"),
     "remove": ("parts", "count"),
+    "heads": ("heads", "count"),
+    "values": ("heads", "width", "size"),
 }
 
 
@@ -77,7 +79,7 @@ def test_a_unit_has_a_width_and_a_bias_for_each_layer(name):
     assert "do not fit" in refused({**raw, "layers": [], "d_outs": [], "biases": []})
 
 
-@pytest.mark.parametrize("kind", ["narrow", "remove"])
+@pytest.mark.parametrize("kind", ["narrow", "remove", "heads", "values"])
 @pytest.mark.parametrize(
     "shape",
     [[], ["a"], ["a", 0, 8, False], ["a", 8, -8, False], ["a", 8, 8, "maybe"], [5, 8, 8, False], ["a", 8, 8, False, 1], None],

@@ -37,7 +37,10 @@ def totals_of(alternative):
     """Cost and loss of every choice of options."""
     for pick in itertools.product(*(range(len(unit.costs)) for unit in alternative.units)):
         parts = list(zip(alternative.units, pick, strict=True))
-        yield sum(unit.costs[i] for unit, i in parts), alternative.loss + sum(unit.losses[i] for unit, i in parts)
+        yield (
+            alternative.cost + sum(unit.costs[i] for unit, i in parts),
+            alternative.loss + sum(unit.losses[i] for unit, i in parts),
+        )
 
 
 def brute_force(groups, limit, limited):
@@ -57,13 +60,13 @@ def random_groups(rng):
             alternatives.insert(0, Alternative((random_candidates(rng, 5),)))
         for _ in range(rng.integers(0, 3)):  # an MLP with fewer channels, which itself loses something
             units = tuple(random_candidates(rng, 3) for _ in range(2))
-            alternatives.append(Alternative(units, narrowing(float(rng.exponential(0.3)))))
+            alternatives.append(Alternative(units, (narrowing(float(rng.exponential(0.3))),), float(rng.integers(0, 3))))
         yield tuple(alternatives)
 
 
 def most(alternative, limited):
     if limited == "cost":
-        return sum(float(unit.costs.max()) for unit in alternative.units)
+        return alternative.cost + sum(float(unit.costs.max()) for unit in alternative.units)
     return alternative.loss + sum(float(unit.losses.max()) for unit in alternative.units)
 
 
@@ -87,7 +90,7 @@ def test_the_allocation_is_within_half_a_percent_of_brute_force_and_within_the_l
         cost, loss = 0.0, 0.0
         for group, (which, options) in zip(groups, allocation.picks, strict=True):
             loss += group[which].loss
-            cost += sum(unit.costs[i] for unit, i in zip(group[which].units, options, strict=True))
+            cost += group[which].cost + sum(unit.costs[i] for unit, i in zip(group[which].units, options, strict=True))
             loss += sum(unit.losses[i] for unit, i in zip(group[which].units, options, strict=True))
         assert (cost if limited == "cost" else loss) <= limit * (1 + 1e-9)
         assert allocation.objective == pytest.approx(loss if limited == "cost" else cost)

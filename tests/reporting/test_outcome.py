@@ -47,3 +47,15 @@ def test_a_checkpoint_of_zeros_is_an_ordinary_one(tokens):
     text = "\n".join(outcome(zeros, Path("small"), "m", merged=False))
     assert "loads in any program" in text
     assert "recover" not in text
+
+
+@pytest.mark.parametrize("words,vllm,llama", [("channels", True, True), ("heads", False, True), ("values", False, False)])
+def test_engines_are_named_that_can_hold_what_was_left_out(tokens, words, vllm, llama):
+    model = tiny_model()
+    cut = plan(
+        model, statistics_of(model, tokens, "two-sided"), method="two-sided", max_kl=5.0, layouts=("dense", words), damping=1e-2
+    )
+    assert cut.edits
+    text = "\n".join(outcome(cut, Path("small"), "m", merged=False, model_type="llama"))
+    assert ("transformers and vLLM where" in text) == vllm
+    assert ("`fasc export small --format gguf`" in text) == llama

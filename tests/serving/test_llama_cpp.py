@@ -7,8 +7,14 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedTokenizerFast
 
+from fasc.edits.attention import Heads, Values
+from fasc.edits.skip import Skip
 from fasc.errors import UsageError
+from fasc.model.attention import find_attentions
+from fasc.model.groups import find_groups
 from fasc.model.load import LoadedModel
+from fasc.model.options import LayersConfig
+from fasc.model.sublayers import find_sublayers
 from fasc.serving.graphs import GRAPHS, graph_for
 from fasc.serving.llama_cpp import export_gguf
 from fasc.stages.compress import _recipe_of, carry_out_recipe
@@ -103,7 +109,27 @@ def test_one_width_for_all_blocks_is_an_ordinary_model(architecture, tokens, mea
     assert export_gguf(loaded, tokenizer, tmp_path / "plain.gguf").name == GRAPHS[loaded.config.model_type].name
 
 
-def test_llama_cpp_says_what_transformers_says(tokens, merging, tmp_path):
+def with_edits(architecture, measured, wanted):
+    """One head fewer in the first block, and sublayers left out."""
+    model, statistics = tiny_model(architecture), measured(architecture)
+    groups = find_groups(model, LayersConfig())
+    for one in find_attentions(model, groups)[:1] if "heads" in wanted else []:
+        statistics = Heads.of(one.coupling, 1, 1e-2).apply(model, statistics)
+    for one in find_sublayers(tiny_model(architecture), groups):
+        if one.kind in wanted:
+            statistics = Skip.of(one).apply(model, statistics)
+    return model
+
+
+def test_narrower_values_are_refused_with_what_helps(measured, tokenizer, tmp_path):
+    model = tiny_model()
+    one = find_attentions(model, find_groups(model, LayersConfig()))[0]
+    Values.of(one.coupling, one.value.name, 6, 1e-2).apply(model, measured())
+    with pytest.raises(UsageError, match="leave `values` out of --layouts"):
+        export_gguf(model, tokenizer, tmp_path / "small.gguf")
+
+
+def test_llama_cpp_says_what_transformers_says(tokens, merging, measured, tmp_path):
     """Logits of the same tokens, from the ordinary and the narrower graph."""
     llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is an extra of the tests: fasc[serve-tests]")
     for name, model in {
@@ -114,6 +140,9 @@ def test_llama_cpp_says_what_transformers_says(tokens, merging, tmp_path):
         "qwen3": tiny_model("qwen3"),
         "gemma2": tiny_model("gemma2"),
         "gemma3": tiny_model("gemma3"),
+        "heads": with_edits("llama", measured, ["heads", "attention", "mlp"]),
+        "skips": with_edits("mistral", measured, ["attention", "mlp"]),
+        "qwen2 heads": with_edits("qwen2", measured, ["heads", "attention"]),
     }.items():
         file = tmp_path / f"{name}.gguf"
         export_model(LoadedModel(model, merging), "gguf", file)

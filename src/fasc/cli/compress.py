@@ -43,6 +43,7 @@ def compress(
     layouts: opt.Layouts = None,
     bits: opt.Bits = None,
     bits_group: opt.BitsGroup = None,
+    bits_vocabulary: opt.BitsVocabulary = None,
     engine: opt.Engine = None,
     rank_multiple: opt.RankMultiple = None,
     channel_multiple: opt.ChannelMultiple = None,

@@ -176,6 +176,7 @@ MethodOption = Annotated[
 Allocation = Annotated[str | None, option(MethodConfig, "allocation", "--allocation")]
 Layouts = Annotated[str | None, option(MethodConfig, "layouts", "--layouts")]
 Bits = Annotated[str | None, option(MethodConfig, "bits", "--bits")]
+BitsVocabulary = Annotated[bool | None, option(MethodConfig, "bits_vocabulary", "--bits-vocabulary")]
 BitsGroup = Annotated[int | None, option(MethodConfig, "bits_group", "--bits-group")]
 Engine = Annotated[
     str | None,

@@ -24,6 +24,7 @@ def plan(
     layouts: opt.Layouts = None,
     bits: opt.Bits = None,
     bits_group: opt.BitsGroup = None,
+    bits_vocabulary: opt.BitsVocabulary = None,
     engine: opt.Engine = None,
     rank_multiple: opt.RankMultiple = None,
     channel_multiple: opt.ChannelMultiple = None,
@@ -31,6 +32,14 @@ def plan(
     overhead: opt.Overhead = None,
     statistics: opt.StatisticsFile = None,
     held_out: opt.HeldOutFile = None,
+    validation: Annotated[
+        Path | None,
+        typer.Option(
+            "--validation",
+            help="File of `fasc validate --json` of this model: what plans were measured to lose corrects the forecast.",
+            show_default=False,
+        ),
+    ] = None,
     damping: opt.Damping = None,
     method_option: opt.MethodOption = None,
     selection: opt.Selection = None,
@@ -72,8 +81,8 @@ def plan(
         _print_frontier(source, options, layers, statistics, frontier, json)
         return
     needs_for(options, budget)
-    opt.check_files(json, inputs=(model, statistics, held_out))
-    result = plan_from_files(load(source), options, budget, layers, statistics, held_out)
+    opt.check_files(json, inputs=(model, statistics, held_out, validation))
+    result = plan_from_files(load(source), options, budget, layers, statistics, held_out, validation)
     if json is not None:
         result.save(json)
     print_results(edits_table(result), totals_table(result))

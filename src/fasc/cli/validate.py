@@ -20,6 +20,12 @@ def validate(
     param_fractions: Annotated[
         str, typer.Option("--param-fractions", help="Parameter fractions of whole models of the first method, or `none`.")
     ] = "0.95,0.9,0.8,0.7,0.6",
+    max_kls: Annotated[
+        str,
+        typer.Option("--max-kls", help="Forecast losses of whole models of the first method, or `none`; the budgets for --bits."),
+    ] = "none",
+    layouts: opt.Layouts = None,
+    bits: opt.Bits = None,
     held_out: Annotated[int, typer.Option("--held-out", min=1, help="Held-out sequences, from the same corpus.")] = 8,
     statistics: opt.StatisticsFile = None,
     json: opt.Json = None,
@@ -46,9 +52,12 @@ def validate(
     """
     given = locals()
     calibration = opt.take(CalibrationConfig, given)
-    chosen = [opt.method(given, name) for name in opt.names(methods) or DEFAULT_METHODS]
+    first, *others = opt.names(methods) or DEFAULT_METHODS
+    alone = {**given, "layouts": None, "bits": None}
+    chosen = [opt.method(given, first), *(opt.method(alone, name) for name in others)]
     ranks = [budget.rank_fraction or 0.5 for budget in opt.fractions(rank_fractions, "rank_fraction")]
-    budgets = opt.fractions(param_fractions, "param_fraction")
+    whole = opt.fractions("none" if bits else param_fractions, "param_fraction")
+    budgets = [*whole, *opt.fractions(max_kls, "max_kl")]
     source = opt.take(ModelConfig, given)
     layers = opt.take(LayersConfig, given)
     from fasc.outputs import write_artifact

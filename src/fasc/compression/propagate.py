@@ -23,7 +23,6 @@ from transformers import PreTrainedModel
 from fasc.edits import Edit, read_edit
 from fasc.edits.factor import Factor, Problem
 from fasc.edits.narrow import Narrow
-from fasc.edits.quantise import Quantise
 from fasc.edits.structure import record, structure_of
 from fasc.errors import ModelError, StatisticsError, UsageError
 from fasc.linalg.psd import cholesky, damped
@@ -55,9 +54,11 @@ def compress_in_order(model: PreTrainedModel, statistics: Statistics, plan: Plan
     for edit in plan.edits:
         if isinstance(edit, Factor) and "cross" in edit.solver.method.moments:
             raise UsageError(f"`{edit.method}` ranks by Σ_xg, which is not known for propagated inputs", "leave --propagate out")
-    if any(isinstance(edit, Quantise) for edit in plan.edits):
+    other = next((edit for edit in plan.edits if not isinstance(edit, (Narrow, Factor))), None)
+    if other is not None:
         raise UsageError(
-            "rounding goes by the moments of the dense model's inputs, not by propagated ones", "leave --propagate out"
+            f"the edit `{other.edit}` goes by the moments of the dense model's inputs, not by propagated ones",
+            "leave --propagate out",
         )
     if statistics.text is None:
         raise StatisticsError("the statistics do not hold the text they were measured on", "run `fasc collect` again")

@@ -62,7 +62,7 @@ class Trial:
         Raises:
             NonFiniteError: the edited model's logits are not finite.
         """
-        layers = sorted({name for edit in edits for name in edit.touches})
+        layers = sorted({name for edit in edits for name in edit.places})
         with ExitStack() as stack:
             stack.enter_context(structure_kept(self._model))
             stack.enter_context(restored(self._model, layers))

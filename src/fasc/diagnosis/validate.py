@@ -13,14 +13,16 @@ from transformers import PreTrainedModel
 from fasc.compression.trial import Trial
 from fasc.diagnosis.dependence import group_dependence
 from fasc.diagnosis.solutions import Solution, solutions_of
+from fasc.edits.attention import Heads, Values
 from fasc.edits.factor import Factor, Problem
 from fasc.edits.narrow import Narrow
+from fasc.forecast.attention import reduction_loss
 from fasc.forecast.channels import narrowing_loss
 from fasc.forecast.half_j import fisher_loss_curve, loss_curve
 from fasc.layouts import LAYOUTS
 from fasc.methods import AtRank
 from fasc.model.groups import Scope, stacked_weight
-from fasc.planning.alternatives import Curves
+from fasc.planning.candidates import Curves
 from fasc.planning.make import plan_model
 from fasc.planning.needs import solver_of
 from fasc.planning.options import BudgetConfig, MethodConfig
@@ -30,6 +32,7 @@ from fasc.statistics.collect import collect_moments
 from fasc.statistics.moments import Need, Statistics
 from fasc.statistics.narrowing import narrowed
 from fasc.statistics.options import CalibrationConfig
+from fasc.statistics.reduction import reduced
 
 Row = dict[str, Any]
 
@@ -95,8 +98,8 @@ def validate_plans(
         held_out: moments of the held-out text, see :func:`held_out_moments`.
 
     Returns:
-        A row per budget: ``budget``, ``param_fraction``, ``half_j`` (Σ½J), ``half_j_held_out``, ``kl``, ``kl_error``, ``ratio``
-        (kl ÷ Σ½J), ``nll_increase``, all in nats per token.
+        A row per budget: ``budget``, ``param_fraction``, ``half_j`` (Σ½J), ``half_j_held_out`` (if every edit has one), ``kl``,
+        ``kl_error``, ``ratio`` (kl ÷ Σ½J), ``nll_increase``, all in nats per token.
     """
     trial = Trial(model, statistics, tokens)
     groups = [group.group for group in statistics.groups.values()]
@@ -116,7 +119,7 @@ def validate_plans(
                 "method": options.name,
                 "param_fraction": plan.totals["param_fraction"],
                 "half_j": half_j,
-                "half_j_held_out": sum(unseen) if held_out is not None else None,
+                "half_j_held_out": sum(unseen) if held_out is not None and len(unseen) == len(plan.edits) else None,
                 "kl": measured.nats,
                 "kl_error": measured.error,
                 "ratio": measured.nats / half_j if half_j else None,
@@ -148,6 +151,10 @@ def _carrying_out(
                     unseen.append(float(fisher_loss_curve(full, problem.weight, held_out.unit(edit.unit))[edit.rank]))
                 edit.place(model, problem, AtRank(full))
             else:
+                if held_out is not None and isinstance(edit, (Heads, Values)):
+                    reduction = edit.choose(model, statistics)
+                    unseen.append(reduction_loss(stacked_weight(model, reduction.coupling.consumer.unit()), held_out, reduction))
+                    held_out = reduced(held_out, reduction)
                 statistics = edit.apply(model, statistics)
             advance()
 

@@ -40,6 +40,16 @@ class Edit(BaseModel, ABC, frozen=True, extra="forbid"):
         """Names of the layers that it changes."""
 
     @property
+    def places(self) -> tuple[str, ...]:
+        """Names of the modules that it exchanges: those layers, where it says nothing else."""
+        return self.touches
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        """Names of the modules with new weights that it leaves: those layers, where it says nothing else."""
+        return self.touches
+
+    @property
     @abstractmethod
     def saved(self) -> int:
         """Parameters fewer than before it."""

@@ -33,7 +33,13 @@ def structure_of(model: nn.Module) -> FascConfig | None:
 
 def edited_layers(model: nn.Module) -> list[str]:
     """Names of the modules that edits have put in the place of layers, each once."""
-    return list(dict.fromkeys(name for edit in parsed(structure_of(model)) for name in edit.touches))
+    return made_modules(model, parsed(structure_of(model)))
+
+
+def made_modules(model: nn.Module, edits: Sequence[Edit]) -> list[str]:
+    """Names of the modules with new weights that these edits have left in a model, each once."""
+    there = {name for name, _ in model.named_modules()}  # a sublayer that is left out takes its layers with it
+    return [name for name in dict.fromkeys(name for edit in edits for name in edit.makes) if name in there]
 
 
 def record(model: PreTrainedModel, edit: Edit) -> None:

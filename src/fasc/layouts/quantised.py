@@ -114,3 +114,56 @@ def linear_maps(module: nn.Module) -> Iterator[LinearMap]:
         yield LinearMap("")
     else:
         yield from maps()
+
+
+class QuantisedEmbedding(nn.Module):
+    """A table of few bits: rows are made from their codes when they are read.
+
+    Args:
+        tokens: rows.
+        width: features of a row.
+        bits: of a code.
+        group: features that share a scale.
+        scale: what the rows are multiplied by.
+    """
+
+    def __init__(self, tokens: int, width: int, bits: int, group: int, scale: float) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim, self.scale = tokens, width, scale
+        self.table = QuantisedLinear(width, tokens, bits, group, bias=False)
+        # Of no use but to say in which precision rows are given: a model is cast as a whole.
+        self.register_buffer("like", torch.zeros(1))
+
+    like: Tensor
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Rows of tokens, [… width]."""
+        table, ids = self.table, tokens.flatten()
+        scales = table.scales[ids].view(torch.float16).to(self.like.dtype).repeat_interleave(table.group, 1)
+        zeros = unpack(table.zeros, table.bits, table.scales.numel()).view_as(table.scales)[ids].repeat_interleave(table.group, 1)
+        codes = unpack(table.codes[ids], table.bits, table.in_features)
+        rows = scales[:, : table.in_features] * (codes.to(scales) - zeros[:, : table.in_features].to(scales))
+        return (self.scale * rows).view(*tokens.shape, -1)
+
+    def extra_repr(self) -> str:
+        """One line for ``print(model)``."""
+        return f"{self.num_embeddings}, {self.embedding_dim}"
+
+
+class TiedHead(nn.Module):
+    """Logits by the table of a quantised embedding, which it holds no copy of.
+
+    Args:
+        embedding: the module.
+        bias: whether there is one.
+    """
+
+    def __init__(self, embedding: QuantisedEmbedding, *, bias: bool) -> None:
+        super().__init__()
+        self._of = (embedding,)  # in a tuple it is no submodule, and is copied with the model
+        self.in_features, self.out_features = embedding.embedding_dim, embedding.num_embeddings
+        self.bias = nn.Parameter(torch.empty(embedding.num_embeddings)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map […, width] to […, tokens]."""
+        return F.linear(x, self._of[0].table.rounded().dense().to(x.dtype), self.bias)

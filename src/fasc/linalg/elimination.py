@@ -102,3 +102,41 @@ def refit(covariance_x: Float[Tensor, "i i"], kept: Int[Tensor, " k"]) -> Float[
     chol = torch.linalg.cholesky(covariance_x[kept][:, kept])
     found: Tensor = torch.cholesky_solve(covariance_x[kept], chol).mT
     return found
+
+
+def eliminate_blocks(weight: Float[Tensor, "o i"], covariance_x: Float[Tensor, "i i"], blocks: int) -> list[int]:
+    """The order in which blocks of neighbouring features go, each time the one that costs least, until one is left.
+
+    Args:
+        weight: in an orthonormal basis of the metric.
+        covariance_x: ``Σ_xx``, positive definite (damped).
+        blocks: how many of one size there are.
+    """
+    a, precision = weight.clone(), torch.cholesky_inverse(torch.linalg.cholesky(covariance_x))
+    members = torch.arange(weight.shape[1], device=weight.device).view(blocks, -1)
+    order: list[int] = []
+    while len(order) < blocks - 1:
+        left = [block for block in range(blocks) if block not in order]
+        removed = {block: _removal(a, precision, members[block]) for block in left}
+        least = min(left, key=lambda block: float(removed[block].square().sum()))
+        rows = torch.linalg.solve_triangular(
+            torch.linalg.cholesky(precision[members[least]][:, members[least]]), precision[members[least]], upper=False
+        )
+        a = a - removed[least].mT @ rows
+        precision = precision - rows.mT @ rows
+        order.append(least)
+    return order
+
+
+def _removal(a: Float[Tensor, "o i"], precision: Float[Tensor, "i i"], block: Int[Tensor, " b"]) -> Float[Tensor, "b o"]:
+    """What the removal of a block adds to the error, in the basis of the metric."""
+    factor = torch.linalg.cholesky(precision[block][:, block])
+    found: Tensor = torch.linalg.solve_triangular(factor, a[:, block].mT, upper=False)
+    return found
+
+
+def estimate_from(covariance_x: Float[Tensor, "i i"], reads: Float[Tensor, "k i"]) -> Float[Tensor, "i k"]:
+    """``T = Σ Aᵀ (A Σ Aᵀ)⁻¹``: the best linear estimate of all features from ``A x`` is ``T A x``."""
+    cross = covariance_x @ reads.mT
+    found: Tensor = torch.cholesky_solve(cross.mT, torch.linalg.cholesky(reads @ cross)).mT
+    return found

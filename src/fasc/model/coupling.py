@@ -84,15 +84,15 @@ def find_channels(model: PreTrainedModel, groups: Sequence[InputGroup]) -> list[
         groups: its input groups, in the order of the calls.
     """
     left = [candidates for candidates in (_candidates(groups, position) for position in range(len(groups))) if candidates]
-    inputs = _inputs_of(model, [candidates[0].consumer.name for candidates in left])
+    inputs = inputs_of(model, [candidates[0].consumer.name for candidates in left])
     couplings: list[Coupling] = []
     while left:
         kinds: dict[tuple[str, ...], list[Coupling]] = {}
         for candidates in left:
             kinds.setdefault(candidates[0].kind, []).append(candidates[0])
-        separable = {kind for kind, ones in kinds.items() if _separable(model, ones, inputs, _half_of_the_channels)}
-        couplings += [candidates[0] for candidates in left if candidates[0].kind in separable]
-        left = [candidates[1:] for candidates in left if candidates[0].kind not in separable and len(candidates) > 1]
+        apart = {kind for kind, ones in kinds.items() if separable(model, ones, inputs, _half_of_the_channels)}
+        couplings += [candidates[0] for candidates in left if candidates[0].kind in apart]
+        left = [candidates[1:] for candidates in left if candidates[0].kind not in apart and len(candidates) > 1]
     order = {group.name: position for position, group in enumerate(groups)}
     return _apart(sorted({one.group.name: one for one in couplings}.values(), key=lambda one: order[one.group.name]))
 
@@ -136,8 +136,8 @@ def find_heads(model: PreTrainedModel, groups: Sequence[InputGroup]) -> list[Cou
             couplings.append(Coupling("heads", keys, group, group.layers, consumer))
     if not couplings or keys == 1:  # a single head cannot go
         return couplings
-    inputs = _inputs_of(model, [one.consumer.name for one in couplings])
-    return couplings if _separable(model, couplings, inputs, _one_head_less) else []
+    inputs = inputs_of(model, [one.consumer.name for one in couplings])
+    return couplings if separable(model, couplings, inputs, _one_head_less) else []
 
 
 def _candidates(groups: Sequence[InputGroup], position: int) -> list[Coupling]:
@@ -159,7 +159,7 @@ def _candidates(groups: Sequence[InputGroup], position: int) -> list[Coupling]:
     ]
 
 
-def _inputs_of(model: PreTrainedModel, consumers: Sequence[str]) -> dict[str, Tensor]:
+def inputs_of(model: PreTrainedModel, consumers: Sequence[str]) -> dict[str, Tensor]:
     """What each consumer is given by the model as it is."""
     inputs: dict[str, Tensor] = {}
 
@@ -204,7 +204,7 @@ def _one_head_less(coupling: Coupling) -> tuple[Mapping[str, Callable[..., Tenso
     return {layer.name: silencing(layer.d_out // coupling.parts) for layer in coupling.producers}, stay
 
 
-def _separable(model: PreTrainedModel, candidates: Sequence[Coupling], inputs: Mapping[str, Tensor], change: Change) -> bool:
+def separable(model: PreTrainedModel, candidates: Sequence[Coupling], inputs: Mapping[str, Tensor], change: Change) -> bool:
     """Whether every consumer is given the same where the producers' change must not be seen."""
     same: dict[str, bool] = {}
 

@@ -1,24 +1,19 @@
-"""The alternatives of every group: one projector or several, all channels or fewer."""
+"""The alternatives of every group: one projector or several; all channels, heads and value features or fewer; no sublayer."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-from transformers import PreTrainedModel
-
-from fasc.edits import Edit
 from fasc.edits.narrow import Narrow
 from fasc.errors import BudgetError
 from fasc.forecast.channels import narrow_consumer_key, narrowing_key
 from fasc.forecast.rounding import noise_key
 from fasc.layouts import LAYOUTS
-from fasc.model.coupling import Coupling, find_channels
+from fasc.model.attention import Attention
+from fasc.model.coupling import Coupling
 from fasc.model.groups import InputGroup, Scope, Unit
-from fasc.planning.candidates import Alternative, Candidates, Rules, candidates, step_of
+from fasc.model.sublayers import Sublayer
+from fasc.planning.candidates import Alternative, Candidates, Curves, Rules, candidates, step_of
+from fasc.planning.removable import Left, Removable, attentions_left, by_group, skip_of
 from fasc.statistics.narrowing import narrowed_group
-
-Curves = Mapping[str, NDArray[np.float64]]
-"""Forecasts by unit, and those of channel pruning."""
 
 _WIDTHS = 24
 """Numbers of channels that a plan may choose from, at most."""
@@ -40,16 +35,6 @@ def widths_of(channels: int, rank_multiple: int, channel_multiple: int | None = 
     return [width for width in range((channels - 1) // step * step, 0, -step) if width >= _FEWEST * channels]
 
 
-def prunable(model: PreTrainedModel, groups: Sequence[InputGroup]) -> list[Coupling]:
-    """The MLPs that may lose channels: all but the last block's.
-
-    Channels of the last block each predict few tokens, confidently: their gradients vanish, and ½J underestimates their
-    removal, by a factor of five in the 135M model and without limit on rare tokens (docs/log.md).
-    """
-    last = max((group.block for group in groups if group.block is not None), default=None)
-    return [one for one in find_channels(model, groups) if one.group.block != last]
-
-
 def check_widths(couplings: Sequence[Coupling], widths: Callable[[int], Sequence[int]], multiple: int) -> None:
     """Refuse a multiple that leaves nothing to choose, which would take channel pruning away without a word.
 
@@ -67,32 +52,66 @@ def check_widths(couplings: Sequence[Coupling], widths: Callable[[int], Sequence
 
 def alternatives_of(
     groups: Sequence[InputGroup],
-    couplings: Sequence[Coupling],
+    removable: Removable,
     scopes: Sequence[Scope],
     rules: Rules,
     curves: Curves,
     damping: float,
 ) -> list[list[Alternative]]:
-    """The alternatives of every group; the two groups of an MLP that may lose channels are one choice.
+    """The alternatives of every group; the two groups of a sublayer that may lose something are one choice.
 
     Args:
         groups: all input groups.
-        couplings: MLPs that may lose channels.
+        removable: what may be left out.
         scopes: which units may be used.
         rules: what a plan may do.
         curves: forecasts, where they are known.
-        damping: of channel pruning.
+        damping: of what is left out.
     """
-    by_group = {one.group.name: one for one in couplings}
-    consumers = {one.consumer.name for one in couplings}
+    known = by_group(removable)
+    seconds = {_pair(*what)[1].name for what in known.values()}
     choices = []
     for group in groups:
-        coupling = by_group.get(group.name)
-        if coupling is not None:
-            choices.append(_of_mlp(coupling, scopes, rules, curves, damping))
-        elif group.name not in consumers:
+        if group.name in known:
+            choices.append(_of_sublayer(known[group.name], scopes, rules, curves, damping, removable.words))
+        elif group.name not in seconds:
             choices.append(_of_group(group, scopes, rules, curves))
     return choices
+
+
+def _pair(channels: Coupling | None, attention: Attention | None, sublayer: Sublayer | None) -> tuple[InputGroup, InputGroup]:
+    coupling = attention.coupling if channels is None and attention is not None else channels
+    if coupling is not None:
+        return coupling.group, coupling.consumer
+    assert sublayer is not None  # noqa: S101 - one of them is there
+    return sublayer.groups[0], sublayer.groups[1]
+
+
+def _of_sublayer(
+    what: tuple[Coupling | None, Attention | None, Sublayer | None],
+    scopes: Sequence[Scope],
+    rules: Rules,
+    curves: Curves,
+    damping: float,
+    words: frozenset[str],
+) -> list[Alternative]:
+    """With everything, with fewer parts, and without it."""
+    channels, attention, sublayer = what
+    dense = _pair(*what)
+
+    def with_units(left: Left) -> list[Alternative]:
+        first = _of_group(left.groups[0], scopes, rules, left.curves, dense=dense[0])
+        second = _of_group(left.groups[1], scopes, rules, left.curves, dense=dense[1])
+        return [Alternative(a.units + b.units, left.edits) for a in first for b in second]
+
+    lefts = [Left(dense, curves)]
+    if channels is not None:
+        lefts += _with_channels(channels, rules, curves, damping)
+    if attention is not None:
+        lefts += list(attentions_left(attention, rules, curves, damping, words))[1:]
+    alternatives = [alternative for left in lefts for alternative in with_units(left)]
+    skip = None if sublayer is None else skip_of(sublayer, rules, curves)
+    return alternatives if skip is None else [*alternatives, Alternative((), skip[:1], skip[1])]
 
 
 def _of_group(
@@ -112,21 +131,12 @@ def _of_group(
     return shared + separate
 
 
-def _of_mlp(coupling: Coupling, scopes: Sequence[Scope], rules: Rules, curves: Curves, damping: float) -> list[Alternative]:
-    """With all channels, and with each number of them that the rules allow."""
-
-    def with_channels(producers: InputGroup, consumer: InputGroup, known: Curves, before: Edit | None) -> list[Alternative]:
-        first = _of_group(producers, scopes, rules, known, dense=coupling.group)
-        second = _of_group(consumer, scopes, rules, known, dense=coupling.consumer)
-        return [Alternative(a.units + b.units, before) for a in first for b in second]
-
+def _with_channels(coupling: Coupling, rules: Rules, curves: Curves, damping: float) -> Iterator[Left]:
+    """With each number of channels that the rules allow."""
     name, channels = coupling.consumer.name, coupling.parts
-    alternatives = with_channels(coupling.group, coupling.consumer, curves, None)
     for width in widths_of(channels, rules.rank_multiple, rules.channel_multiple):
         if narrow_consumer_key(name, width) not in curves or width < rules.floor * channels:
             continue
         edit = Narrow.of(coupling, width, damping, float(curves[narrowing_key(name)][channels - width]))
-        narrow = [narrowed_group(group, coupling, width) for group in (coupling.group, coupling.consumer)]
-        left = {**curves, name: curves[narrow_consumer_key(name, width)]}
-        alternatives += with_channels(narrow[0], narrow[1], left, edit)
-    return alternatives
+        first, second = (narrowed_group(group, coupling, width) for group in (coupling.group, coupling.consumer))
+        yield Left((first, second), {**curves, name: curves[narrow_consumer_key(name, width)]}, (edit,))

@@ -21,6 +21,9 @@ Cost = Literal["rank", "parameters", "bytes", "multiply-adds"]
 
 Floats = NDArray[np.float64]
 
+Curves = Mapping[str, Floats]
+"""Forecasts by unit, and those of what may be left out."""
+
 _COARSEST = 16
 """A multiple is used where it divides the whole at least so often."""
 
@@ -118,13 +121,16 @@ class Alternative:
     """One way to store the layers of a group, or of groups that stand together: one option is taken of each unit."""
 
     units: tuple[Candidates, ...]
-    before: Edit | None = None
-    """Made first; the units are what is left. Its loss is part of the alternative's."""
+    before: tuple[Edit, ...] = ()
+    """Made first; the units are what is left. Their loss is part of the alternative's."""
+
+    cost: float = 0.0
+    """Beside that of the units."""
 
     @property
     def loss(self) -> float:
         """What the alternative loses whichever options are taken."""
-        return 0.0 if self.before is None or self.before.predicted_loss is None else self.before.predicted_loss
+        return sum(edit.predicted_loss or 0.0 for edit in self.before)
 
 
 def step_of(multiple: int, whole: int) -> int:

@@ -72,7 +72,7 @@ def frontier(make: Make, options: MethodConfig, dense_bytes: int, shares: Sequen
     """
     if not options.bits:
         raise BudgetError("a frontier weighs width against bits, and there are no bits to choose from", "give --bits 3,4,5,6,8")
-    ways = {"width": options.but(bits=None), "bits": options.but(layouts=("dense",)), "both": options}
+    ways = {"width": options.but(bits=None, bits_vocabulary=False), "bits": options.but(layouts=("dense",)), "both": options}
     points = []
     for share in shares:
         budget, plans = BudgetConfig(max_bytes=int(share * dense_bytes), overhead=0), {}

@@ -116,7 +116,7 @@ def _options(unit: Candidates, *, swap: bool) -> _Options:
 
 
 def _alternative(one: Alternative, *, swap: bool) -> _Alternative:
-    loss, cost = (0.0, one.loss) if swap else (one.loss, 0.0)
+    loss, cost = (one.cost, one.loss) if swap else (one.loss, one.cost)
     return _Alternative(tuple(_options(unit, swap=swap) for unit in one.units), loss, cost)
 
 

@@ -11,13 +11,14 @@ def multiply_adds_limit(dense: Plan, fraction: float) -> float:
     return fraction * sum(layer.d_in * layer.d_out for layer in dense.layers)
 
 
-def limit_of(dense: Plan, budget: BudgetConfig, *, whole: float) -> float:
+def limit_of(dense: Plan, budget: BudgetConfig, *, whole: float, also: int = 0) -> float:
     """Ranks, parameters, bytes or multiply-adds that the layers may have.
 
     Args:
         dense: a plan without edits.
         budget: no limit of the loss.
         whole: rank of all units, for a rank fraction.
+        also: parameters outside of the layers that are chosen from as well.
 
     Raises:
         BudgetError: what is never compressed is more than the budget.
@@ -29,7 +30,7 @@ def limit_of(dense: Plan, budget: BudgetConfig, *, whole: float) -> float:
     if budget.kind == "flop_fraction":
         return multiply_adds_limit(dense, budget.flop_fraction or 1.0)
     size = dense.model
-    outside = size.parameters - dense.dense_parameters
+    outside = size.parameters - dense.dense_parameters - also
     if budget.model_fraction is not None:
         limit = budget.model_fraction * size.parameters - outside
         what = f"model_fraction {budget.model_fraction:g}"

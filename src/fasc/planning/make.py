@@ -9,26 +9,28 @@ from transformers import PreTrainedModel
 from fasc.edits import Edit
 from fasc.edits.quantise import DAMPING
 from fasc.errors import BudgetError, StatisticsError
+from fasc.forecast.attention import attention_curves
 from fasc.forecast.channels import channel_curves
 from fasc.forecast.half_j import loss_curves
 from fasc.forecast.noise import noise_curves
 from fasc.forecast.rounding import Rounding
 from fasc.methods import Solver
-from fasc.model.coupling import Coupling
 from fasc.model.groups import InputGroup, Scope, Unit
 from fasc.model.untouched import parameters_outside
-from fasc.planning.alternatives import Curves, alternatives_of, check_widths, prunable, widths_of
-from fasc.planning.candidates import Alternative, Candidates, Rules
+from fasc.planning.alternatives import alternatives_of, check_widths, widths_of
+from fasc.planning.candidates import Alternative, Candidates, Curves, Rules
 from fasc.planning.lagrangian import allocate_by_loss
 from fasc.planning.limits import limit_of, multiply_adds_limit
 from fasc.planning.memory import memory_to_compress
-from fasc.planning.needs import OUTPUT_SCALE, allocation_of, check_bits, may_narrow, needs_for, rules_of, scopes_of, solver_of
+from fasc.planning.needs import OUTPUT_SCALE, allocation_of, check_bits, may_leave_out, needs_for, rules_of, scopes_of, solver_of
 from fasc.planning.one_width import asks_for_one_width, narrow_to_one_width
 from fasc.planning.options import BudgetConfig, MethodConfig
 from fasc.planning.plan import ModelSize, Plan, layers_in
 from fasc.planning.pruning import check_pruning, prune
+from fasc.planning.removable import Removable, find_removable
 from fasc.planning.two_budgets import allocate_within_both
 from fasc.planning.uniform import allocate_uniformly, uniform_share_for_loss
+from fasc.planning.vocabulary import VocabularyChoices, vocabulary_choices, vocabulary_noises
 from fasc.provenance import digest
 from fasc.pruning import PRUNINGS
 from fasc.statistics.memory import memory_forecast
@@ -75,8 +77,7 @@ def plan_model(  # noqa: PLR0913 - each is a source or a switch of the plan
     if options.name in PRUNINGS:
         return _plan_pruning(model, groups, options, budget, dense)
     chosen, allocation = solver_of(options), allocation_of(options, budget)
-    if options.bits:
-        check_bits(options, budget)
+    check_bits(options, budget)
     decides = allocation == "fisher" or budget.limits_loss  # whether ranks depend on the forecast
     if statistics is None and decides:
         raise BudgetError(
@@ -86,26 +87,31 @@ def plan_model(  # noqa: PLR0913 - each is a source or a switch of the plan
     if asks_for_one_width(options):
         narrowed = narrow_to_one_width(model, groups, dense, budget, chosen, statistics)
         return replace(dense, edits=tuple(narrowed), forecast_memory=memory_forecast(model, groups, needs_for(options, budget)))
-    couplings = prunable(model, groups) if may_narrow(options, budget) else []
+    removable = find_removable(model, groups, may_leave_out(options, budget))
     scopes, rules = scopes_of(options, budget), rules_of(options, budget, bytes_per_parameter=size.bytes_per_parameter)
     curves: Curves = {}
     cheap = chosen.method.energies is not None and held_out is None
     if statistics is not None and (forecast or decides or cheap):
         known = {} if known is None else known
-        key = _key(chosen, scopes, couplings, budget, groups, held_out)
+        key = _key(chosen, scopes, removable, budget, groups, held_out)
         if not known.get(key):
             known[key] = _forecasts(
-                model, groups, couplings, chosen, scopes, budget, (statistics, held_out), needed=allocation == "fisher"
+                model, groups, removable, chosen, scopes, budget, (statistics, held_out), needed=allocation == "fisher"
             )
         curves = known[key]
         if options.bits:
             curves = {**curves, **_noises(model, groups, (chosen, scopes, rules), options, statistics, known)}
-    choices = alternatives_of(groups, couplings, scopes, rules, curves, chosen.damping)
-    allocate = _globally if allocation == "fisher" else _uniformly
-    edits = allocate(choices, dense, budget, chosen)
-    memory = memory_forecast(model, groups, needs_for(options, budget)) | memory_to_compress(groups, couplings, edits, size)
+    choices = alternatives_of(groups, removable, scopes, rules, curves, chosen.damping)
+    if allocation == "fisher":
+        ends = _ends(model, options, rules, statistics, known)
+        edits = _globally([*choices, *ends.choices], dense, budget, chosen, ends.parameters)
+    else:
+        edits = _uniformly(choices, dense, budget, chosen)
+    memory = memory_forecast(model, groups, needs_for(options, budget))
+    memory |= memory_to_compress(groups, removable.channels, edits, size)
     nll = None if statistics is None else statistics.meta.get("nll")
-    return replace(dense, edits=tuple(edits), allocation=allocation, forecast_memory=memory, dense_nll=nll)
+    lacking = tuple(removable.lacking())
+    return replace(dense, edits=tuple(edits), allocation=allocation, forecast_memory=memory, dense_nll=nll, lacking=lacking)
 
 
 def _noises(
@@ -132,7 +138,7 @@ def _noises(
 def _key(
     chosen: Solver,
     scopes: Sequence[Scope],
-    couplings: Sequence[Coupling],
+    removable: Removable,
     budget: BudgetConfig,
     groups: Sequence[InputGroup],
     held_out: Statistics | None,
@@ -140,14 +146,15 @@ def _key(
     """Names the forecasts of a method: whatever they depend on beside the statistics."""
     return (
         f"{chosen.name} {chosen.options.model_dump_json()} {tuple(scopes)} {held_out is not None} "
-        f"{bool(couplings)} {budget.rank_multiple} {budget.channel_multiple} {digest(group.name.encode() for group in groups)}"
+        f"{sorted(removable.words)} "
+        f"{budget.rank_multiple} {budget.channel_multiple} {digest(group.name.encode() for group in groups)}"
     )
 
 
 def _forecasts(  # noqa: PLR0913 - what the forecasts depend on
     model: PreTrainedModel,
     groups: Sequence[InputGroup],
-    couplings: Sequence[Coupling],
+    removable: Removable,
     chosen: Solver,
     scopes: Sequence[Scope],
     budget: BudgetConfig,
@@ -161,7 +168,7 @@ def _forecasts(  # noqa: PLR0913 - what the forecasts depend on
         _check_held_out(statistics, held_out)
     widths = partial(widths_of, rank_multiple=budget.rank_multiple, channel_multiple=budget.channel_multiple)
     if budget.channel_multiple is not None:
-        check_widths(couplings, widths, budget.channel_multiple)
+        check_widths(removable.channels, widths, budget.channel_multiple)
     units: dict[str, Unit] = {}
     for group in groups:
         for scope in scopes:
@@ -174,7 +181,8 @@ def _forecasts(  # noqa: PLR0913 - what the forecasts depend on
     if absent:
         return {}
     curves = loss_curves(model, statistics, chosen, list(units.values()), held_out=held_out)
-    return curves | channel_curves(model, couplings, chosen, widths, moments)
+    curves |= channel_curves(model, removable.channels, chosen, widths, moments)
+    return curves | attention_curves(model, removable.attentions, chosen.damping, moments, removable.words)
 
 
 def _check_held_out(statistics: Statistics, held_out: Statistics) -> None:
@@ -224,9 +232,25 @@ def _uniformly(choices: Choices, dense: Plan, budget: BudgetConfig, chosen: Solv
     ]
 
 
-def _globally(choices: Choices, dense: Plan, budget: BudgetConfig, chosen: Solver) -> list[Edit]:
+def _ends(
+    model: PreTrainedModel,
+    options: MethodConfig,
+    rules: Rules,
+    statistics: Statistics | None,
+    known: dict[str, Curves] | None,
+) -> VocabularyChoices:
+    """Bits of embedding and head, where they are asked for."""
+    if not options.bits_vocabulary or statistics is None:
+        return VocabularyChoices()
+    known, key = {} if known is None else known, f"vocabulary {rules.bits_group}"
+    if not known.get(key):
+        known[key] = vocabulary_noises(model, statistics, rules.bits_group)
+    return vocabulary_choices(model, statistics, rules, known[key])
+
+
+def _globally(choices: Choices, dense: Plan, budget: BudgetConfig, chosen: Solver, also: int) -> list[Edit]:
     by_loss = budget.limits_loss
-    limit = budget.loss_limit if by_loss else limit_of(dense, budget, whole=_whole(_own_units(choices)))
+    limit = budget.loss_limit if by_loss else limit_of(dense, budget, whole=_whole(_own_units(choices)), also=also)
     if budget.flop_fraction is not None and budget.kind != "flop_fraction":
         allocation = allocate_within_both(choices, limit, multiply_adds_limit(dense, budget.flop_fraction))
     else:
@@ -234,7 +258,7 @@ def _globally(choices: Choices, dense: Plan, budget: BudgetConfig, chosen: Solve
     edits: list[Edit] = []
     for alternatives, (which, options) in zip(choices, allocation.picks, strict=True):
         alternative = alternatives[which]
-        edits += [] if alternative.before is None else [alternative.before]
+        edits += alternative.before
         for unit, index in zip(alternative.units, options, strict=True):
             edits += unit.edits(index, chosen)
     return edits

@@ -8,8 +8,10 @@ from fasc.model.groups import Scope
 from fasc.planning.candidates import UNROUNDED, Cost, Rules
 from fasc.planning.options import BudgetConfig, MethodConfig
 from fasc.planning.pruning import check_pruning
+from fasc.planning.removable import WORDS
 from fasc.pruning import Pruning, find_method
 from fasc.statistics.moments import Need
+from fasc.statistics.vocabulary import VOCABULARY
 
 _COSTS: dict[str, Cost] = {"rank_fraction": "rank", "max_bytes": "bytes", "flop_fraction": "multiply-adds"}
 
@@ -46,10 +48,27 @@ def allocates_globally(options: MethodConfig, budget: BudgetConfig) -> bool:
     return allocation_of(options, budget) == "fisher" and budget.kind != "rank_fraction"
 
 
-def may_narrow(options: MethodConfig, budget: BudgetConfig) -> bool:
-    """Whether MLPs may lose channels: a matter of the whole budget, which a rank fraction and a selection are not."""
-    allowed = options.layouts is None or Narrow.word in options.layouts
-    return allowed and allocates_globally(options, budget) and options.selection == "none"
+BY_DEFAULT = frozenset({Narrow.word})
+"""What a plan may leave out where no layouts are named."""
+
+
+def may_leave_out(options: MethodConfig, budget: BudgetConfig) -> frozenset[str]:
+    """What the plan may leave out: a matter of the whole budget, which a rank fraction and a selection are not.
+
+    Raises:
+        BudgetError: heads, values or sublayers are asked for where nothing weighs them.
+    """
+    asked = BY_DEFAULT if options.layouts is None else frozenset(options.layouts) & frozenset(WORDS)
+    others = [word for word in WORDS[1:] if options.layouts is not None and word in asked]
+    weighed = allocates_globally(options, budget) and options.selection == "none"
+    if others and (not weighed or options.propagate):
+        raise BudgetError(
+            f"`{others[0]}` is chosen by the forecast loss of the whole model, which this plan does not use",
+            "leave --selection, --propagate and --allocation uniform out and give no rank fraction, or leave it out of --layouts",
+        )
+    if not weighed:
+        return frozenset()
+    return asked if not options.propagate else asked & {Narrow.word}
 
 
 def rules_of(options: MethodConfig, budget: BudgetConfig, *, bytes_per_parameter: int = 4) -> Rules:
@@ -58,7 +77,7 @@ def rules_of(options: MethodConfig, budget: BudgetConfig, *, bytes_per_parameter
     Raises:
         UnknownNameError: there is no such layout.
     """
-    names = None if options.layouts is None else [name for name in options.layouts if name != Narrow.word]
+    names = None if options.layouts is None else [name for name in options.layouts if name not in WORDS]
     return Rules(
         layouts=tuple(layouts_named(names)),
         rank_multiple=budget.rank_multiple,
@@ -97,10 +116,11 @@ def needs_for(options: MethodConfig, budget: BudgetConfig | None) -> frozenset[N
     needs = method.needs_in(scopes)
     if budget is None or budget.limits_loss:
         needs |= frozenset(Need("gradient", scope) for scope in scopes)
-    if options.bits:
-        check_bits(options, budget)
+    check_bits(options, budget)
     if options.bits or (budget is None and method.is_loss):
         needs |= {OUTPUT_SCALE}
+    if options.bits_vocabulary or (budget is None and method.is_loss):
+        needs |= {VOCABULARY}
     return needs | selection_needs(options)
 
 
@@ -114,6 +134,10 @@ def check_bits(options: MethodConfig, budget: BudgetConfig | None) -> None:
     Raises:
         BudgetError: the budget does not see bits, or the plan is not made of forecasts.
     """
+    if not options.bits and not options.bits_vocabulary:
+        return
+    if not options.bits:
+        raise BudgetError("there are no bits from which embedding and head could have theirs", "give --bits 4,6,8 as well")
     wrong = [bits for bits in options.bits or () if bits > 8 and bits != UNROUNDED]
     if wrong:
         raise BudgetError(f"weights cannot be rounded to {wrong[0]} bits", f"give 1 to 8, or {UNROUNDED} for weights as they are")

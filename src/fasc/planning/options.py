@@ -26,10 +26,11 @@ class MethodConfig(Options, extra="allow"):
     where the method's energies are a loss in nats and the budget is no rank fraction, `uniform` elsewhere."""
 
     layouts: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """How layers may be stored; the cheapest allowed one is taken at each rank. Left out: all but `merged`. `factors` allows
-    separate layers and `shared` one projector per group, where the method leaves that open; `pivoted` keeps rows of the product
-    as they are and `pivoted-columns` columns; `channels` prunes MLP channels first, under `fisher`; `merged` stores a rank that
-    saves nothing as one dense matrix."""
+    """How layers may be stored; the cheapest allowed one is taken at each rank. Left out: all but `merged`, and `channels`.
+    `factors` allows separate layers and `shared` one projector per group, where the method leaves that open; `pivoted` keeps rows
+    of the product as they are and `pivoted-columns` columns; `merged` stores a rank that saves nothing as one dense matrix. Under
+    `fisher` parts may be left out first: `channels` of MLPs, `heads` of attentions, features of their `values`, and whole
+    sublayers (`skip`)."""
 
     bits: Annotated[tuple[Annotated[int, Field(ge=1, le=16)], ...], Field(min_length=1)] | None = None
     """Numbers of bits, 1 to 8, from which every unit's weights may have theirs, such as `3,4,5,6,8`; 16 among them leaves weights
@@ -37,6 +38,9 @@ class MethodConfig(Options, extra="allow"):
 
     bits_group: PositiveInt = 64
     """Neighbouring inputs that share one scale, where weights are rounded."""
+
+    bits_vocabulary: bool = False
+    """Let embedding and head have their bits chosen as well, from the same numbers. Needs `--bits`."""
 
     propagate: bool = False
     """Compress block by block, each from the inputs it will really get, against the dense model's outputs."""

@@ -11,11 +11,13 @@ from torch import nn
 from fasc.edits import Edit, read_edit
 from fasc.edits.factor import Factor
 from fasc.edits.structure import check_edits
+from fasc.edits.vocabulary import VocabularyBits
 from fasc.errors import BudgetError, FascError
 from fasc.model.groups import InputGroup
 from fasc.model.layers import Layer
 from fasc.options import parse
 from fasc.outputs import MARK, write_artifact
+from fasc.planning.correction import Expected
 from fasc.planning.options import BudgetConfig, MethodConfig
 from fasc.storage import read_json
 
@@ -58,6 +60,12 @@ class Plan:
 
     outside: Mapping[str, int] | None = None
     """Parameters that no plan touches, by what they are."""
+
+    lacking: tuple[str, ...] = ()
+    """What could be left out of other models and not of this one: its parts are built in another way."""
+
+    expected: Expected | None = None
+    """The KL divergence to expect, by plans of this model that were measured."""
 
     @property
     def method(self) -> str:
@@ -107,7 +115,8 @@ class Plan:
     def bits_per_weight(self) -> float:
         """Bits on disk of the chosen layers, all that they hold, for each of their dense weights."""
         size = self.model.bytes_per_parameter
-        return 8 * (self.dense_parameters * size - sum(edit.saved_bytes(size) for edit in self.edits)) / self.dense_parameters
+        saved = sum(edit.saved_bytes(size) for edit in self.edits if not isinstance(edit, VocabularyBits))
+        return 8 * (self.dense_parameters * size - saved) / self.dense_parameters
 
     def _rank_fraction(self) -> float | None:
         """Σ rank ÷ Σ full rank over units, a layer that no edit factors being one of full rank; ``None`` for pruning."""
@@ -145,6 +154,8 @@ class Plan:
             "forecast_memory": None if self.forecast_memory is None else dict(self.forecast_memory),
             "dense_nll": self.dense_nll,
             "outside": None if self.outside is None else dict(self.outside),
+            "lacking": list(self.lacking),
+            "expected": None if self.expected is None else self.expected.model_dump(),
         }
 
     @staticmethod
@@ -171,6 +182,8 @@ class Plan:
             forecast_memory=header.forecast_memory,
             dense_nll=header.dense_nll,
             outside=header.outside,
+            lacking=header.lacking,
+            expected=header.expected,
         )
 
     def save(self, path: str | Path) -> Path:
@@ -215,6 +228,8 @@ class _Header(BaseModel, frozen=True, extra="forbid"):
     forecast_memory: dict[str, int] | None
     dense_nll: FiniteFloat | None
     outside: dict[str, NonNegativeInt] | None = None
+    lacking: tuple[str, ...] = ()
+    expected: Expected | None = None
 
 
 def layers_in(groups: Sequence[InputGroup]) -> tuple[Layer, ...]:

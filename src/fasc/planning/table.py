@@ -1,18 +1,22 @@
 """A plan as tables: what becomes of every unit, and the totals."""
 
 from collections import Counter
+from collections.abc import Callable, Mapping
 from math import exp
+from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from fasc.edits import Edit
+from fasc.edits.attention import Heads, Values
 from fasc.edits.factor import Factor
-from fasc.edits.mask import Mask
 from fasc.edits.narrow import Narrow
 from fasc.edits.quantise import Quantise
-from fasc.edits.remove import Remove
+from fasc.edits.skip import Skip
+from fasc.edits.vocabulary import VocabularyBits
+from fasc.layouts import LAYOUTS
 from fasc.model.groups import group_name
 from fasc.model.untouched import in_words
 from fasc.planning.plan import Plan
@@ -44,22 +48,36 @@ def edits_table(plan: Plan) -> Table:
 def _layers(edit: Edit) -> str:
     if isinstance(edit, Quantise):
         return group_name(list(edit.layers))
+    if isinstance(edit, Skip):
+        return edit.sublayer
+    if isinstance(edit, VocabularyBits):
+        return " = ".join(edit.touches)
     return edit.unit.name if isinstance(edit, Factor) else edit.touches[-1]
 
 
+_IN_WORDS: Mapping[str, Callable[[Any], tuple[str, str]]] = {
+    "factor": lambda edit: (f"{sum(edit.d_outs)}×{edit.d_in}", f"rank {edit.rank}, {edit.layout}"),
+    "narrow": lambda edit: (f"{edit.channels} channels", f"{edit.width} channels"),
+    "heads": lambda edit: (f"{edit.heads} key-value heads", f"{edit.count} key-value heads"),
+    "values": lambda edit: (f"{edit.width} features a value head", f"{edit.size} features"),
+    "skip": lambda edit: (" + ".join(f"{one.d_out}×{one.d_in}" for one in edit.layers), "its mean"),
+    "remove": lambda edit: (f"{edit.parts} {edit.part}", f"{edit.count} {edit.part}"),
+    "quantise": lambda edit: (
+        " + ".join(f"{d_out}×{d_in}" for d_in, d_out in edit.maps),
+        f"{edit.bits} bits, groups of {edit.group_size}",
+    ),
+    "vocabulary": lambda edit: (f"{edit.tokens}×{edit.width}", f"{edit.bits} bits, groups of {edit.group_size}"),
+    "mask": lambda edit: (f"{edit.d_out}×{edit.d_in}", f"{edit.weights:,} weights"),
+}
+"""By kind of edit: the layers' shape, and what is left of it."""
+
+
+_ENDS = {"embedding": "embedding", "head": "head", "both": "embedding and head"}
+
+
 def _shapes(edit: Edit) -> tuple[str, str]:
-    """The layers' shape, and what is left of it."""
-    if isinstance(edit, Factor):
-        return f"{sum(edit.d_outs)}×{edit.d_in}", f"rank {edit.rank}, {edit.layout}"
-    if isinstance(edit, Narrow):
-        return f"{edit.channels} channels", f"{edit.width} channels"
-    if isinstance(edit, Remove):
-        return f"{edit.parts} {edit.part}", f"{edit.count} {edit.part}"
-    if isinstance(edit, Quantise):
-        return " + ".join(f"{d_out}×{d_in}" for d_in, d_out in edit.maps), f"{edit.bits} bits, groups of {edit.group_size}"
-    if isinstance(edit, Mask):
-        return f"{edit.d_out}×{edit.d_in}", f"{edit.weights:,} weights"
-    return "", ""
+    words = _IN_WORDS.get(edit.edit)
+    return ("", "") if words is None else words(edit)
 
 
 def totals_table(plan: Plan) -> Table:
@@ -77,8 +95,16 @@ def totals_table(plan: Plan) -> Table:
     table.add_row("multiply-adds of the chosen layers", f"{totals['multiply_add_fraction']:.1%} of dense")
     table.add_row("edits", composition(plan))
     table.add_row("not touched", _outside(plan))
+    if plan.lacking:
+        table.add_row("not possible in this model", f"{', '.join(plan.lacking)}: its parts cannot be told apart")
     if plan.predicted_loss is not None:
         table.add_row("forecast, Σ ½J", f"{plan.predicted_loss:.4f} nats/token: {_perplexity(plan)}")
+    if plan.expected is not None:
+        one = plan.expected
+        table.add_row(
+            "to expect, KL",
+            f"{one.kl:.4f} nats/token [{one.low:.4f}, {one.high:.4f}], by {one.plans} measured plans of this model",
+        )
     memory = plan.forecast_memory or {}
     for what, names in _STAGES.items():
         parts = {name: memory[name] / 1e6 for name in names if name in memory}
@@ -92,25 +118,36 @@ def composition(plan: Plan) -> str:
     """How many layers each kind of edit takes, and how many stay dense."""
     counts: Counter[str] = Counter()
     for edit in plan.edits:
+        if isinstance(edit, VocabularyBits):
+            counts[f"the {_ENDS[edit.end]} in {edit.bits} bits"] += 1
+            continue
         if isinstance(edit, Quantise):
             counts[f"{edit.bits} bits"] += len(edit.touches)
             continue
         counts[edit.layout if isinstance(edit, Factor) else edit.edit] += len(edit.touches) if isinstance(edit, Factor) else 1
-    touched = {name for edit in plan.edits for name in edit.touches}
+    names = {layer.name for layer in plan.layers}
+    touched = {name for edit in plan.edits for name in edit.touches} & names
     dense = len(plan.layers) - len(touched)
-    words = [
-        f"{count} layers in {what}"
-        if what.endswith(" bits")
-        else f"{count} layers {what}"
-        if what not in ("narrow", "mask", "remove")
-        else f"{count} × {what}"
-        for what, count in counts.most_common()
-    ]
+    words = [_counted(what, count) for what, count in counts.most_common()]
     narrowed = [edit for edit in plan.edits if isinstance(edit, Narrow)]
     if narrowed:
         share = sum(edit.width for edit in narrowed) / sum(edit.channels for edit in narrowed)
         words.append(f"these keep {share:.1%} of their channels")
+    heads = [edit for edit in plan.edits if isinstance(edit, Heads)]
+    if heads:
+        words.append(f"{sum(e.count for e in heads)} of {sum(e.heads for e in heads)} key-value heads stay there")
+    values = [edit for edit in plan.edits if isinstance(edit, Values)]
+    if values:
+        words.append(f"{sum(e.size for e in values) / sum(e.width for e in values):.1%} of the value features")
     return ", ".join([*words, f"{dense} of {len(plan.layers)} layers untouched"])
+
+
+def _counted(what: str, count: int) -> str:
+    if what.startswith("the "):
+        return what
+    if what.endswith(" bits"):
+        return f"{count} layers in {what}"
+    return f"{count} layers {what}" if what in LAYOUTS else f"{count} × {what}"
 
 
 def _outside(plan: Plan) -> str:

@@ -18,12 +18,12 @@ _COLOURS = {"width": "#8a8f98", "bits": "#1f6fb4", "both": "#d1495b"}
 
 
 def frontier_table(points: Sequence[Point]) -> Table:
-    """A row for every budget: the forecasts, what both together are made of, and the better buy."""
+    """A row for every budget: the forecasts, and what the better buy is made of."""
     table = Table(title="forecast loss by size, ½J in nats per token", title_justify="left", box=box.SIMPLE_HEAD)
     for title in ("MB", *(_TITLES[way] for way in WAYS), "multiply-adds"):
         table.add_column(title, justify="right")
-    table.add_column("both are made of", overflow="fold")
     table.add_column("better buy", overflow="fold")
+    table.add_column("which is made of", overflow="fold")
     for point in points:
         losses = [point.loss(way) for way in WAYS]
         both = point.plans.get("both")
@@ -31,8 +31,8 @@ def frontier_table(points: Sequence[Point]) -> Table:
             f"{point.bytes / 1e6:,.1f}",
             *("–" if loss is None else f"{loss:.4f}" for loss in losses),
             "–" if both is None else f"{both.totals['multiply_add_fraction']:.1%}",
-            "–" if both is None else composition(both),
             point.sentence(),
+            composition(point.plans[point.better_buy]),
         )
     return table
 

@@ -3,12 +3,15 @@
 from math import exp
 from pathlib import Path
 
-from fasc.edits.narrow import Narrow
 from fasc.planning.one_width import asks_for_one_width
 from fasc.planning.plan import Plan
 from fasc.planning.table import totals_table
 from fasc.reporting.console import print_results
 from fasc.serving.graphs import GRAPHS
+from fasc.serving.presets import NOT_IN_VLLM
+
+_IN_DECI = frozenset({"narrow", "heads", "skip"})
+"""Edits after which llama.cpp's graph of blocks of different shapes holds the model."""
 
 
 def print_outcome(plan: Plan, folder: Path, source: str, *, merged: bool, model_type: str = "") -> None:
@@ -39,7 +42,8 @@ def outcome(plan: Plan, folder: Path, source: str, *, merged: bool, model_type: 
     if merged or not plan.structural:
         lines.append("It is an ordinary checkpoint: it loads in any program that reads this architecture.")
     else:
-        lines.append(f"It loads in transformers and vLLM where fasc is installed; {_elsewhere(plan, folder, model_type)}")
+        here = "transformers" if any(edit.edit in NOT_IN_VLLM for edit in plan.edits) else "transformers and vLLM"
+        lines.append(f"It loads in {here} where fasc is installed; {_elsewhere(plan, folder, model_type)}")
     lines.append(f"Next: `fasc evaluate {folder}` measures what it kept, `fasc bench {folder}` how fast it is.")
     if not merged and plan.structural:
         lines.append(f"      `fasc recover {folder} --out {folder}-recovered` trains it towards the dense model.")
@@ -49,7 +53,7 @@ def outcome(plan: Plan, folder: Path, source: str, *, merged: bool, model_type: 
 def _elsewhere(plan: Plan, folder: Path, model_type: str) -> str:
     """What to do for programs that do not know fasc."""
     graph = GRAPHS.get(model_type)
-    narrow = all(isinstance(edit, Narrow) for edit in plan.edits)
+    narrow = all(edit.edit in _IN_DECI for edit in plan.edits)
     if graph is not None and graph.narrower is not None:
         way = (
             f"for llama.cpp: `fasc export {folder} --format gguf`."

@@ -1,6 +1,6 @@
 """What llama.cpp's graphs can hold: one entry for each architecture that fasc exports."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fasc.errors import UsageError
@@ -56,12 +56,12 @@ def graph_of(model_type: str) -> Graph:
     return GRAPHS[model_type]
 
 
-def graph_for(model_type: str, widths: list[int], biases: Mapping[str, str]) -> Graph:
-    """The graph that holds a model with these MLP widths and biases.
+def graph_for(model_type: str, shapes: Sequence[Hashable], biases: Mapping[str, str]) -> Graph:
+    """The graph that holds a model with blocks of these shapes and with these biases.
 
     Args:
         model_type: transformers'.
-        widths: of each block's MLP.
+        shapes: of each block: its heads and the width of its MLP.
         biases: leaf name ↦ qualified name of a layer that has one.
 
     Raises:
@@ -69,11 +69,11 @@ def graph_for(model_type: str, widths: list[int], biases: Mapping[str, str]) -> 
     """
     graph = graph_of(model_type)
     lacking = [name for leaf, name in biases.items() if leaf not in graph.biases]
-    if len(set(widths)) == 1 and not lacking:
+    if len(set(shapes)) == 1 and not lacking:
         return graph
     if graph.narrower is not None:
         return graph.narrower
-    what = f"a bias of `{lacking[0]}`" if lacking else f"{len(set(widths))} different MLP widths"
+    what = f"a bias of `{lacking[0]}`" if lacking else f"{len(set(shapes))} different shapes of blocks"
     raise UsageError(
         f"llama.cpp's graph of `{model_type}` cannot hold {what}", "compress with `--for plain`: one width, no biases"
     )

@@ -15,7 +15,9 @@ from gguf.quants import quantize
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from fasc.edits.structure import parsed, structure_of
 from fasc.errors import UsageError
+from fasc.serving.blocks import Block, blocks_of, require_whole_values, whole_blocks
 from fasc.serving.ggml import file_type, fits, rounded
 from fasc.serving.graphs import DECI, Graph, graph_for, graph_of
 from fasc.serving.ordinary import ordinary_tensors
@@ -46,7 +48,7 @@ def export_gguf(
     renamed when complete.
 
     Args:
-        model: dense, merged, or with fewer channels; Llama, Mistral, Qwen2, Qwen3 or Gemma.
+        model: dense, merged, or with fewer channels, heads or sublayers; Llama, Mistral, Qwen2, Qwen3 or Gemma.
         tokenizer: its own.
         out: the file.
         name: of the model, shown by llama.cpp.
@@ -60,16 +62,17 @@ def export_gguf(
     """
     config = model.config.get_text_config()
     graph_of(config.model_type)
-    tensors = dict(ordinary_tensors(model, "llama.cpp"))
-    widths = [tensors[f"model.layers.{block}.mlp.down_proj.weight"].shape[1] for block in range(config.num_hidden_layers)]
+    require_whole_values(parsed(structure_of(model)))
+    tensors = whole_blocks(dict(ordinary_tensors(model, "llama.cpp")))
+    shapes = blocks_of(tensors, config)
     biases = {key.split(".")[-2]: key.removesuffix(".bias") for key in tensors if key.endswith(".bias")}
-    graph = graph_for(config.model_type, widths, biases)
+    graph = graph_for(config.model_type, shapes, biases)
     _check(config, graph_of(config.model_type))
     with new_file(out) as scratch:
         writer = GGUFWriter(scratch, graph.name)
         writer.add_name(name or str(model.name_or_path) or out.stem)
         writer.add_file_type(_FILE_TYPES[model.dtype][0] if types is None else file_type(types.most_used))
-        _write_sizes(writer, config, graph, widths)
+        _write_sizes(writer, config, graph, shapes)
         _write_rope(writer, config)
         write_vocabulary(writer, tokenizer, config.vocab_size)
         for source, key, tensor in _in_graph(tensors, config, graph):
@@ -100,9 +103,8 @@ def _head_size(config: Any) -> int:
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
-def _write_sizes(writer: GGUFWriter, config: Any, graph: Graph, widths: list[int]) -> None:
-    blocks, heads = config.num_hidden_layers, config.num_attention_heads
-    head, served = _head_size(config), getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+def _write_sizes(writer: GGUFWriter, config: Any, graph: Graph, shapes: list[Block]) -> None:
+    head = _head_size(config)
     window = getattr(config, "sliding_window", None)
     gemma = graph.name.startswith("gemma")
     # Only Gemma's graphs slide: elsewhere the model is itself up to the window.
@@ -110,12 +112,12 @@ def _write_sizes(writer: GGUFWriter, config: Any, graph: Graph, widths: list[int
         min(config.max_position_embeddings, window) if window and not gemma else config.max_position_embeddings
     )
     writer.add_vocab_size(config.vocab_size)
-    writer.add_block_count(blocks)
+    writer.add_block_count(len(shapes))
     writer.add_embedding_length(config.hidden_size)
     per_block = graph is DECI
-    writer.add_feed_forward_length(widths if per_block else widths[0])
-    writer.add_head_count([heads] * blocks if per_block else heads)
-    writer.add_head_count_kv([served] * blocks if per_block else served)
+    writer.add_feed_forward_length([one.width for one in shapes] if per_block else shapes[0].width)
+    writer.add_head_count([one.heads for one in shapes] if per_block else shapes[0].heads)
+    writer.add_head_count_kv([one.keys for one in shapes] if per_block else shapes[0].keys)
     writer.add_key_length(head)
     writer.add_value_length(head)
     writer.add_rope_dimension_count(head)

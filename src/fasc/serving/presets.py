@@ -31,6 +31,10 @@ PRESETS: Mapping[str, Preset] = {
 """By engine. Only MLP widths differ from block to block for vLLM and llama.cpp; for `plain` one width holds for all blocks."""
 
 
+NOT_IN_VLLM = frozenset({"heads", "values", "skip", "vocabulary"})
+"""Edits after which a block has a cache of its own shape, or none, or the model another embedding."""
+
+
 def for_engine(name: str | None, options: MethodConfig) -> MethodConfig:
     """A method's options restricted to what an engine can run; unchanged without an engine.
 

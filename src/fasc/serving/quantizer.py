@@ -29,17 +29,18 @@ class FascHfQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: nn.Module, **given: Any) -> None:
         """Build the structure, and see that what the files hold of it has its shapes."""
-        from fasc.edits.structure import build_structure, parsed  # noqa: PLC0415 - not while transformers is imported
+        from fasc.edits.structure import build_structure, made_modules, parsed  # noqa: PLC0415 - not while transformers is imported
         from fasc.serving.model_type import undisguise  # noqa: PLC0415
 
         undisguise(model.config)
         edits = parsed(self.quantization_config)
         build_structure(model, edits)
-        self._let_initialise(model, {name for edit in edits for name in edit.touches})
+        made = made_modules(model, edits)
+        self._let_initialise(model, set(made))
         self._in_files = _shapes_in(given.get("checkpoint_files") or ())
         shapes = {
             f"{name}.{key}": tuple(tensor.shape)
-            for name in {name for edit in edits for name in edit.touches}
+            for name in made
             for key, tensor in model.get_submodule(name).state_dict(keep_vars=True).items()
         }
         for name in sorted(shapes.keys() & self._in_files.keys()):

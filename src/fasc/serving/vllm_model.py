@@ -14,6 +14,7 @@ from fasc.edits.structure import build_structure, parsed
 from fasc.errors import UsageError
 from fasc.layouts._replacement import MARK, Replacement
 from fasc.model.structure import FascConfig
+from fasc.serving.presets import NOT_IN_VLLM
 
 
 class FascVllmConfig(QuantizationConfig):
@@ -58,6 +59,13 @@ class FascForCausalLM(TransformersForCausalLM):  # type: ignore[misc]
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         if vllm_config.parallel_config.tensor_parallel_size > 1:
             raise UsageError("compressed models do not run tensor-parallel in vLLM", "use --tensor-parallel-size 1")
+        edits = parsed(vllm_config.quant_config.structure)
+        lacking = next((edit for edit in edits if edit.edit in NOT_IN_VLLM), None)
+        if lacking is not None:
+            raise UsageError(
+                f"vLLM has one shape of cache and a vocabulary of its own, and `{lacking.places[0]}` differs ({lacking.edit})",
+                "serve it with transformers, or compress with `--for vllm`",
+            )
         super().__init__(vllm_config=vllm_config, prefix=prefix)
 
     def recursive_replace(self) -> None:

@@ -9,7 +9,6 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from fasc.compression.compress import carried_out
 from fasc.compression.merge import merge
-from fasc.edits.narrow import Narrow
 from fasc.errors import StatisticsError, UsageError
 from fasc.forecast.cache import kept_forecasts
 from fasc.layouts import layouts_named
@@ -20,6 +19,7 @@ from fasc.planning.needs import needs_for
 from fasc.planning.one_width import asks_for_one_width
 from fasc.planning.options import BudgetConfig, MethodConfig
 from fasc.planning.plan import Plan
+from fasc.planning.removable import WORDS
 from fasc.progress import say
 from fasc.provenance import file_digest, provenance
 from fasc.pruning import find_method
@@ -183,7 +183,7 @@ def mergeable(recipe: Recipe) -> Recipe:
     if asks_for_one_width(first):
         return recipe
     names = first.layouts or tuple(layout.name for layout in layouts_named(None))
-    layouts = tuple(name for name in names if name != Narrow.word)
+    layouts = tuple(name for name in names if name not in WORDS)
     return recipe.model_copy(update={"methods": (first.but(layouts=layouts), *others)})
 
 

@@ -1,6 +1,7 @@
 """Statistics and a budget → a plan."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from fasc.model.load import LoadedModel, model_fingerprint
 from fasc.model.options import LayersConfig
 from fasc.options import parse
 from fasc.paper.selection import select_methods
-from fasc.planning.alternatives import Curves
+from fasc.planning.candidates import Curves
+from fasc.planning.correction import Correction, read_correction
 from fasc.planning.frontier import MENU, SHARES, Point
 from fasc.planning.frontier import frontier as points_of
 from fasc.planning.make import plan_model
@@ -37,6 +39,7 @@ def plan(
     *,
     method: str | MethodConfig = "fasc",
     held_out: Statistics | None = None,
+    validation: str | Path | None = None,
     **options: Any,
 ) -> Plan:
     """The edits that a budget buys. ``print(plan)`` shows them as a table.
@@ -46,6 +49,7 @@ def plan(
         statistics: without them only a uniform plan of a fraction can be had, and no forecast.
         method: a registered method, by name or with its options.
         held_out: moments of other text by which the loss is forecast.
+        validation: file of ``fasc validate --json``: what plans of this model were measured to lose corrects the forecast.
         **options: one budget (``param_fraction=``, ``max_bytes=``, ``max_kl=``, …) and its options (fields of ``BudgetConfig``);
             fields of ``LayersConfig``; fields of ``MethodConfig`` and the options that the method declares itself.
 
@@ -59,7 +63,10 @@ def plan(
     if statistics is None and chosen.allocation is None and not budget.limits_loss:
         chosen = chosen.but(allocation="uniform")
     groups = groups_of(model, statistics, layers)
-    return _selected(model, statistics, make_plan(model, groups, chosen, budget, statistics, held_out=held_out))
+    correction = None if validation is None else read_correction(validation)
+    limit = budget if correction is None else corrected(budget, correction)
+    made = make_plan(model, groups, chosen, limit, statistics, held_out=held_out)
+    return _selected(model, statistics, expecting(made, budget, correction))
 
 
 def take_method(name: str, options: dict[str, Any]) -> MethodConfig:
@@ -148,15 +155,37 @@ def plan_from_files(
     layers: LayersConfig,
     statistics: Path | None,
     held_out: Path | None = None,
+    validation: Path | None = None,
 ) -> Plan:
-    """A plan from files of moments; forecasts are kept in the cache, so that another budget takes seconds."""
+    """A plan from files of moments; forecasts are kept in the cache, so that another budget takes seconds.
+
+    With a validation of the model, a limit of the KL divergence is one of what is to be expected.
+    """
+    correction = None if validation is None else read_correction(validation)
     moments = None if statistics is None else stored_statistics(statistics, loaded.model)
     unseen = None if held_out is None else stored_statistics(held_out, loaded.model)
     digests = [None if file is None else file_digest(file) for file in (statistics, held_out)]
     groups = groups_of(loaded.model, moments, layers)
     with kept_forecasts(*digests) as known:
-        made = make_plan(loaded.model, groups, options, budget, moments, known=known, held_out=unseen)
-    return _selected(loaded.model, moments, made)
+        limit = budget if correction is None else corrected(budget, correction)
+        made = make_plan(loaded.model, groups, options, limit, moments, known=known, held_out=unseen)
+    return _selected(loaded.model, moments, expecting(made, budget, correction))
+
+
+def corrected(budget: BudgetConfig, correction: Correction) -> BudgetConfig:
+    """A limit of the loss to expect, as one of the forecast; other budgets as they are."""
+    if not budget.limits_loss:
+        return budget
+    limit = correction.half_j_of(budget.loss_limit)
+    return budget.model_copy(update={"max_kl": limit, "max_perplexity_increase": None})
+
+
+def expecting(made: Plan, budget: BudgetConfig, correction: Correction | None) -> Plan:
+    """The plan with what is to be expected of it, and the budget that was asked for."""
+    if correction is None or not made.predicted_loss:
+        return made
+    asked = budget.model_dump(mode="json", exclude_none=True)
+    return replace(made, budget=asked, expected=correction.of(made.predicted_loss))
 
 
 def frontier(

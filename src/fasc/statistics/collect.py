@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from fasc.statistics.hooks import capturing
 from fasc.statistics.moments import GroupStatistics, Need, Statistics, text_identity, without_gradient
 from fasc.statistics.objective import summed_nll
 from fasc.statistics.options import CalibrationConfig, Labels
+from fasc.statistics.vocabulary import VOCABULARY, VocabularyCapture
 from fasc.text.limits import require_length, require_tokens
 
 
@@ -61,12 +62,17 @@ def collect_moments(
     groups = find_groups(model, layers or LayersConfig())
     fingerprint = model_fingerprint(model)
     captures = [GroupCapture(group, needs, model.device) for group in groups]
+    ends = VocabularyCapture.of(model) if VOCABULARY in needs else None
+    if ends is None:
+        needs -= {VOCABULARY}
     with capturing(model, captures), evaluating(model), _gradients_of_activations(model), ExitStack() as stack:
+        if ends is not None:
+            stack.enter_context(ends.hooks(model))
         if calibration.gradient_checkpointing:
             for name in block_names(model, [group.layers[0].name for group in groups]):
                 block = model.get_submodule(name)
                 stack.enter_context(forwarding(block, _recomputing(block.forward)))
-        nll, scored = _run(model, captures, tokens, mask, calibration)
+        nll, scored = _run(model, captures if ends is None else [*captures, ends], tokens, mask, calibration)
     published = _published(captures)
     constant = without_gradient(published.values())
     if constant:
@@ -83,7 +89,23 @@ def collect_moments(
         "calibration": calibration.model_dump(mode="json", exclude_none=True),
         "provenance": provenance(),
     }
-    return Statistics(published, meta, tokens.cpu() if mask is None else None)
+    return Statistics(published, meta, tokens.cpu() if mask is None else None, None if ends is None else ends.publish())
+
+
+class Capture(Protocol):
+    """What listens during a pass."""
+
+    listening: bool
+
+    @property
+    def wants_gradients(self) -> bool:
+        """Whether a backward pass is needed."""
+
+    def begin_batch(self, batch: Batch) -> None:
+        """Get ready for a batch."""
+
+    def finish_call(self) -> None:
+        """After the backward pass."""
 
 
 def _published(captures: list[GroupCapture]) -> dict[str, GroupStatistics]:
@@ -104,7 +126,7 @@ def _published(captures: list[GroupCapture]) -> dict[str, GroupStatistics]:
 
 def _run(
     model: PreTrainedModel,
-    captures: Sequence[GroupCapture],
+    captures: Sequence[Capture],
     tokens: Tensor,
     mask: Tensor | None,
     calibration: CalibrationConfig,
@@ -156,7 +178,7 @@ def _scored(batch: Tensor, mask: Tensor | None, labels: Labels) -> int:
 
 
 @contextmanager
-def _listening(captures: Sequence[GroupCapture], batch: Batch) -> Iterator[None]:
+def _listening(captures: Sequence[Capture], batch: Batch) -> Iterator[None]:
     for capture in captures:
         capture.begin_batch(batch)
         capture.listening = True

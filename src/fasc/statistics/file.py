@@ -19,6 +19,7 @@ from fasc.statistics.accumulators import Covariance
 from fasc.statistics.extras import EXTRAS
 from fasc.statistics.options import Labels
 from fasc.statistics.unit import GradientMoment, GroupStatistics, Moment, Need, Side, smaller_side, units_of
+from fasc.statistics.vocabulary import VOCABULARY, VocabularyMoments
 from fasc.storage import new_file, storage_error
 
 FORMAT = 2
@@ -26,6 +27,9 @@ FORMAT = 2
 
 _TEXT = "text"
 """Key of the tokens; all other keys hold a slash."""
+
+_ENDS = "vocabulary"
+"""Before the names of the moments at the embedding and the head."""
 
 _ROUNDING = 1e-5
 """How far a covariance may be from symmetric, or a variance below 0, relative to the largest entry."""
@@ -70,7 +74,17 @@ class _Header(_Part):
     meta: _Meta
 
 
-def write_statistics(path: Path, groups: Groups, meta: Mapping[str, Any], text: Tensor | None) -> None:
+Contents = tuple[Groups, dict[str, Any], Tensor | None, VocabularyMoments | None]
+"""Groups, meta, text, and the moments at both ends of the model."""
+
+
+def write_statistics(
+    path: Path,
+    groups: Groups,
+    meta: Mapping[str, Any],
+    text: Tensor | None,
+    vocabulary: VocabularyMoments | None = None,
+) -> None:
     """Write the file, whole or not at all.
 
     Raises:
@@ -89,9 +103,8 @@ def write_statistics(path: Path, groups: Groups, meta: Mapping[str, Any], text: 
         tensors |= {f"{name}/extra/{key}": value for key, value in group.extras.items()}
         counts = {"tokens": group.tokens, "text_tokens": group.text_tokens, "sequences": group.sequences}
         layout.append({**group.group.to_dict(), **counts, "units": {unit: one.side for unit, one in group.gradients.items()}})
-    for key, value in tensors.items():
-        if not _is_finite(value):
-            raise NonFiniteError(f"the moment `{key}`", "load the model as --dtype float32, or check the text")
+    tensors |= {} if vocabulary is None else {f"{_ENDS}/{key}": value for key, value in vocabulary.tensors().items()}
+    _require_finite(tensors)
     if text is not None:
         tensors[_TEXT] = text
     header = {"format": str(FORMAT), "groups": json.dumps(layout), "meta": json.dumps(dict(meta))}
@@ -102,8 +115,14 @@ def write_statistics(path: Path, groups: Groups, meta: Mapping[str, Any], text: 
             raise storage_error(problem, path) from problem
 
 
-def read_statistics(path: Path) -> tuple[Groups, dict[str, Any], Tensor | None]:
-    """Groups, meta and text of a file, checked: names, shapes, counts, symmetry, no NaN or infinity.
+def _require_finite(tensors: Mapping[str, Tensor]) -> None:
+    for key, value in tensors.items():
+        if not _is_finite(value):
+            raise NonFiniteError(f"the moment `{key}`", "load the model as --dtype float32, or check the text")
+
+
+def read_statistics(path: Path) -> Contents:
+    """What a file holds, checked: names, shapes, counts, symmetry, no NaN or infinity.
 
     Raises:
         StatisticsError: missing, damaged, or of another format; one line that names what is wrong.
@@ -132,7 +151,7 @@ class _Reader:
         self._file = file
         self._left = set(file.keys())
 
-    def read(self, raw: Mapping[str, str]) -> tuple[Groups, dict[str, Any], Tensor | None]:
+    def read(self, raw: Mapping[str, str]) -> Contents:
         try:
             header = _Header(groups=json.loads(raw.get("groups", "null")), meta=json.loads(raw.get("meta", "null")))
         except ValidationError as problem:
@@ -148,10 +167,11 @@ class _Reader:
         if len({(one.text_tokens, one.sequences) for one in read}) > 1:
             raise _Damaged("its groups are of texts of several lengths")
         text = self._text(header.meta.token_digest, read[0])
+        vocabulary = self._vocabulary() if VOCABULARY in needs else None
         if self._left:
             raise _Damaged(f"tensor `{min(self._left)}` belongs to no group")
         meta: dict[str, Any] = json.loads(raw["meta"])
-        return groups, meta, text
+        return groups, meta, text, vocabulary
 
     def _group(self, raw: _Group, needs: frozenset[Need]) -> GroupStatistics:
         group = InputGroup.from_dict(raw.model_dump())
@@ -185,6 +205,14 @@ class _Reader:
             key = f"{group.name}/extra/{name}"
             if None not in shape or key in self._left:  # a layer without gradient has no sketches of sequences
                 yield name, self._tensor(key, shape)
+
+    def _vocabulary(self) -> VocabularyMoments:
+        gradient = self._tensor(f"{_ENDS}/gradient", (None, None))
+        if len(gradient) != gradient.shape[1]:
+            raise _Damaged(f"`{_ENDS}/gradient` has shape {list(gradient.shape)}")
+        frequency = self._tensor(f"{_ENDS}/frequency", (None,))
+        read = self._tensor(f"{_ENDS}/input", tuple(gradient.shape))
+        return VocabularyMoments(frequency, gradient, read, self._tensor(f"{_ENDS}/scale", tuple(frequency.shape)))
 
     def _covariance(self, key: str, size: int) -> Covariance:
         mean, matrix = self._tensor(f"{key}/mean", (size,)), self._tensor(f"{key}/covariance", (size, size))

@@ -26,6 +26,7 @@ from fasc.statistics.unit import (
     as_float64,
     smaller_side,
 )
+from fasc.statistics.vocabulary import VocabularyMoments
 
 __all__ = [
     "Covariance",
@@ -37,6 +38,7 @@ __all__ = [
     "Side",
     "Statistics",
     "UnitStatistics",
+    "VocabularyMoments",
     "as_float64",
     "smaller_side",
     "text_identity",
@@ -54,6 +56,9 @@ class Statistics:
 
     text: Tensor | None = None
     """The calibration text, int64 [sequences, length], where it had no padding: error propagation runs on it again."""
+
+    vocabulary: VocabularyMoments | None = None
+    """At the embedding and the head, where they were asked for."""
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -123,7 +128,13 @@ class Statistics:
                 groups[name] = present.lengthened(some.text_tokens, some.sequences)
         joinable = self.text is not None and other.text is not None and self.text.shape[1] == other.text.shape[1]
         text = torch.cat([self.text, other.text]) if joinable else None  # type: ignore[list-item]
-        return Statistics(groups, _merged_meta(self.meta, other.meta, groups, text), text)
+        return Statistics(groups, _merged_meta(self.meta, other.meta, groups, text), text, self._merged_vocabulary(other))
+
+    def _merged_vocabulary(self, other: "Statistics") -> VocabularyMoments | None:
+        if self.vocabulary is None or other.vocabulary is None:
+            return None
+        counts = (next(iter(part.groups.values())).text_tokens for part in (self, other))
+        return self.vocabulary.merge(other.vocabulary, weights_of(*counts))
 
     @property
     def _group_names(self) -> list[str]:
@@ -156,7 +167,7 @@ class Statistics:
             StorageError: it cannot be written.
         """
         path = Path(path).expanduser()
-        write_statistics(path, self.groups, self.meta, self.text)
+        write_statistics(path, self.groups, self.meta, self.text, self.vocabulary)
         return path
 
     @classmethod

@@ -13,7 +13,9 @@ from fasc.model.layers import Layer
 from fasc.statistics.accumulators import Covariance, Weights, mean_step, merged_cross, weights_of
 from fasc.statistics.extras import merged_extras
 
-Moment = Literal["input", "gradient", "cross", "magnitude", "output_scale", "product", "rows", "sequences", "taylor"]
+Moment = Literal[
+    "input", "gradient", "cross", "magnitude", "output_scale", "product", "rows", "sequences", "taylor", "vocabulary"
+]
 Side = Literal["input", "output"]
 
 
