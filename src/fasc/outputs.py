@@ -151,7 +151,11 @@ def output(
     Raises:
         StorageError: as :func:`require_output`, or another process is at work on the same result.
     """
-    target = require_output(path, overwrite=overwrite, inputs=inputs, folder=folder, owned=owned)
+    try:
+        target = require_output(path, overwrite=overwrite, inputs=inputs, folder=folder, owned=owned)
+    except StorageError:
+        _remove_stale_lock(path)
+        raise
     with _locked(target):
         sweep(target)
         yield require_output(path, overwrite=overwrite, inputs=inputs, folder=folder, owned=owned)
@@ -173,6 +177,16 @@ def _locked(target: Path) -> Iterator[None]:
             yield
         finally:
             file.unlink(missing_ok=True)
+
+
+def _remove_stale_lock(path: str | Path) -> None:
+    """What a process left that was killed after its result stood."""
+    with suppress(OSError, StorageError):
+        target = resolved(path)
+        file = target.with_name(f".{target.name}.lock")
+        if file.is_file():
+            with _lock(file):
+                file.unlink(missing_ok=True)
 
 
 def _lock(file: Path) -> TextIO:

@@ -89,6 +89,7 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         StorageError: the folder exists and ``overwrite`` is false, or it cannot be written.
     """
     path = expanded(path)
+    sweep(path)
     refuse_existing(path, overwrite=overwrite)
     path = path.resolve() if path.is_symlink() else path
     try:
@@ -144,6 +145,7 @@ def new_file(path: Path) -> Iterator[Path]:
     """
     path = expanded(path)
     path = path.resolve() if path.is_symlink() else path
+    sweep(path)
     scratch = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

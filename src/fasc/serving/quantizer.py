@@ -80,7 +80,8 @@ class FascHfQuantizer(HfQuantizer):
                 continue
             if not self._was_loaded(name, tensor):
                 raise ModelError(f"the checkpoint lacks `{name}`", "it is incomplete: copy the whole folder again")
-            if tensor.device.type != "meta" and tensor.is_floating_point() and not _sound(tensor, may_be_infinite=name in buffers):
+            held = tensor.device.type != "meta" and tensor.is_floating_point()
+            if held and not _sound(tensor, may_be_infinite=name in buffers):
                 raise NonFiniteError(f"weight `{name}`", "the checkpoint is damaged; load another copy")
         return model
 
