@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from fasc.edits import Edit
 from fasc.edits.quantise import DAMPING
+from fasc.edits.unfuse import with_experts_unfused
 from fasc.errors import BudgetError, StatisticsError
 from fasc.forecast.channels import channel_curves
 from fasc.forecast.half_j import loss_curves
@@ -102,7 +103,7 @@ def plan_model(  # noqa: PLR0913 - each is a source or a switch of the plan
             curves = {**curves, **_noises(model, groups, (chosen, scopes, rules), options, statistics, known)}
     choices = alternatives_of(groups, couplings, scopes, rules, curves, chosen.damping)
     allocate = _globally if allocation == "fisher" else _uniformly
-    edits = allocate(choices, dense, budget, chosen)
+    edits = with_experts_unfused(model, allocate(choices, dense, budget, chosen))
     memory = memory_forecast(model, groups, needs_for(options, budget)) | memory_to_compress(groups, couplings, edits, size)
     nll = None if statistics is None else statistics.meta.get("nll")
     return replace(dense, edits=tuple(edits), allocation=allocation, forecast_memory=memory, dense_nll=nll)
