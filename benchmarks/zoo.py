@@ -19,6 +19,7 @@ from collections import Counter
 from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -94,7 +95,7 @@ def page(rows: dict[str, dict[str, Any]], of: str) -> str:
     for name, row in sorted(rows.items()):
         reached = f"{row['reached']:.0%}" if "reached" in row and row["outcome"] == "works" else ""
         reason = row["dense"] if row["outcome"] == "works" else f"{row['stage']}: {row['line']}"
-        lines.append(f"| `{name}` | {row['outcome']} | {reached} | {reason.replace('|', '/').replace(chr(10), ' ')[:160]} |")
+        lines.append(f"| `{name}` | {row['outcome']} | {reached} | {shorten(reason.replace('|', '/'), 160, placeholder=' …')} |")
     lines += [
         "",
         "*Parameters reached* are those of layers that a plan may touch; in a tiny model the embeddings weigh more than in a real one.",

@@ -39,7 +39,7 @@ def test_every_verb_explains_each_of_its_options(done, verb):
     assert out.startswith(f"Usage: fasc {verb}")
     for argument in command.callback.__annotations__:
         if argument not in ("return", "recipe", "folder", "alias", "checkpoint", "model"):
-            flag = {"engine": "for", "form": "format"}.get(argument, argument.replace("_", "-"))
+            flag = {"engine": "for", "form": "format", "kind": "type"}.get(argument, argument.replace("_", "-"))
             assert f"--{flag} " in out.replace("\n", " "), argument
     assert "``" not in out, "help is plain text"
 

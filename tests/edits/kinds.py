@@ -7,6 +7,7 @@ from fasc.edits.narrow import Narrow, Shape
 from fasc.edits.quantise import Quantise
 from fasc.edits.remove import Remove
 from fasc.edits.skip import Skip
+from fasc.edits.unfuse import Holder, Unfuse
 from fasc.edits.vocabulary import VocabularyBits
 
 BLOCK = "model.layers.0"
@@ -53,3 +54,8 @@ MADE = [
         update={"layers": ATTENTION[:1], "d_outs": (32,), "biases": (True,), "facts": {}, "selection": {"rho": 0.2}}
     ),
 ]
+
+UNFUSE = Unfuse(
+    holders=(Holder(name=f"{BLOCK}.mlp.experts", experts=4, first="gate_up_proj", d_in=32, d_first=96, channels=48, bias=False),)
+)
+"""Of a mixture; its own tests are beside those of experts."""

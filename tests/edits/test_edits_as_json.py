@@ -7,15 +7,15 @@ import pytest
 
 from fasc.edits import EDITS, read_edit
 from fasc.errors import FascError
-from tests.edits.kinds import KINDS, MADE
+from tests.edits.kinds import KINDS, MADE, UNFUSE
 
 
 def test_there_is_an_example_of_every_kind():
-    assert {edit.edit for edit in KINDS.values()} == set(EDITS)
+    assert {edit.edit for edit in (*KINDS.values(), UNFUSE)} == set(EDITS)
 
 
 @pytest.mark.parametrize(
-    "edit", [*KINDS.values(), *MADE], ids=lambda edit: f"{edit.edit} of {edit.touches[0].rpartition('.')[2]}"
+    "edit", [*KINDS.values(), *MADE, UNFUSE], ids=lambda edit: f"{edit.edit} of {edit.touches[0].rpartition('.')[2]}"
 )
 def test_an_edit_is_read_as_it_was_written(edit):
     raw = json.loads(json.dumps(edit.to_dict(), allow_nan=False))

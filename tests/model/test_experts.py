@@ -2,15 +2,17 @@
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
-from fasc.methods import METHODS
-from fasc.model.experts import expert_layers
+import fasc
+from fasc.edits.unfuse import Unfuse
+from fasc.errors import ModelError
+from fasc.model.experts import expert_layers, is_fused
 from fasc.model.groups import find_groups
 from fasc.model.load import model_fingerprint
 from fasc.model.options import LayersConfig
 from fasc.stages.compress import compress
 from fasc.stages.plan import plan
-from fasc.statistics.collect import collect_moments
 
 
 def test_a_model_with_expert_layers_computes_the_same_and_is_left_as_it_was(mixture, tokens):
@@ -44,12 +46,51 @@ def test_every_expert_is_a_group_even_if_a_short_text_misses_it(mixture):
     assert experts == {(block, expert, kind) for block in (0, 1) for expert in range(4) for kind in ("gate_up_proj", "down_proj")}
 
 
-def test_experts_are_not_compressed(mixture, tokens):
-    with expert_layers(mixture):
-        statistics = collect_moments(mixture, tokens, METHODS["fasc"].needs)
+def test_experts_are_compressed_saved_and_loaded(mixture, tokens, tmp_path):
+    statistics = fasc.collect(mixture, corpus=tokens, sequences=len(tokens), sequence_length=tokens.shape[1])
+    whole = mixture.num_parameters()
+    made = plan(mixture, statistics, param_fraction=0.6, damping=1e-2)
+    assert made.edits[0].edit == "unfuse"
+    assert any("experts" in name for edit in made.edits[1:] for name in edit.touches)
+    assert "experts" not in (made.outside or {})
+    assert made.dense_parameters + sum((made.outside or {}).values()) == whole
+    small = compress(mixture, statistics, made)
+    left = sum(tensor.numel() for tensor in small.model.state_dict().values())  # orders as well
+    assert left == whole - sum(edit.saved for edit in made.edits)
+    small.save(tmp_path / "small")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "small").eval()
+    with torch.no_grad():
+        expected = small.model(input_ids=tokens).logits
+        assert torch.equal(again(input_ids=tokens).logits, expected)
+        ways = [one.generate(tokens[:2], max_new_tokens=4, do_sample=False) for one in (small.model, again)]
+    assert torch.equal(*ways)
+
+
+def test_unfused_experts_compute_what_the_fused_ones_do(mixture, tokens):
+    with torch.no_grad():
+        expected = mixture(input_ids=tokens).logits
+        Unfuse.of(mixture).apply(mixture, None)
+        torch.testing.assert_close(mixture(input_ids=tokens).logits, expected, rtol=1e-4, atol=1e-4)
+    assert not any(is_fused(module) for module in mixture.modules())
+
+
+def test_experts_that_are_excluded_stay_fused(mixture, tokens):
+    sizes = {"sequences": len(tokens), "sequence_length": tokens.shape[1]}
+    statistics = fasc.collect(mixture, corpus=tokens, exclude=["*.experts.*"], **sizes)
     made = plan(mixture, statistics, rank_fraction=0.5, damping=1e-2)
     assert made.edits
     assert not any("experts" in name for edit in made.edits for name in edit.touches)
+    assert made.outside["experts"] > 0
     compress(mixture, statistics, made)
-    with torch.no_grad():
-        assert torch.isfinite(mixture(input_ids=tokens).logits).all()
+    assert any(is_fused(module) for module in mixture.modules())
+
+
+def test_a_plan_for_other_experts_is_refused(mixture, model):
+    edit = Unfuse.of(mixture)
+    smaller = edit.model_copy(
+        update={"holders": tuple(one.model_copy(update={"channels": one.channels + 1}) for one in edit.holders)}
+    )
+    for changed, other in ((smaller, mixture), (edit, model)):
+        with pytest.raises(ModelError, match=r"no such experts|no attribute|another model"):
+            changed.apply(other, None)
+    assert Unfuse.of(model) is None

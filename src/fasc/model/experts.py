@@ -1,10 +1,11 @@
-"""Mixtures of experts: each expert's projections as layers of their own, for the length of a ``with``.
+"""Mixtures of experts: each expert's projections as layers of their own, for a while or for good.
 
-transformers keeps the weights of all experts of a block in one tensor of three axes, which no hook on a layer sees. Here every
-expert gets modules that read views of that tensor, and the block calls them one by one. No parameter is added or copied.
+transformers keeps the weights of all experts of a block in one tensor of three axes, which no hook on a layer sees. To measure
+and to plan, every expert gets modules that read views of that tensor, and the block calls them one by one; nothing is copied.
+To compress, the layers get weights of their own and the fused tensors go.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -43,11 +44,38 @@ class Expert(nn.Module):
     positions: Tensor | None = None
     """Which of the tokens of the batch it reads, int64 [its tokens], of the last call."""
 
-    def __init__(self, experts: nn.Module, index: int) -> None:
+    def __init__(self, first: str, projections: Mapping[str, nn.Module]) -> None:
         super().__init__()
-        self.first = "gate_up_proj" if experts.has_gate else "up_proj"
-        self.add_module(self.first, ExpertLinear(experts, self.first, index))
-        self.add_module("down_proj", ExpertLinear(experts, "down_proj", index))
+        self.first = first
+        for name, projection in projections.items():
+            self.add_module(name, projection)
+
+    @staticmethod
+    def viewing(experts: nn.Module, index: int) -> "Expert":
+        """Of fused weights."""
+        names = (first_of(experts), "down_proj")
+        return Expert(names[0], {name: ExpertLinear(experts, name, index) for name in names})
+
+    @staticmethod
+    def owning(experts: nn.Module, index: int, *, empty: bool) -> "Expert":
+        """With weights of its own: copies of the fused ones, or none yet."""
+        projections = {}
+        for name in (first_of(experts), "down_proj"):
+            view = ExpertLinear(experts, name, index)
+            own = nn.Linear(view.in_features, view.out_features, bias=view.bias is not None, dtype=view.weight.dtype)
+            if not empty:
+                own = own.to(view.weight.device)
+                with torch.no_grad():
+                    own.weight.copy_(view.weight)
+                    if view.bias is not None:
+                        own.bias.copy_(view.bias)
+            projections[name] = own.requires_grad_(view.weight.requires_grad)
+        return Expert(first_of(experts), projections)
+
+
+def first_of(experts: nn.Module) -> str:
+    """Name of the first projection of experts."""
+    return "gate_up_proj" if experts.has_gate else "up_proj"
 
 
 def is_fused(module: nn.Module) -> bool:
@@ -66,32 +94,67 @@ def expert_layers(model: nn.Module) -> Iterator[list[str]]:
         Names of the modules that hold experts.
     """
     fused = [(name, module) for name, module in model.named_modules() if is_fused(module)]
-    for _, experts in fused:
-        parts = [Expert(experts, index) for index in range(experts.down_proj.shape[0])]
-        for index, part in enumerate(parts):
-            experts.add_module(str(index), part)
-        experts.forward = partial(_forward, experts, parts)
+    opened = [experts for _, experts in fused if "forward" not in experts.__dict__]  # not those of a ``with`` around this one
+    for experts in opened:
+        _call_one_by_one(experts, [Expert.viewing(experts, index) for index in range(experts.down_proj.shape[0])])
     try:
         yield [name for name, _ in fused]
     finally:
-        for _, experts in fused:
+        for experts in opened:
             del experts.forward
             for index in range(experts.down_proj.shape[0]):
                 delattr(experts, str(index))
 
 
-def _forward(experts: Any, parts: Sequence[Expert], hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+def _call_one_by_one(experts: nn.Module, parts: Sequence[Expert]) -> None:
+    for index, part in enumerate(parts):
+        experts.add_module(str(index), part)
+    experts.forward = partial(_forward, experts)
+
+
+def unfuse(experts: nn.Module, *, empty: bool = False) -> None:
+    """Give every expert of a module layers of its own, for good.
+
+    Args:
+        experts: holds fused weights, which are removed.
+        empty: the layers get no contents.
+    """
+    parts = [Expert.owning(experts, index, empty=empty) for index in range(len(experts.down_proj))]  # type: ignore[arg-type]
+    for name in [name for name, parameter in experts.named_parameters(recurse=False) if parameter.dim() in (2, 3)]:
+        if name.removesuffix("_bias") in (parts[0].first, "down_proj"):
+            delattr(experts, name)
+    experts.train(experts.training)
+    _call_one_by_one(experts, [part.train(experts.training) for part in parts])
+
+
+def fused_sizes(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """By name of a module with fused experts: ``experts``, ``first``, ``d_in``, ``d_first``, ``channels``, ``bias``."""
+    sizes = {}
+    for name, module in model.named_modules():
+        if is_fused(module):
+            first, down = ExpertLinear(module, first_of(module), 0), ExpertLinear(module, "down_proj", 0)
+            sizes[name] = {
+                "experts": len(module.down_proj),
+                "first": first_of(module),
+                "d_in": first.in_features,
+                "d_first": first.out_features,
+                "channels": down.in_features,
+                "bias": bool(module.has_bias),
+            }
+    return sizes
+
+
+def _forward(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """What the experts compute, one after the other.
 
     Args:
-        experts: their module.
-        parts: one for each.
+        experts: their module, which holds one :class:`Expert` for each.
         hidden_states: [tokens, d].
         top_k_index: [tokens, k], which experts a token goes to.
         top_k_weights: [tokens, k].
     """
     result = torch.zeros_like(hidden_states)
-    for index, part in enumerate(parts):
+    for index, part in enumerate(one for one in experts.children() if isinstance(one, Expert)):
         token, position = torch.where(top_k_index == index)
         part.positions = token
         if len(token) == 0 and torch.is_grad_enabled():

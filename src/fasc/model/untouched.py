@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from torch import nn
 from transformers import PreTrainedModel
 
-from fasc.model.experts import is_fused
+from fasc.model.experts import ExpertLinear, is_fused
 from fasc.model.layers import oriented_weight
 
 
@@ -30,7 +30,16 @@ def parameters_outside(model: PreTrainedModel, chosen: Iterable[str]) -> dict[st
             if id(parameter) not in seen:
                 seen.add(id(parameter))
                 counts[kind] = counts.get(kind, 0) + parameter.numel()
+    views = sum(_size(model.get_submodule(name)) for name in names if isinstance(model.get_submodule(name), ExpertLinear))
+    if views:  # layers of experts are parts of their fused weights
+        counts["experts"] -= views
+    counts = {kind: count for kind, count in counts.items() if count}
     return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def _size(layer: nn.Module) -> int:
+    weight, bias = layer.weight, layer.bias
+    return int(weight.numel()) + (0 if bias is None else int(bias.numel()))  # type: ignore[operator]
 
 
 def _kind(model: PreTrainedModel, module: nn.Module) -> str:
@@ -38,7 +47,7 @@ def _kind(model: PreTrainedModel, module: nn.Module) -> str:
         return "embeddings"
     if module is model.get_output_embeddings():
         return "head"
-    if is_fused(module):
+    if is_fused(module) or any(parameter.dim() == 3 for parameter in module.parameters(recurse=False)):
         return "experts"
     return "other linear layers" if oriented_weight(module) is not None else "norms and the rest"
 

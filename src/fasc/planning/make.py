@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from fasc.edits import Edit
 from fasc.edits.quantise import DAMPING
+from fasc.edits.unfuse import with_experts_unfused
 from fasc.errors import BudgetError, StatisticsError
 from fasc.forecast.attention import attention_curves
 from fasc.forecast.channels import channel_curves
@@ -107,6 +108,7 @@ def plan_model(  # noqa: PLR0913 - each is a source or a switch of the plan
         edits = _globally([*choices, *ends.choices], dense, budget, chosen, ends.parameters)
     else:
         edits = _uniformly(choices, dense, budget, chosen)
+    edits = with_experts_unfused(model, edits)
     memory = memory_forecast(model, groups, needs_for(options, budget))
     memory |= memory_to_compress(groups, removable.channels, edits, size)
     nll = None if statistics is None else statistics.meta.get("nll")

@@ -60,6 +60,7 @@ class FascHfQuantizer(HfQuantizer):
         parents = {name[:place] for name in replaced for place in range(len(name)) if name[place] == "."}
         touched = {id(model.get_submodule(name)) for name in parents}
         touched |= {id(module) for name in replaced for module in model.get_submodule(name).modules()}
+
         def tolerant(initialise: Callable[[nn.Module], None], module: nn.Module) -> None:
             try:
                 initialise(module)
@@ -94,6 +95,19 @@ class FascHfQuantizer(HfQuantizer):
         if name in self._in_files or getattr(tensor, "_is_hf_initialized", False):
             return True
         return tensor.device.type == "meta" and name not in self._made
+
+    def update_weight_conversions(self, weight_conversions: list[Any], model: nn.Module) -> list[Any]:
+        """Experts that were unfused are in the files as they are: transformers shall not fuse them."""
+        from transformers.core_model_loading import WeightConverter  # noqa: PLC0415 - not while transformers is imported
+
+        updated: list[Any] = super().update_weight_conversions(weight_conversions, model)
+        if not any(isinstance(edit, dict) and edit.get("edit") == "unfuse" for edit in self.quantization_config.edits):
+            return updated
+        return [
+            one
+            for one in updated
+            if not (isinstance(one, WeightConverter) and any("experts" in name for name in one.target_patterns))
+        ]
 
     def is_serializable(self, *_args: Any, **_kwargs: Any) -> bool:
         """``save_pretrained`` works."""

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fasc.edits.structure import structure_of
 from fasc.errors import ModelError, UsageError
+from fasc.model.experts import expert_layers
 from fasc.model.load import LoadedModel, model_fingerprint
 from fasc.model.options import LayersConfig
 from fasc.model.precision import working_precision
@@ -54,14 +55,15 @@ def collect(
         needs = frozenset().union(*(needs_for(MethodConfig(name=name), None) for name in names_in(methods)))
     require_dense(model)
     if isinstance(corpus, Tensor):
-        return collect_moments(model, corpus, needs, calibration=calibration, layers=layers)
+        with expert_layers(model):
+            return collect_moments(model, corpus, needs, calibration=calibration, layers=layers)
     if tokenizer is None:
         raise UsageError("there is no tokenizer to read the corpus with", "pass the model's tokenizer, or tokens as `corpus`")
     return calibrate(LoadedModel(model, tokenizer), needs, calibration, layers)
 
 
 def calibrate(loaded: LoadedModel, needs: frozenset[Need], calibration: CalibrationConfig, layers: LayersConfig) -> Statistics:
-    """Load the calibration text and measure the moments."""
+    """Load the calibration text and measure the moments, every expert's by itself."""
     if calibration.skip and calibration.corpus == "self":
         raise UsageError("text sampled from the model has no order to skip in", "draw other text with another --seed")
     require_dense(loaded.model)
@@ -69,7 +71,8 @@ def calibrate(loaded: LoadedModel, needs: frozenset[Need], calibration: Calibrat
     with working_precision(loaded.model):
         block = _text(loaded, calibration, calibration.skip + calibration.sequences, calibration.seed)
         tokens = block.tokens[calibration.skip :]
-        statistics = collect_moments(loaded.model, tokens, needs, calibration=calibration, layers=layers)
+        with expert_layers(loaded.model):
+            statistics = collect_moments(loaded.model, tokens, needs, calibration=calibration, layers=layers)
     facts = {"model_fingerprint": fingerprint, "text_digest": block.text_digest}
     read = {"characters": block.characters, "whole": block.whole}
     return replace(statistics, meta={**statistics.meta, **facts, "read": read})

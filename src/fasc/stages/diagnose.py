@@ -1,7 +1,6 @@
 """Statistics → diagnosis, validation, overlaps of subspaces."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,8 +91,7 @@ def collect_for(
     needs = needs_of(tuple(methods))
     if diagnosis:
         needs |= diagnosis_needs(methods)
-    with expert_layers(loaded.model) if diagnosis else nullcontext():
-        return calibrate(loaded, needs, calibration, layers)
+    return calibrate(loaded, needs, calibration, layers)
 
 
 def validate(  # noqa: PLR0913 - what is measured, and on what

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from fasc.compression.trial import Trial
 from fasc.errors import BudgetError
 from fasc.forecast.cache import kept_forecasts
+from fasc.model.experts import expert_layers
 from fasc.model.groups import InputGroup, find_groups
 from fasc.model.load import LoadedModel, model_fingerprint
 from fasc.model.options import LayersConfig
@@ -62,11 +63,12 @@ def plan(
     chosen = method.but(**options) if isinstance(method, MethodConfig) else take_method(method, options)
     if statistics is None and chosen.allocation is None and not budget.limits_loss:
         chosen = chosen.but(allocation="uniform")
-    groups = groups_of(model, statistics, layers)
-    correction = None if validation is None else read_correction(validation)
-    limit = budget if correction is None else corrected(budget, correction)
-    made = make_plan(model, groups, chosen, limit, statistics, held_out=held_out)
-    return _selected(model, statistics, expecting(made, budget, correction))
+    with expert_layers(model):
+        groups = groups_of(model, statistics, layers)
+        correction = None if validation is None else read_correction(validation)
+        limit = budget if correction is None else corrected(budget, correction)
+        made = make_plan(model, groups, chosen, limit, statistics, held_out=held_out)
+        return _selected(model, statistics, expecting(made, budget, correction))
 
 
 def take_method(name: str, options: dict[str, Any]) -> MethodConfig:
@@ -126,15 +128,16 @@ def plan_of_recipe(
 ) -> Plan:
     """The plan of a recipe's first method and budget, with its selection of methods."""
     options, budget = recipe.methods[0], recipe.budgets[0]
-    groups = groups_of(loaded.model, statistics, LayersConfig())
-    made = make_plan(loaded.model, groups, options, budget, statistics, known=known, forecast=False, held_out=held_out)
-    if options.selection == "none":
-        return made
+    with expert_layers(loaded.model):
+        groups = groups_of(loaded.model, statistics, LayersConfig())
+        made = make_plan(loaded.model, groups, options, budget, statistics, known=known, forecast=False, held_out=held_out)
+        if options.selection == "none":
+            return made
 
-    def trial() -> Trial:
-        return Trial(loaded.model, statistics, held_out_tokens(loaded, recipe.calibration, _SELECTION_SEQUENCES))
+        def trial() -> Trial:
+            return Trial(loaded.model, statistics, held_out_tokens(loaded, recipe.calibration, _SELECTION_SEQUENCES))
 
-    return select_methods(loaded.model, statistics, made, options, trial)
+        return select_methods(loaded.model, statistics, made, options, trial)
 
 
 def _selected(model: PreTrainedModel, statistics: Statistics | None, made: Plan) -> Plan:
@@ -165,11 +168,11 @@ def plan_from_files(
     moments = None if statistics is None else stored_statistics(statistics, loaded.model)
     unseen = None if held_out is None else stored_statistics(held_out, loaded.model)
     digests = [None if file is None else file_digest(file) for file in (statistics, held_out)]
-    groups = groups_of(loaded.model, moments, layers)
-    with kept_forecasts(*digests) as known:
+    with expert_layers(loaded.model), kept_forecasts(*digests) as known:
+        groups = groups_of(loaded.model, moments, layers)
         limit = budget if correction is None else corrected(budget, correction)
         made = make_plan(loaded.model, groups, options, limit, moments, known=known, held_out=unseen)
-    return _selected(loaded.model, moments, expecting(made, budget, correction))
+        return _selected(loaded.model, moments, expecting(made, budget, correction))
 
 
 def corrected(budget: BudgetConfig, correction: Correction) -> BudgetConfig:
@@ -213,8 +216,9 @@ def frontier(
     """
     layers = take(LayersConfig, options)
     chosen = method.but(**options) if isinstance(method, MethodConfig) else take_method(method, options)
-    groups = groups_of(model, statistics, layers)
-    return frontier_of(model, groups, chosen.but(bits=tuple(bits)), statistics, {}, shares)
+    with expert_layers(model):
+        groups = groups_of(model, statistics, layers)
+        return frontier_of(model, groups, chosen.but(bits=tuple(bits)), statistics, {}, shares)
 
 
 def frontier_of(
@@ -237,12 +241,12 @@ def frontier_of(
 def frontier_from_files(loaded: LoadedModel, options: MethodConfig, layers: LayersConfig, statistics: Path) -> list[Point]:
     """A frontier from a file of moments; forecasts are kept in the cache."""
     moments = stored_statistics(statistics, loaded.model)
-    with kept_forecasts(file_digest(statistics)) as known:
+    with expert_layers(loaded.model), kept_forecasts(file_digest(statistics)) as known:
         return frontier_of(loaded.model, groups_of(loaded.model, moments, layers), options, moments, known)
 
 
 def stored_statistics(file: str | Path, model: PreTrainedModel) -> Statistics:
-    """Statistics from a file, checked to be of this model, of the layers that it has now: experts may not be layers of it."""
+    """Statistics from a file, checked to be of this model, of the layers that it has now."""
     return fitted_statistics(Statistics.load(Path(file)), model)
 
 
@@ -253,4 +257,5 @@ def fitted_statistics(statistics: Statistics, model: PreTrainedModel) -> Statist
         StatisticsError: they are of another model.
     """
     statistics.require_model(model_fingerprint(model))
-    return statistics.present_in(model)
+    with expert_layers(model):
+        return statistics.present_in(model)
