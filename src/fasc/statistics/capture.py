@@ -79,8 +79,8 @@ class _UnitSums:
 
     def publish(self, tokens: int, mean_x: Tensor) -> GradientMoment:
         mean = self.vector.mean(tokens)
-        covariance = Covariance(mean.float(), self.square.covariance(mean, tokens).float())
-        cross = None if self.cross is None else self.cross.covariance((mean_x, mean), tokens).float()
+        covariance = Covariance(mean.float().cpu(), self.square.covariance(mean, tokens).float().cpu())
+        cross = None if self.cross is None else self.cross.covariance((mean_x, mean), tokens).float().cpu()
         return GradientMoment("input" if self.side == "input" else "output", covariance, cross)
 
 
@@ -235,13 +235,13 @@ class GroupCapture:
             extra.merge(other._extras[name])
 
     def publish(self) -> GroupStatistics:
-        """The moments, centred, in float32.
+        """The moments, centred, in float32, on the processor: a device holds sums only while they are measured.
 
         Raises:
             NonFiniteError: a moment of a layer holds NaN or infinity.
         """
         mean = self._input_vector.mean(self.tokens)
-        inputs = Covariance(mean.float(), self._input_square.covariance(mean, self.tokens).float())
+        inputs = Covariance(mean.float().cpu(), self._input_square.covariance(mean, self.tokens).float().cpu())
         gradients = {}
         for unit in self._units:
             name = unit.layers[0].name if len(unit.layers) == 1 else self.group.name
@@ -250,7 +250,7 @@ class GroupCapture:
         _require_finite(inputs, f"`{self.group.name}`: the covariance of the inputs")
         extras: dict[str, Tensor] = {}
         for extra in self._extras.values():
-            extras |= extra.publish(self.tokens, self.sequences)
+            extras |= {name: one.cpu() for name, one in extra.publish(self.tokens, self.sequences).items()}
         return GroupStatistics(self.group, self.tokens, self.text_tokens, inputs, gradients, extras, self.sequences)
 
 
