@@ -6,12 +6,12 @@ from transformers import AutoModelForCausalLM
 
 import fasc
 from fasc.edits.unfuse import Unfuse
-from fasc.errors import ModelError
-from fasc.model.experts import expert_layers, is_fused
+from fasc.errors import BudgetError, ModelError
+from fasc.model.experts import expert_layers, fuse, is_fused
 from fasc.model.groups import find_groups
-from fasc.model.load import model_fingerprint
+from fasc.model.load import LoadedModel, model_fingerprint
 from fasc.model.options import LayersConfig
-from fasc.stages.compress import compress
+from fasc.stages.compress import _recipe_of, carry_out_recipe, compress
 from fasc.stages.plan import plan
 
 
@@ -94,3 +94,33 @@ def test_a_plan_for_other_experts_is_refused(mixture, model):
         with pytest.raises(ModelError, match=r"no such experts|no attribute|another model"):
             changed.apply(other, None)
     assert Unfuse.of(model) is None
+
+
+def test_fusing_is_the_inverse_of_unfusing(mixture):
+    before = {name: tensor.clone() for name, tensor in mixture.state_dict().items()}
+    edit = Unfuse.of(mixture)
+    edit.apply(mixture, None)
+    for holder in edit.holders:
+        fuse(mixture.get_submodule(holder.name))
+    after = mixture.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_merged_experts_are_an_ordinary_mixture(mixture, tokens, tmp_path):
+    """Without channels and with its biases folded, the merged model is as near as the fold."""
+    statistics = fasc.collect(mixture, corpus=tokens, sequences=len(tokens), sequence_length=tokens.shape[1])
+    made = plan(mixture, statistics, param_fraction=0.9, damping=1e-2, layouts="dense,merged,factors")
+    small = carry_out_recipe(LoadedModel(mixture, None), statistics, _recipe_of(mixture, statistics, made), made, merged=True)
+    small.save(tmp_path / "merged")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    assert any(is_fused(module) for module in again.modules())
+    assert not hasattr(again.config, "quantization_config")
+    with torch.no_grad():
+        torch.testing.assert_close(again(input_ids=tokens).logits, small.model(input_ids=tokens).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_one_width_is_not_made_for_experts(mixture, tokens):
+    statistics = fasc.collect(mixture, corpus=tokens, sequences=len(tokens), sequence_length=tokens.shape[1])
+    with pytest.raises(BudgetError, match=r"experts.*--exclude|needs an MLP"):
+        plan(mixture, statistics, param_fraction=0.8, layouts="dense,channels", allocation="uniform")

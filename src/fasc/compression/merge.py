@@ -1,5 +1,6 @@
 """Back to an ordinary dense checkpoint that loads without us."""
 
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -11,8 +12,10 @@ from fasc.edits.factor import Factor
 from fasc.edits.narrow import Narrow
 from fasc.edits.quantise import Quantise
 from fasc.edits.structure import parsed, structure_of
+from fasc.edits.unfuse import Unfuse
 from fasc.errors import UsageError
 from fasc.linalg.psd import cholesky, damped
+from fasc.model.experts import fuse
 from fasc.progress import say
 from fasc.statistics.moments import Statistics, as_float64
 
@@ -42,13 +45,14 @@ def merge(model: PreTrainedModel, statistics: Statistics, damping: float) -> lis
     if any(isinstance(edit, Quantise) for edit in edits):
         raise UsageError("weights of few bits cannot be merged into an ordinary checkpoint", "leave --bits or --merge out")
     narrow = [edit for edit in edits if isinstance(edit, Narrow)]
-    if len(factored) + len(narrow) < len(edits):
+    unfused = [edit for edit in edits if isinstance(edit, Unfuse)]
+    if len(factored) + len(narrow) + len(unfused) < len(edits):
         raise UsageError("the model holds edits that no ordinary checkpoint can say", "leave --merge out")
     dense = {name: edit.stored.dense(model.get_submodule(name)) for edit in factored for name in edit.layers}
     consumers = [edit.consumer.name for edit in narrow if edit.consumer.name not in dense]
     dense |= {name: _own(model.get_submodule(name)) for name in consumers}
-    config = _config_with_biases(model, list(dense), _config_of_one_width(model, narrow))
-    skeleton = _skeleton(model, config)
+    config = _config_with_biases(model, list(dense), _config_of_one_width(model, narrow), unfused)
+    skeleton = _skeleton(model, config, unfused)
     group_of = {layer.name: name for name, g in statistics.groups.items() for layer in g.group.layers}
     folded = []
     with torch.no_grad():
@@ -60,15 +64,21 @@ def merge(model: PreTrainedModel, statistics: Statistics, damping: float) -> lis
                 folded.append(name)
             _put_dense(model, name, target, (weight, bias))
         _add_zero_biases(model, skeleton)
+        for holder in [holder for edit in unfused for holder in edit.holders]:
+            fuse(model.get_submodule(holder.name))
     _forget_quantizer(model, config)
     if folded:
         say(f"{type(model).__name__} has no bias for {len(folded)} layers: folded into their weights")
     return folded
 
 
-def _skeleton(model: PreTrainedModel, config: PretrainedConfig) -> PreTrainedModel:
+def _skeleton(model: PreTrainedModel, config: PretrainedConfig, unfused: Sequence[Unfuse]) -> PreTrainedModel:
+    """The ordinary model without contents, its experts unfused where those of the model are."""
     with torch.device("meta"):
-        return type(model)(config)
+        skeleton = type(model)(config)
+    for edit in unfused:
+        edit.build(skeleton)
+    return skeleton
 
 
 def _own(module: nn.Module) -> tuple[Tensor, Tensor]:
@@ -92,11 +102,11 @@ def _config_of_one_width(model: PreTrainedModel, narrow: list[Narrow]) -> Pretra
     return config
 
 
-def _config_with_biases(model: PreTrainedModel, replaced: list[str], config: Any) -> PretrainedConfig:
+def _config_with_biases(model: PreTrainedModel, replaced: list[str], config: Any, unfused: Sequence[Unfuse]) -> PretrainedConfig:
     """A config with every bias switch on that gives a replaced layer its bias."""
 
     def lacking(candidate: PretrainedConfig) -> int:
-        skeleton = _skeleton(model, candidate)
+        skeleton = _skeleton(model, candidate, unfused)
         return sum(getattr(skeleton.get_submodule(name), "bias", None) is None for name in replaced)
 
     remaining = lacking(config)

@@ -127,6 +127,27 @@ def unfuse(experts: nn.Module, *, empty: bool = False) -> None:
     _call_one_by_one(experts, [part.train(experts.training) for part in parts])
 
 
+def fuse(experts: nn.Module) -> None:
+    """Put the layers of every expert into fused weights again: the inverse of :func:`unfuse`.
+
+    Args:
+        experts: every layer of every expert is an ordinary one, with a bias where the fused weights have one.
+    """
+    parts = [part for part in experts.children() if isinstance(part, Expert)]
+    for name in (parts[0].first, "down_proj"):
+        layers = [part.get_submodule(name) for part in parts]
+        weight = torch.stack([layer.weight.detach() for layer in layers])  # type: ignore[operator]
+        trained = layers[0].weight.requires_grad
+        fused = {name: weight.mT.contiguous() if experts.is_transposed else weight}
+        if experts.has_bias:
+            fused[f"{name}_bias"] = torch.stack([layer.bias.detach() for layer in layers])  # type: ignore[operator]
+        for key, tensor in fused.items():
+            experts.register_parameter(key, nn.Parameter(tensor, requires_grad=bool(trained)))
+    for index in range(len(parts)):
+        delattr(experts, str(index))
+    del experts.forward
+
+
 def fused_sizes(model: nn.Module) -> dict[str, dict[str, Any]]:
     """By name of a module with fused experts: ``experts``, ``first``, ``d_in``, ``d_first``, ``channels``, ``bias``."""
     sizes = {}

@@ -51,6 +51,7 @@ def narrow_to_one_width(
         BudgetError: the MLPs are not alike, or no width keeps the budget.
     """
     couplings = find_channels(model, groups)
+    _require_no_experts(couplings)
     sizes = {one.parts for one in couplings}
     blocks = {group.block for group in groups if group.block is not None}
     if len(sizes) != 1 or {one.group.block for one in couplings} != blocks:
@@ -98,3 +99,9 @@ def _within(edits: Sequence[Narrow], dense: Plan, budget: BudgetConfig) -> bool:
     left = dense.dense_parameters - sum(edit.saved for edit in edits)
     limit = limit_of(dense, budget, whole=0.0)
     return left * (dense.model.bytes_per_parameter if budget.kind == "max_bytes" else 1) <= limit
+
+
+def _require_no_experts(couplings: Sequence[Coupling]) -> None:
+    mixed = next((layer.name for one in couplings for layer in one.layers if layer.expert is not None), None)
+    if mixed is not None:
+        raise BudgetError(f"one width for all blocks is not made for experts (`{mixed}`)", "give --exclude '*.experts.*'")
