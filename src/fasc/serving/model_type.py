@@ -40,7 +40,8 @@ class CompressedConfig(PreTrainedConfig):
                 f"config.json: `{DENSE_MODEL_TYPE}` is {kind!r}, which this transformers does not know", "upgrade it"
             )
         if _ARCHITECTURES:
-            content["architectures"] = list(_ARCHITECTURES)
+            native = kind in NATIVE and _only_narrower(content.get("quantization_config"))
+            content["architectures"] = [_ARCHITECTURES[1] if native else _ARCHITECTURES[0]]
         return CONFIG_MAPPING[kind].from_dict(content, **kwargs)
 
 
@@ -48,9 +49,25 @@ _ARCHITECTURES: list[str] = []
 """What configs say in vLLM's processes, whose own classes know no compressed layers."""
 
 
-def architecture_for_vllm(name: str) -> None:
-    """From now on configs of compressed checkpoints name this class."""
-    _ARCHITECTURES[:] = [name]
+NATIVE = frozenset({"llama", "mistral"})
+"""Models that vLLM's own Llama runs, also narrower."""
+
+
+def architecture_for_vllm(name: str, native: str) -> None:
+    """From now on configs of compressed checkpoints name one of these classes.
+
+    Args:
+        name: for every structure.
+        native: for models of :data:`NATIVE` whose MLPs are narrower and that have no other edit.
+    """
+    _ARCHITECTURES[:] = [name, native]
+
+
+def _only_narrower(structure: Any) -> bool:
+    edits = structure.get("edits") if isinstance(structure, Mapping) else None
+    return (
+        isinstance(edits, list) and bool(edits) and all(isinstance(one, Mapping) and one.get("edit") == "narrow" for one in edits)
+    )
 
 
 def disguised(content: Mapping[str, Any], *, undo: bool = False) -> dict[str, Any]:

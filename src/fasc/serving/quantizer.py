@@ -96,11 +96,11 @@ class FascHfQuantizer(HfQuantizer):
             return True
         return tensor.device.type == "meta" and name not in self._made
 
-    def update_weight_conversions(self, weight_conversions: list[Any], model: nn.Module) -> list[Any]:
+    def update_weight_conversions(self, weight_conversions: list[Any], *model: nn.Module) -> list[Any]:
         """Experts that were unfused are in the files as they are: transformers shall not fuse them."""
         from transformers.core_model_loading import WeightConverter  # noqa: PLC0415 - not while transformers is imported
 
-        updated: list[Any] = super().update_weight_conversions(weight_conversions, model)
+        updated: list[Any] = super().update_weight_conversions(weight_conversions, *model)  # older ones have no model
         if not any(isinstance(edit, dict) and edit.get("edit") == "unfuse" for edit in self.quantization_config.edits):
             return updated
         return [

@@ -75,7 +75,15 @@ class FascForCausalLM(TransformersForCausalLM):  # type: ignore[misc]
             for name, buffer in module.named_buffers(recurse=False):
                 if buffer.device.type == "meta":
                     module.register_buffer(name, torch.zeros(buffer.shape, dtype=buffer.dtype))
-        super().recursive_replace()
+        replaced = [module for module in self.model.modules() if isinstance(module, Replacement)]
+        sizes = [module.in_features for module in replaced]
+        for module in replaced:  # no two are alike, so vLLM fuses none of them with its neighbours
+            module.in_features = float("nan")
+        try:
+            super().recursive_replace()
+        finally:
+            for module, size in zip(replaced, sizes, strict=True):
+                module.in_features = size
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Orders are buffers, which vLLM's loader does not know; marks hold nothing."""

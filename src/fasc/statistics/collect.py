@@ -23,7 +23,7 @@ from fasc.statistics.hooks import capturing
 from fasc.statistics.moments import GroupStatistics, Need, Statistics, text_identity, without_gradient
 from fasc.statistics.objective import summed_nll
 from fasc.statistics.options import CalibrationConfig, Labels
-from fasc.statistics.vocabulary import VOCABULARY, VocabularyCapture
+from fasc.statistics.vocabulary import VOCABULARY, VocabularyCapture, VocabularyMoments
 from fasc.text.limits import require_length, require_tokens
 
 
@@ -89,7 +89,11 @@ def collect_moments(
         "calibration": calibration.model_dump(mode="json", exclude_none=True),
         "provenance": provenance(),
     }
-    return Statistics(published, meta, tokens.cpu() if mask is None else None, None if ends is None else ends.publish())
+    return Statistics(published, meta, tokens.cpu() if mask is None else None, _vocabulary(ends))
+
+
+def _vocabulary(ends: VocabularyCapture | None) -> VocabularyMoments | None:
+    return ends.publish() if ends is not None and ends.usable else None
 
 
 class Capture(Protocol):

@@ -58,6 +58,8 @@ class VocabularyCapture:
         self._mask: Tensor | None = None
         self.listening = False
         """True in the forward pass only."""
+        self.usable = True
+        """Whether the head reads one vector for each token; ProphetNet's reads several."""
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "VocabularyCapture | None":
@@ -100,6 +102,9 @@ class VocabularyCapture:
 
     def _on_head(self, _module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         if not self.listening:
+            return
+        if args[0].dim() != 3:
+            self.usable = False
             return
         self._input.add(self._rows(args[0].detach()).float())
         if output.requires_grad:
