@@ -166,7 +166,7 @@ CASES = {
     ("TRL", "`SFTTrainer(model, …)`, full fine-tuning, saved and loaded"): (TRL, "with"),
     ("lm-evaluation-harness", "`lm_eval --model hf --model_args pretrained=folder`"): (LM_EVAL, "with"),
     ("llama.cpp", "`fasc export folder --format gguf`"): (GGUF, "with"),
-    ("vLLM", "`vllm serve folder`"): (VLLM, "vllm"),
+    ("vLLM", "`LLM(folder)`"): (VLLM, "vllm"),
 }
 """Tool and command ↦ what is run, and in which environment."""
 
