@@ -306,3 +306,21 @@ def test_an_old_result_is_put_back_if_the_process_that_replaced_it_was_killed_in
 def test_json_of_ours_says_what_it_is(tmp_path):
     write_artifact(tmp_path / "x.json", "plan", {"edits": [1]})
     assert json.loads((tmp_path / "x.json").read_text()) == {"written_by": "fasc plan", "edits": [1]}
+
+
+@pytest.mark.parametrize("work_is_older", [True, False])
+def test_a_refused_call_clears_what_a_kill_left_and_keeps_work_that_is_not_done(tmp_path, work_is_older):
+    """A call that was killed after its result stood has left a lock and its work; one that was to replace it has not finished."""
+    out, work, lock = tmp_path / "small", tmp_path / ".small.work", tmp_path / ".small.lock"
+    for folder in (work, out) if work_is_older else (out, work):
+        folder.mkdir()
+        (folder / "key.json").write_text("{}", encoding="utf-8")
+        moment = 1_000_000_000 + (folder == (out if work_is_older else work))
+        os.utime(folder / "key.json", (moment, moment))
+        os.utime(folder, (moment, moment))
+    lock.touch()
+    with pytest.raises(StorageError, match="already exists"), output(out, overwrite=False, folder=True):
+        pass
+    assert out.is_dir()
+    assert not lock.exists()
+    assert work.exists() is not work_is_older

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -154,7 +155,7 @@ def output(
     try:
         target = require_output(path, overwrite=overwrite, inputs=inputs, folder=folder, owned=owned)
     except StorageError:
-        _remove_stale_lock(path)
+        _clear_after_a_kill(path)
         raise
     with _locked(target):
         sweep(target)
@@ -179,14 +180,17 @@ def _locked(target: Path) -> Iterator[None]:
             file.unlink(missing_ok=True)
 
 
-def _remove_stale_lock(path: str | Path) -> None:
-    """What a process left that was killed after its result stood."""
+def _clear_after_a_kill(path: str | Path) -> None:
+    """What a process left that was killed after its result stood: its lock, and the work that made the result."""
     with suppress(OSError, StorageError):
         target = resolved(path)
-        file = target.with_name(f".{target.name}.lock")
+        file, work = (target.with_name(f".{target.name}.{what}") for what in ("lock", "work"))
         if file.is_file():
             with _lock(file):
                 file.unlink(missing_ok=True)
+                key = work / "key.json"  # the first to go when work is removed
+                if target.exists() and (not key.exists() or key.stat().st_mtime_ns <= target.stat().st_mtime_ns):
+                    shutil.rmtree(work, ignore_errors=True)
 
 
 def _lock(file: Path) -> TextIO:
