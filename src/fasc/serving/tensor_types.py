@@ -72,9 +72,9 @@ class _Measured:
 
 def every_tensor_as(model: PreTrainedModel, kind: GGMLQuantizationType, statistics: Statistics | None = None) -> TensorTypes:
     """One type for all matrices; where its block does not divide a width, the next larger type whose block does."""
-    names = [name for name, tensor in model.state_dict().items() if tensor.dim() == 2]
-    importance = {} if statistics is None else dict(_importances(statistics))
-    return TensorTypes(dict.fromkeys(names, kind), importance)
+    widths = {name: tensor.shape[1] for name, tensor in model.state_dict().items() if tensor.dim() == 2}
+    kinds = {name: kind if fits(kind, width) else next_larger(kind, width) for name, width in widths.items()}
+    return TensorTypes(kinds, {} if statistics is None else dict(_importances(statistics)))
 
 
 def next_larger(kind: GGMLQuantizationType, width: int) -> GGMLQuantizationType:
