@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from fasc.compression.options import RecoveryConfig
 from fasc.errors import UsageError
+from fasc.evaluation.evaluate import Record
 from fasc.evaluation.evaluate import evaluate as score
 from fasc.evaluation.options import EvaluationConfig, SpeedConfig
 from fasc.evaluation.registry import get_benchmark
@@ -231,7 +232,7 @@ def _look_at(folder: Path, get_model: Callable[[], LoadedModel], config: Evaluat
         chosen = dense_config(config) if dense else config
         reference = None if dense else shared.dense.model
         seen = texts_seen(folder / "model")
-        scores = score(loaded.model, loaded.tokenizer, chosen, dense=reference, texts=shared.texts.get(), seen=seen)
+        scores = score(loaded.model, loaded.tokenizer, chosen, dense=reference, texts=shared.texts.get(), record=Record(seen))
         write_scores(folder / "scores.json", scores, config)
     if "samples.json" in missing:
         rows = continuations(loaded.model, loaded.tokenizer, config.prompts, config.continuation)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fasc.errors import NonFiniteError, UnknownNameError, UsageError
-from fasc.evaluation.evaluate import evaluate
+from fasc.evaluation.evaluate import Record, evaluate
 from fasc.evaluation.text import evaluation_texts
 from tests.conftest import tiny_model
 
@@ -31,7 +31,7 @@ def test_a_benchmark_that_compares_is_refused_without_the_dense_model(tokenizer,
 
 def test_evaluating_on_the_calibration_text_warns(tokenizer, config, capsys):
     digest = evaluation_texts(tiny_model(), tokenizer, config("perplexity"))[0].text_digest
-    evaluate(tiny_model(), tokenizer, config("perplexity"), seen=[digest])
+    evaluate(tiny_model(), tokenizer, config("perplexity"), record=Record([digest], keep=False))
     assert "calibrated on" in capsys.readouterr().err
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from fasc.cli import bench, collect, compress, diagnose, evaluate, export, overlap, plan, pull, recover, run, validate
+from fasc.cli import bench, collect, compare, compress, diagnose, evaluate, export, overlap, plan, pull, recover, run, validate
 from fasc.errors import FascError
 from fasc.progress import INTERRUPT
 from fasc.storage import is_full
@@ -57,6 +57,7 @@ _VERBS: dict[Callable[..., None], str] = {
     plan.plan: "Show what a compressed model will weigh and lose.",
     compress.compress: "Compress a model and write a checkpoint.",
     evaluate.evaluate: "Score a checkpoint, with 95 % intervals.",
+    compare.compare: "Say what each model kept, item by item.",
     bench.bench: "Time a compressed model beside the dense one.",
     recover.recover: "Train a compressed model towards the dense one.",
     export.export: "Write a model for llama.cpp and other engines.",

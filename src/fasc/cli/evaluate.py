@@ -14,6 +14,7 @@ def evaluate(
     benchmarks: opt.Benchmarks = None,
     corpus: Annotated[str | None, opt.option(EvaluationConfig, "corpus", "--corpus")] = None,
     limit: Annotated[int | None, opt.option(EvaluationConfig, "limit", "--limit")] = None,
+    shots: Annotated[int | None, opt.option(EvaluationConfig, "shots", "--shots")] = None,
     dense: Annotated[
         str | None,
         typer.Option("--dense", help="The dense model, for kl. [default: what the checkpoint says]", show_default=False),
@@ -31,6 +32,7 @@ def evaluate(
     given = locals()
     config = opt.take(EvaluationConfig, given, benchmarks=opt.names(benchmarks))
     source = opt.take(ModelConfig, given, model=checkpoint)
+    from fasc.reporting.kept_card import write_scores_into_card
     from fasc.reporting.score_table import print_scores
     from fasc.reporting.scores import write_scores
     from fasc.stages.evaluate import score_checkpoint
@@ -39,4 +41,5 @@ def evaluate(
     scores = score_checkpoint(source, config, dense)
     if json is not None:
         write_scores(json, scores, config)
+    write_scores_into_card(checkpoint, scores)
     print_scores(scores)

@@ -1,29 +1,26 @@
 """Which candidate completes a prompt best, by the log-probability of the whole answer.
 
 Exact, and cheaper than scoring every candidate: log-probabilities only fall as an answer gets longer, so a prefix that is
-already below the best complete answer can be dropped (branch and bound over a trie of the candidates' tokens).
+already below the best complete answer can be dropped (branch and bound over a trie of the candidates' tokens). Each prompt is
+run once; what may follow it runs on its cache.
 """
 
-import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from fasc.errors import CorpusError
-from fasc.evaluation.likelihood import last_log_probabilities
+from fasc.evaluation.limits import limited
 from fasc.evaluation.options import EvaluationConfig
+from fasc.evaluation.outcome import Outcome
+from fasc.evaluation.prompts import Header, Prompts
 from fasc.evaluation.registry import Subject
-from fasc.evaluation.score import FEW, Score, proportion_interval
-from fasc.progress import progress, say
+from fasc.evaluation.score import Score, grouped_accuracy
+from fasc.progress import progress
 
 _BRANCHES = 8
 """Prefixes expanded per item and round, most probable first."""
-
-_TOGETHER = 1_000
-"""Items searched side by side: enough that prompts of one length fill a batch, few enough that progress is seen."""
 
 Prefix = tuple[int, ...]
 
@@ -37,6 +34,22 @@ class ClozeItem:
     answer: int
     relation: str
     type: str
+    others: tuple[int, ...] = ()
+    """More candidates that are right."""
+
+    subject: str = ""
+    """What is asked about."""
+
+    space: bool = True
+    """Whether a space stands between prompt and answer."""
+
+    suffix: str = ""
+    """What follows the answer and is scored with it, as in languages whose verb comes last."""
+
+    @property
+    def right(self) -> frozenset[int]:
+        """Every right candidate."""
+        return frozenset((self.answer, *self.others))
 
 
 @dataclass(slots=True)
@@ -64,30 +77,42 @@ def build_trie(sequences: Sequence[Sequence[int]]) -> Trie:
     return dict(trie)
 
 
-def candidate_tokens(tokenizer: PreTrainedTokenizerBase, candidates: Iterable[str]) -> list[list[int]]:
-    """Tokens of each candidate as they follow a word: what `a word` + space + candidate adds to `a word`."""
-    left = tokenizer("is", add_special_tokens=False)["input_ids"]
+def candidate_tokens(tokenizer: PreTrainedTokenizerBase, candidates: Iterable[str], *, space: bool = True) -> list[list[int]]:
+    """Tokens of each candidate as they follow a word: what `a word` + space + candidate adds to `a word`.
+
+    Args:
+        tokenizer: the model's own.
+        candidates: at least one character each.
+        space: whether the language puts a space there; without one, what `:` + candidate adds to `:`.
+    """
+    word = "is" if space else ":"
+    left = tokenizer(word, add_special_tokens=False)["input_ids"]
     result = []
     for candidate in candidates:
-        both = tokenizer(f"is {candidate}", add_special_tokens=False)["input_ids"]
+        follows = f" {candidate}" if space else candidate
+        both = tokenizer(f"{word}{follows}", add_special_tokens=False)["input_ids"]
         fits = both[: len(left)] == left
-        result.append(both[len(left) :] if fits else tokenizer(f" {candidate}", add_special_tokens=False)["input_ids"])
+        result.append(both[len(left) :] if fits else tokenizer(follows, add_special_tokens=False)["input_ids"])
     return result
 
 
 @dataclass(slots=True)
 class _Search:
-    """Branch and bound on one item."""
+    """Branch and bound on one item. The branches of right answers are followed to their end: their probability is asked."""
 
-    prompt: list[int]
     trie: Trie
+    right: frozenset[int]
+    follow: frozenset[Prefix]
+    """Prefixes of the right answers."""
+
     open: dict[Prefix, float] = field(default_factory=lambda: {(): 0.0})
     best: float = float("-inf")
     choice: int = -1
+    right_score: float = float("-inf")
 
     def next(self) -> list[Prefix]:
         """Prefixes to expand in this round; what cannot win any more is forgotten."""
-        self.open = {prefix: score for prefix, score in self.open.items() if score > self.best}
+        self.open = {prefix: score for prefix, score in self.open.items() if score > self.best or prefix in self.follow}
         return sorted(self.open, key=self.open.__getitem__, reverse=True)[:_BRANCHES]
 
     def expand(self, prefix: Prefix, scores: Sequence[float]) -> None:
@@ -96,14 +121,17 @@ class _Search:
         node = self.trie[prefix]
         for token, score in zip(node.tokens, scores, strict=True):
             total = so_far + score
-            if token in node.complete and total > self.best:
-                self.best, self.choice = total, node.complete[token]
+            candidate = node.complete.get(token)
+            if candidate is not None and total > self.best:
+                self.best, self.choice = total, candidate
+            if candidate in self.right:
+                self.right_score = max(self.right_score, total)
             if (*prefix, token) in self.trie:
                 self.open[*prefix, token] = total
 
 
-def best_candidates(subject: Subject, items: Sequence[ClozeItem], what: str, batch_tokens: int) -> list[int]:
-    """The index of the most probable candidate of every item.
+def searched(subject: Subject, items: Sequence[ClozeItem], what: str, batch_tokens: int) -> list[tuple[int, float]]:
+    """The index of the most probable candidate of every item, and the log-probability of the most probable right one, in nats.
 
     Args:
         subject: the model and its tokenizer.
@@ -112,65 +140,87 @@ def best_candidates(subject: Subject, items: Sequence[ClozeItem], what: str, bat
         batch_tokens: tokens per forward pass.
 
     Raises:
-        NonFiniteError: the model produced NaN or infinity; names the item.
+        NonFiniteError: the model produced NaN or infinity; names the items.
     """
-    tries: dict[tuple[str, ...], Trie] = {}
-    searches = []
+    known: dict[tuple[tuple[str, ...], bool, str], tuple[Trie, list[list[int]]]] = {}
+    searches: list[_Search] = []
     for item in items:
-        if item.candidates not in tries:
-            tries[item.candidates] = build_trie(candidate_tokens(subject.tokenizer, item.candidates))
-        searches.append(_Search(subject.tokenizer(item.prompt)["input_ids"], tries[item.candidates]))
+        key = (item.candidates, item.space, item.suffix)
+        if key not in known:
+            whole = [f"{candidate}{item.suffix}" for candidate in item.candidates]
+            tokens = candidate_tokens(subject.tokenizer, whole, space=item.space)
+            known[key] = (build_trie(tokens), tokens)
+        trie, tokens = known[key]
+        follow = frozenset(tuple(tokens[one][:end]) for one in item.right for end in range(len(tokens[one])))
+        right = frozenset(trie[tuple(tokens[one][:-1])].complete[tokens[one][-1]] for one in item.right)
+        searches.append(_Search(trie, right, follow))
+    prompts = [subject.tokenizer(item.prompt)["input_ids"] for item in items]
+    header = Header(subject.model, (), f"`{what}`")
     with progress(what, len(items), "items") as advance:
-        for start in range(0, len(searches), _TOGETHER):
-            some, finished = searches[start : start + _TOGETHER], 0
-            while work := [(search, prefix) for search in some for prefix in search.next()]:
-                _expand_all(subject.model, work, what, batch_tokens)
-                done = sum(not search.next() for search in some)
-                advance(done - finished)
-                finished = done
-    return [search.choice for search in searches]
+        for part in header.batches([len(prompt) for prompt in prompts], batch_tokens):
+            _search_together(header, [prompts[i] for i in part], [searches[i] for i in part], batch_tokens)
+            advance(len(part))
+    return [(search.choice, search.right_score) for search in searches]
 
 
-def _expand_all(model: PreTrainedModel, work: list[tuple[_Search, Prefix]], what: str, batch_tokens: int) -> None:
-    """One round: sequences of equal length go together, so that there is no padding."""
-    by_length: dict[int, list[tuple[_Search, Prefix]]] = defaultdict(list)
-    for search, prefix in work:
-        by_length[len(search.prompt) + len(prefix)].append((search, prefix))
-    for length, same in sorted(by_length.items()):
-        rows = max(1, batch_tokens // length)
-        for start in range(0, len(same), rows):
-            part = same[start : start + rows]
-            tokens = torch.tensor([[*search.prompt, *prefix] for search, prefix in part])
-            scores = last_log_probabilities(model, tokens, f"a batch of `{what}` (prompts of {length} tokens)")
-            for row, (search, prefix) in zip(scores, part, strict=True):
-                search.expand(prefix, row[search.trie[prefix].tokens].tolist())
+def _search_together(header: Header, prompts: list[list[int]], searches: list[_Search], batch_tokens: int) -> None:
+    run = Prompts(header, prompts)
+    first = run.next.cpu()
+    for search, scores in zip(searches, first, strict=True):
+        search.expand((), scores[search.trie[()].tokens].tolist())
+    while work := [(row, prefix) for row, search in enumerate(searches) for prefix in search.next()]:
+        work.sort(key=lambda pair: len(pair[1]))
+        rows = max(1, batch_tokens // (len(prompts[0]) + len(work[-1][1])))
+        for start in range(0, len(work), rows):
+            part = work[start : start + rows]
+            scores = run.after([row for row, _ in part], [prefix for _, prefix in part], last=True)[:, 0].cpu()
+            for one, (row, prefix) in zip(scores, part, strict=True):
+                searches[row].expand(prefix, one[searches[row].trie[prefix].tokens].tolist())
 
 
-def score_items(name: str, subject: Subject, items: Sequence[ClozeItem], config: EvaluationConfig) -> list[Score]:
-    """Accuracy over all items first, then by type and by relation, each with Wilson's interval.
+def best_candidates(subject: Subject, items: Sequence[ClozeItem], what: str, batch_tokens: int) -> list[int]:
+    """The index of the most probable candidate of every item; see :func:`searched`."""
+    return [choice for choice, _ in searched(subject, items, what, batch_tokens)]
+
+
+PROTOCOL = "top-1 among the relation's candidate objects, log-probability of the whole answer"
+
+
+def score_items(
+    name: str,
+    subject: Subject,
+    items: Sequence[ClozeItem],
+    config: EvaluationConfig,
+    *,
+    protocol: str = PROTOCOL,
+    group: Callable[[ClozeItem], dict[str, str]] = lambda item: {"type": item.type, "relation": item.relation},
+) -> list[Score]:
+    """Accuracy over all items first, then by group, each with Wilson's interval.
+
+    Args:
+        name: of the benchmark.
+        subject: the model.
+        items: all of them; ``config.limit`` draws from them.
+        config: limit, seed, batch.
+        protocol: in words.
+        group: kinds of groups that an item is in.
 
     Raises:
         CorpusError: there are no items.
         NonFiniteError: the model produced NaN or infinity; names the items' batch.
     """
-    if not items:
-        raise CorpusError(f"`{name}` has no items", "check the file that it is read from")
-    if config.limit is not None and config.limit < len(items):
-        items = random.Random(config.seed).sample(list(items), config.limit)
-    if len(items) < FEW:
-        say(f"warning: `{name}` asks {len(items)} items; of fewer than {FEW} the interval says nothing of use")
-    choices = best_candidates(subject, items, name, config.batch_tokens)
-    right = [choice == item.answer for choice, item in zip(choices, items, strict=True)]
-    protocol = "top-1 among the relation's candidate objects, log-probability of the whole answer"
-
-    def score(metric: str, chosen: Callable[[ClozeItem], bool]) -> Score:
-        hits = [hit for hit, item in zip(right, items, strict=True) if chosen(item)]
-        low, high = proportion_interval(sum(hits), len(hits))
-        return Score(name, metric, sum(hits) / len(hits), low, high, len(hits), protocol)
-
-    scores = [score("accuracy", lambda _: True)]
-    for kind in sorted({item.type for item in items}):
-        scores.append(score(f"accuracy/type={kind}", lambda item, kind=kind: item.type == kind))
-    for relation in sorted({item.relation for item in items}):
-        scores.append(score(f"accuracy/relation={relation}", lambda item, r=relation: item.relation == r))
-    return scores
+    items = limited(name, items, config)
+    found = searched(subject, items, name, config.batch_tokens)
+    outcomes = [
+        Outcome(
+            item=f"{item.relation}: {item.prompt} → {item.candidates[item.answer]}",
+            relation=item.relation,
+            subject=item.subject,
+            type=item.type,
+            right=choice in item.right,
+            log_probability=score,
+        )
+        for (choice, score), item in zip(found, items, strict=True)
+    ]
+    subject.keep(name, outcomes)
+    return grouped_accuracy(name, [one.right for one in outcomes], [group(item) for item in items], protocol)

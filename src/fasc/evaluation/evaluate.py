@@ -1,18 +1,35 @@
 """Score a model on the chosen benchmarks."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fasc.errors import UsageError
+from fasc.evaluation.files import benchmark_file
+from fasc.evaluation.kept import KeptScores
 from fasc.evaluation.options import EvaluationConfig
-from fasc.evaluation.registry import Subject, WindowScores, get_benchmark
+from fasc.evaluation.outcome import Outcome, Outcomes
+from fasc.evaluation.registry import Benchmark, Subject, WindowScores, get_benchmark
 from fasc.evaluation.score import Score
 from fasc.evaluation.text import evaluation_texts
 from fasc.model.scopes import evaluating
 from fasc.progress import say
 from fasc.text.corpus import TokenBlock
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is known before an evaluation, and kept after it beside the scores."""
+
+    seen: Collection[str] = ()
+    """Digests of the texts that the model was made with; evaluating on one prints a warning."""
+
+    keep: bool = True
+    """Whether to look into the cache for scores of the same weights, and to keep these there."""
+
+    outcomes: Outcomes = field(default_factory=dict)
+    """Filled with what the model made of each item."""
 
 
 def evaluate(
@@ -22,7 +39,7 @@ def evaluate(
     *,
     dense: PreTrainedModel | None = None,
     texts: Sequence[TokenBlock] | None = None,
-    seen: Collection[str] = (),
+    record: Record | None = None,
 ) -> list[Score]:
     """Run the benchmarks of ``config`` in order.
 
@@ -33,35 +50,56 @@ def evaluate(
         dense: what ``kl`` compares with.
         texts: the held-out texts, if they are at hand; loaded as ``config`` says otherwise. With several, the benchmarks that
             need text are run on each and named ``benchmark@corpus``.
-        seen: digests of the texts that the model was made with; evaluating on one prints a warning.
+        record: what is known beforehand and kept afterwards, beside the scores.
 
     Raises:
         UnknownNameError: a benchmark that does not exist; nothing is run then.
         UsageError: a benchmark needs the dense model.
+        CorpusError: a benchmark's file is not there; nothing is run then.
         NonFiniteError: a model produced NaN or infinity; names the batch.
     """
+    record = record or Record(keep=False)
     benchmarks = [get_benchmark(name) for name in config.benchmarks]
-    for benchmark in benchmarks:
-        if benchmark.needs_dense and dense is None:
-            raise UsageError(f"`{benchmark.name}` compares with the dense model and none is known", "pass --dense MODEL")
+    _require_what_they_need(benchmarks, config, dense)
     needs_text = any(benchmark.needs_text for benchmark in benchmarks)
     if texts is None:
         texts = evaluation_texts(model if dense is None else dense, tokenizer, config) if needs_text else []
-    for corpus in [text.corpus for text in texts if text.text_digest in seen]:
+    for corpus in [text.corpus for text in texts if text.text_digest in record.seen]:
         say(f"warning: `{corpus}` is the text this model was calibrated on; its scores will flatter it")
     scores: list[Score] = []
     compared = dense if any(benchmark.needs_dense for benchmark in benchmarks) else None
     passes: dict[str, dict[str, WindowScores]] = {text.corpus: {} for text in texts}
+    kept = KeptScores(model, compared) if record.keep else None
     with evaluating(model) if compared is None else evaluating(model, compared):
         for benchmark in benchmarks:
-            if not benchmark.needs_text:
-                scores += benchmark.measure(Subject(model, tokenizer, compared), config)
-                continue
-            for text in texts:
-                measured = benchmark.measure(Subject(model, tokenizer, compared, text, passes[text.corpus]), config)
-                scores += [_named(one, text.corpus, several=len(texts) > 1) for one in measured]
+            for text in texts if benchmark.needs_text else (None,):
+                subject = Subject(model, tokenizer, compared, text, None if text is None else passes[text.corpus], {})
+                measured, answered = _measured(benchmark, subject, config, kept)
+                name = benchmark.name if text is None or len(texts) == 1 else f"{benchmark.name}@{text.corpus}"
+                scores += [replace(one, benchmark=name) for one in measured]
+                if answered:
+                    record.outcomes[name] = answered
     return scores
 
 
-def _named(score: Score, corpus: str, *, several: bool) -> Score:
-    return replace(score, benchmark=f"{score.benchmark}@{corpus}") if several else score
+def _require_what_they_need(benchmarks: Sequence[Benchmark], config: EvaluationConfig, dense: PreTrainedModel | None) -> None:
+    for benchmark in benchmarks:
+        if benchmark.needs_dense and dense is None:
+            raise UsageError(f"`{benchmark.name}` compares with the dense model and none is known", "pass --dense MODEL")
+        for file in benchmark.files:
+            benchmark_file(benchmark.name, file, config)
+
+
+def _measured(
+    benchmark: Benchmark, subject: Subject, config: EvaluationConfig, kept: KeptScores | None
+) -> tuple[list[Score], list[Outcome]]:
+    """Scores and outcomes of one benchmark, from the cache where they are there."""
+    key = None if kept is None else kept.key(benchmark, config, subject.text)
+    if kept is not None and key is not None and (found := kept.read(key)) is not None:
+        say(f"{benchmark.name}: kept from an earlier evaluation of the same weights")
+        return found
+    measured = list(benchmark.measure(subject, config))
+    answered = (subject.outcomes or {}).get(benchmark.name, [])
+    if kept is not None and key is not None:
+        kept.write(key, measured, answered)
+    return measured, answered

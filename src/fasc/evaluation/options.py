@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from fasc.options import Options
 
@@ -19,6 +19,9 @@ class EvaluationConfig(Options):
 
     limit: PositiveInt | None = None
     """At most so many items (or sequences of text) per benchmark."""
+
+    shots: NonNegativeInt | None = None
+    """Worked examples before each question, where a benchmark has them; each has its own default."""
 
     windows: PositiveInt | None = None
     """At most so many windows of text, where that should differ from `limit`."""

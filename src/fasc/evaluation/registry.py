@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from fasc.evaluation.outcome import Outcome, Outcomes
     from fasc.evaluation.score import Score
     from fasc.text.corpus import TokenBlock
 
@@ -42,6 +43,14 @@ class Subject(NamedTuple):
     passes: dict[str, WindowScores] | None = None
     """What was measured on these windows already: two benchmarks of one text share a forward pass."""
 
+    outcomes: "Outcomes | None" = None
+    """Filled with what the model made of each item, where somebody wants it."""
+
+    def keep(self, benchmark: str, outcomes: "list[Outcome]") -> None:
+        """Hand over what the model made of each item."""
+        if self.outcomes is not None:
+            self.outcomes[benchmark] = outcomes
+
 
 Measure = Callable[[Subject, EvaluationConfig], "Sequence[Score]"]
 
@@ -54,7 +63,12 @@ class Benchmark:
     reference: str
     needs_dense: bool
     needs_text: bool
+    files: tuple[str, ...]
+    """What it is read from, in the data folder."""
+
     measure: Measure
+    about_names: bool = False
+    """Whether the subjects of its items are names in the model's language, whose commonness can be asked."""
 
     @property
     def summary(self) -> str:
@@ -66,7 +80,15 @@ BENCHMARKS: Registry[Benchmark] = Registry("benchmark", "fasc.evaluation.benchma
 """Every registered benchmark by name."""
 
 
-def benchmark(name: str, *, reference: str, needs_dense: bool = False, needs_text: bool = False) -> Callable[[Measure], Measure]:
+def benchmark(
+    name: str,
+    *,
+    reference: str,
+    needs_dense: bool = False,
+    needs_text: bool = False,
+    files: tuple[str, ...] = (),
+    about_names: bool = False,
+) -> Callable[[Measure], Measure]:
     """Register ``measure(subject, config) → scores`` as a benchmark; the first score is its headline.
 
     Args:
@@ -74,19 +96,32 @@ def benchmark(name: str, *, reference: str, needs_dense: bool = False, needs_tex
         reference: paper or data set.
         needs_dense: whether the dense model is needed beside the one being scored.
         needs_text: whether it is measured on the evaluation corpus.
+        files: what it is read from, as paths in the data folder; looked for before anything is run.
+        about_names: whether the subjects of its items are names in the model's language.
     """
 
     def register(measure: Measure) -> Measure:
-        BENCHMARKS.add(name, Benchmark(name, reference, needs_dense, needs_text, measure))
+        BENCHMARKS.add(name, Benchmark(name, reference, needs_dense, needs_text, files, measure, about_names))
         return measure
 
     return register
 
 
 def get_benchmark(name: str) -> Benchmark:
-    """The benchmark of that name.
+    """The benchmark of that name: ours, or, as ``harness/NAME`` or where we have none of the name, lm-evaluation-harness's.
 
     Raises:
         UnknownNameError: there is none; suggests the nearest.
+        UsageError: it is the harness's, and that is not installed.
     """
+    if name.startswith("harness/") or (name not in BENCHMARKS and name in THEIRS):
+        from fasc.evaluation.harness import harness_benchmark  # noqa: PLC0415 - an extra
+
+        return harness_benchmark(f"harness/{name.removeprefix('harness/')}")
     return BENCHMARKS.find(name)
+
+
+THEIRS = frozenset(
+    ("gsm8k", "triviaqa", "truthfulqa_mc1", "truthfulqa_mc2", "boolq", "openbookqa", "social_iqa", "mmlu_pro", "ifeval")
+)
+"""Tasks that only the harness has, known without its prefix."""

@@ -1,6 +1,7 @@
 """A number with its interval."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -45,6 +46,38 @@ def proportion_interval(successes: int, n: int) -> tuple[float, float]:
     """Wilson's score interval of a proportion (Wilson 1927)."""
     interval = stats.binomtest(successes, n).proportion_ci(CONFIDENCE, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def exponential(nats: float | None) -> float | None:
+    """The perplexity of a loss; ``None`` of one that has none or whose perplexity no number can hold."""
+    try:
+        return None if nats is None else math.exp(nats)
+    except OverflowError:
+        return None
+
+
+def accuracy(benchmark: str, metric: str, right: Sequence[bool], protocol: str) -> Score:
+    """The share of right answers, with Wilson's interval."""
+    low, high = proportion_interval(sum(right), len(right))
+    return Score(benchmark, metric, sum(right) / len(right), low, high, len(right), protocol)
+
+
+def grouped_accuracy(benchmark: str, right: Sequence[bool], groups: Sequence[Mapping[str, str]], protocol: str) -> list[Score]:
+    """Accuracy over all items first, then by group, as ``accuracy/kind=group``.
+
+    Args:
+        benchmark: its name.
+        right: whether each item was answered rightly; at least one.
+        groups: kinds of groups that each item is in, and which; all items have the same kinds.
+        protocol: in words.
+    """
+    scores = [accuracy(benchmark, "accuracy", right, protocol)]
+    for kind in groups[0]:
+        members: dict[str, list[bool]] = {}
+        for hit, group in zip(right, groups, strict=True):
+            members.setdefault(group[kind], []).append(hit)
+        scores += [accuracy(benchmark, f"accuracy/{kind}={name}", members[name], protocol) for name in sorted(members)]
+    return scores
 
 
 def mean_interval(values: Sequence[float] | ArrayLike) -> Interval:

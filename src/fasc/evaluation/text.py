@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fasc.errors import UsageError
 from fasc.evaluation.likelihood import finite_logits, window_losses
 from fasc.evaluation.options import EvaluationConfig
+from fasc.evaluation.outcome import Outcome
 from fasc.evaluation.registry import Subject, WindowScores
 from fasc.linalg.divergence import kl_divergence
 from fasc.progress import progress, say
@@ -88,6 +89,11 @@ def _batches(block: TokenBlock, config: EvaluationConfig, what: str) -> Iterator
             batch = block.tokens[start : start + rows]
             yield start, batch
             advance(batch.numel())
+
+
+def window_outcome(block: TokenBlock, index: int, per_token: float) -> Outcome:
+    """A window of text as an item, for comparing models window by window."""
+    return Outcome(f"{block.corpus}, window {index}", block.corpus, "", "", None, per_token)
 
 
 def protocol(config: EvaluationConfig, block: TokenBlock) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fasc.errors import UsageError
+from fasc.evaluation.evaluate import Record
 from fasc.evaluation.evaluate import evaluate as score
 from fasc.evaluation.options import EvaluationConfig, SpeedConfig
 from fasc.evaluation.registry import get_benchmark
@@ -79,7 +80,7 @@ def score_checkpoint(
             loaded.tokenizer,
             config,
             dense=_loaded(reference, source) if needed else None,
-            seen=texts_seen(source.model),
+            record=Record(texts_seen(source.model)),
         )
     )
 

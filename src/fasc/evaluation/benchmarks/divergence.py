@@ -8,7 +8,7 @@ from fasc.errors import UsageError
 from fasc.evaluation.options import EvaluationConfig
 from fasc.evaluation.registry import Subject, benchmark
 from fasc.evaluation.score import Interval, Score, clustered_proportion_interval, mean_interval, quantile_interval
-from fasc.evaluation.text import protocol, text_of, window_scores
+from fasc.evaluation.text import protocol, text_of, window_outcome, window_scores
 
 
 @benchmark("kl", reference="KL(dense ‖ compressed) per token", needs_dense=True, needs_text=True)
@@ -19,6 +19,9 @@ def kl(subject: Subject, config: EvaluationConfig) -> Sequence[Score]:
         raise UsageError("`kl` compares with the dense model and none is known", "pass --dense MODEL")
     divergence, agreement = scores.kl.double().numpy(), scores.agreement.numpy()
 
+    windows = divergence.mean(axis=1)
+    subject.keep("kl", [window_outcome(block, index, -float(value)) for index, value in enumerate(windows)])
+
     def score(metric: str, value: float, interval: Interval, of: str) -> Score:
         return Score("kl", metric, value, *interval, divergence.size, f"{of}; {protocol(config, block)}")
 
@@ -26,6 +29,6 @@ def kl(subject: Subject, config: EvaluationConfig) -> Sequence[Score]:
         score(f"kl/p{100 * level:.0f}", float(np.quantile(divergence, level)), quantile_interval(divergence, level), "nats")
         for level in (0.95, 0.99)
     ]
-    mean = score("kl", float(divergence.mean()), mean_interval(divergence.mean(axis=1)), "nats per token")
+    mean = score("kl", float(divergence.mean()), mean_interval(windows), "nats per token")
     same = score("top-1 agreement", float(agreement.mean()), clustered_proportion_interval(agreement), "share of tokens")
     return [mean, *tail, same]

@@ -16,11 +16,11 @@ def read_facts() -> list[ClozeItem]:
         candidates = tuple(dict.fromkeys(relation["facts"].values()))
         for subject, answer in relation["facts"].items():
             prompt = relation["template"].replace("[X]", subject)
-            items.append(ClozeItem(prompt, candidates, candidates.index(answer), name, relation["type"]))
+            items.append(ClozeItem(prompt, candidates, candidates.index(answer), name, relation["type"], subject=subject))
     return items
 
 
-@benchmark("facts", reference="written for this project (src/fasc/data/facts.toml)")
+@benchmark("facts", reference="written for this project (src/fasc/data/facts.toml)", about_names=True)
 def facts(subject: Subject, config: EvaluationConfig) -> Sequence[Score]:
     """World facts shipped with fasc: top-1 accuracy among the relation's candidates; needs no data."""
     return score_items("facts", subject, read_facts(), config)

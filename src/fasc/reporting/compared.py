@@ -1,0 +1,142 @@
+"""What models kept of another, on the terminal, as a figure, and in a model card."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from fasc.evaluation.compared import Compared
+from fasc.evaluation.paired import Paired
+from fasc.reporting.console import print_results
+from fasc.storage import new_file
+
+_BEGIN, _END = "<!-- fasc: what was kept -->", "<!-- fasc: end -->"
+NOTE = (
+    "lost and gained: items that only one of the two answers rightly; p: McNemar's exact test; differences have 95 % intervals "
+    "from a bootstrap over subjects and relations; log-probability: of the right answer, in nats (of text: per token; of kl: "
+    "minus the divergence)."
+)
+
+
+def short(name: str) -> str:
+    """The last part of a path, or the whole of a name."""
+    return Path(name).name if Path(name).exists() else name
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def _difference(value: float | None, interval: Sequence[float | None], scale: float = 1, digits: int = 3) -> str:
+    if value is None:
+        return "–"
+    low, high = interval
+    bounds = "" if low is None or high is None else f" [{scale * low:+.{digits}f}, {scale * high:+.{digits}f}]"
+    return f"{scale * value:+.{digits}f}{bounds}"
+
+
+def cells(one: Paired) -> list[str]:
+    """A row: the model against the reference."""
+    flips = one.accuracy is not None
+    return [
+        short(one.model),
+        short(one.reference),
+        _share(one.reference_accuracy),
+        _share(one.accuracy),
+        str(one.lost) if flips else "–",
+        str(one.gained) if flips else "–",
+        "–" if one.p is None else f"{one.p:.2g}",
+        _difference(one.accuracy_difference, one.accuracy_interval, 100, 1),
+        _difference(one.log_probability_difference, one.log_probability_interval),
+        one.verdict,
+    ]
+
+
+HEADER = ("model", "against", "its %", "model's %", "lost", "gained", "p", "Δ points", "Δ log-probability", "kept")
+
+
+def print_compared(result: Compared) -> None:
+    """A table per benchmark, then groups."""
+    for benchmark in dict.fromkeys(one.benchmark for one in result.pairs):
+        rows = [one for one in result.pairs if one.benchmark == benchmark]
+        table = Table(title=f"{benchmark}, n = {rows[0].n:,}", title_justify="left")
+        for title in HEADER:
+            table.add_column(title, justify="left" if title in ("model", "against", "kept") else "right", overflow="fold")
+        for one in rows:
+            table.add_row(*cells(one))
+        print_results(table)
+        _print_groups([row for row in result.groups if row["benchmark"] == benchmark])
+    print_results(NOTE)
+
+
+def _print_groups(rows: Sequence[Mapping[str, Any]]) -> None:
+    if not rows:
+        return
+    table = Table(title="by group", title_justify="left")
+    for title in ("group", "n", "model", "its %", "model's %", "lost", "gained", "Δ log-probability", "kept"):
+        table.add_column(title, justify="left" if title in ("group", "model", "kept") else "right", overflow="fold")
+    for row in rows:
+        table.add_row(
+            f"{row['kind']}: {row['group']}",
+            f"{row['n']:,}",
+            short(row["model"]),
+            _share(row["reference_accuracy"]),
+            _share(row["accuracy"]),
+            str(row["lost"]),
+            str(row["gained"]),
+            _difference(row["log_probability_difference"], row["log_probability_interval"]),
+            row["verdict"],
+        )
+    print_results(table)
+
+
+def draw_compared(result: Compared, file: Path) -> None:
+    """A figure: for each benchmark and model the difference from the reference, with its interval."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - slow to import
+
+    from fasc.outputs import PNG_AUTHOR  # noqa: PLC0415
+
+    reference = result.names[0]
+    rows = [one for one in result.pairs if one.reference == reference and one.log_probability_difference is not None]
+    benchmarks = list(dict.fromkeys(one.benchmark for one in rows))
+    models = list(result.names[1:])
+    figure = Figure(figsize=(8, 1.2 + 0.35 * max(1, len(rows))), layout="constrained")
+    axis = figure.subplots()
+    ticks = []
+    for position, (benchmark, model) in enumerate((b, m) for b in benchmarks for m in models):
+        one = next((row for row in rows if row.benchmark == benchmark and row.model == model), None)
+        ticks.append(f"{benchmark}: {short(model)}")
+        if one is None or one.log_probability_difference is None:
+            continue
+        low, high = one.log_probability_interval
+        colour = _COLOURS[models.index(model) % len(_COLOURS)]
+        if low is not None and high is not None:
+            axis.plot([low, high], [position, position], color=colour, linewidth=2)
+        axis.plot(one.log_probability_difference, position, marker=_MARKS[models.index(model) % len(_MARKS)], color=colour)
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.set_yticks(range(len(ticks)), ticks)
+    axis.invert_yaxis()
+    axis.set_xlabel(f"log-probability of the right answer, minus that of {short(reference)}, nats; 95 % intervals")
+    with new_file(file) as scratch:
+        figure.savefig(scratch, format="png", dpi=150, metadata={"Software": PNG_AUTHOR})
+
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+_MARKS = ("o", "s", "^", "D", "v")
+
+
+def certificate(result: Compared, model: str) -> str:
+    """Markdown for the model card: what this model kept of the reference."""
+    rows = [one for one in result.pairs if one.model == model and one.reference == result.names[0]]
+    lines = [
+        _BEGIN,
+        f"## What was kept of {short(result.names[0])}",
+        "",
+        "| benchmark | n | dense | this model | lost | gained | p | Δ log-probability, nats | |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|---|",
+    ]
+    for one in rows:
+        _, _, before, after, lost, gained, p, _, log, verdict = cells(one)
+        lines.append(f"| {one.benchmark} | {one.n:,} | {before} | {after} | {lost} | {gained} | {p} | {log} | {verdict} |")
+    return "\n".join([*lines, "", NOTE, _END])
