@@ -1,6 +1,7 @@
 """Everything a run is told: the union of the options of its stages."""
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,8 +51,26 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         UsageError: missing file, invalid TOML (names the line), unknown key or value out of range (names the field).
     """
+    return recipe_of(recipe_values(path), path)
+
+
+def recipe_of(values: Mapping[str, Any], path: Path) -> Recipe:
+    """A recipe from the values of its file.
+
+    Raises:
+        UsageError: unknown key or value out of range (names the field).
+    """
+    return parse(Recipe, dict(values), f"recipe `{path}`")
+
+
+def recipe_values(path: Path) -> dict[str, Any]:
+    """What a TOML file says, as plain values.
+
+    Raises:
+        UsageError: missing file or invalid TOML (names the line).
+    """
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as problem:
         raise UsageError(f"recipe `{path}` does not exist", "recipes/ holds examples") from problem
     except IsADirectoryError as problem:
@@ -60,4 +79,3 @@ def read_recipe(path: Path) -> Recipe:
         raise UsageError(f"recipe `{path}`: not UTF-8 (byte {problem.start})", "save the file as UTF-8") from problem
     except (tomllib.TOMLDecodeError, RecursionError) as problem:
         raise UsageError(f"recipe `{path}`: not valid TOML: {problem}", "recipes/ holds examples") from problem
-    return parse(Recipe, raw, f"recipe `{path}`")

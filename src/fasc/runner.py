@@ -27,7 +27,7 @@ from fasc.provenance import provenance
 from fasc.recipe import Recipe, read_recipe
 from fasc.reporting.entries import DENSE
 from fasc.reporting.report import report
-from fasc.reporting.scores import write_scores
+from fasc.reporting.scores import ITEMS, write_outcomes, write_scores
 from fasc.runfolder import require_name, run_folder
 from fasc.serving.checkpoint import is_whole
 from fasc.stages.compress import carry_out_recipe, load, measured, needs_of
@@ -209,7 +209,7 @@ def _is_done(folder: Path) -> bool:
     """Whether a result stands whole; what a damaged or removed checkpoint was scored is forgotten with it."""
     if (folder / "plan.json").is_file() and is_whole(folder / "model"):
         return True
-    for file in ("plan.json", "scores.json", "samples.json", "speed.json"):
+    for file in ("plan.json", "scores.json", ITEMS, "samples.json", "speed.json"):
         (folder / file).unlink(missing_ok=True)
     rmtree(folder / "model", ignore_errors=True)
     return False
@@ -232,7 +232,9 @@ def _look_at(folder: Path, get_model: Callable[[], LoadedModel], config: Evaluat
         chosen = dense_config(config) if dense else config
         reference = None if dense else shared.dense.model
         seen = texts_seen(folder / "model")
-        scores = score(loaded.model, loaded.tokenizer, chosen, dense=reference, texts=shared.texts.get(), record=Record(seen))
+        record = Record(seen)
+        scores = score(loaded.model, loaded.tokenizer, chosen, dense=reference, texts=shared.texts.get(), record=record)
+        write_outcomes(folder / ITEMS, record.outcomes)
         write_scores(folder / "scores.json", scores, config)
     if "samples.json" in missing:
         rows = continuations(loaded.model, loaded.tokenizer, config.prompts, config.continuation)

@@ -7,7 +7,7 @@ import typer
 
 from fasc.evaluation.options import EvaluationConfig
 from fasc.planning.options import BudgetConfig, MethodConfig
-from fasc.recipe import Recipe, read_recipe
+from fasc.recipe import Recipe, recipe_values
 from fasc.statistics.options import CalibrationConfig
 
 DEMO = Recipe(
@@ -34,10 +34,28 @@ def run(
     out: Annotated[
         Path | None, typer.Option("--out", help="Its folder. [default: runs/ and the recipe's name]", show_default=False)
     ] = None,
+    scale: Annotated[
+        str, typer.Option("--scale", help="Of a recipe with scales: `small` (one small model, two cores) or `paper`.")
+    ] = "small",
+    model: Annotated[str | None, typer.Option("--model", help="Instead of the recipe's model.", show_default=False)] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over even if the folder holds a run.")] = False,
 ) -> None:
-    """Carry out a recipe: calibrate, diagnose, compress with each method, evaluate, report. Goes on where it stopped."""
-    _run(read_recipe(recipe), out or Path("runs") / recipe.stem, overwrite=overwrite)
+    """Carry out a recipe: calibrate, diagnose, compress with each method, evaluate, report. Goes on where it stopped.
+
+    A recipe may also name another verb with its options, or list other recipes: recipes/paper.toml makes the paper's tables.
+    """
+    folder, values = out or Path("runs") / recipe.stem, recipe_values(recipe)
+    from fasc import study
+
+    if study.is_study(values):
+        from fasc.reporting.console import print_line
+
+        print_line(study.run_study(recipe, folder, scale=scale, model=model, overwrite=overwrite))
+        return
+    (work, *others) = study.works(recipe, scale, model)
+    for one in (work, *others):
+        if one.recipe is not None:
+            _run(one.recipe, folder / study.folder_of(one, several=True) if others else folder, overwrite=overwrite)
 
 
 def demo(

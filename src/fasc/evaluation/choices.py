@@ -10,13 +10,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from fasc.errors import CorpusError
 from fasc.evaluation.limits import limited
 from fasc.evaluation.options import EvaluationConfig
 from fasc.evaluation.outcome import Outcome
-from fasc.evaluation.prompts import Header, Prompts
+from fasc.evaluation.prompts import Header, Prompts, padded
 from fasc.evaluation.registry import Subject
 from fasc.evaluation.score import Score, grouped_accuracy
 from fasc.progress import progress
@@ -144,22 +145,23 @@ def _score_together(header: Header, part: _Part, batch_tokens: int) -> dict[_Req
     run = Prompts(header, [context[len(header.tokens) :] for context in part])
     found: dict[_Request, Scored] = {}
     longer: list[tuple[int, _Request]] = []
+    best = run.next.argmax(-1).tolist()
+    rows = [row for row, followed in enumerate(part.values()) for _ in followed]
+    firsts = [request.continuation[0] for followed in part.values() for request in followed]
+    logs_first = iter(run.next[torch.tensor(rows), torch.tensor(firsts)].tolist())
     for row, followed in enumerate(part.values()):
-        best = int(run.next[row].argmax())
         for request in followed:
-            first = request.continuation[0]
-            found[request] = Scored(float(run.next[row, first]), best == first)
+            found[request] = Scored(next(logs_first), best[row] == request.continuation[0])
             if len(request.continuation) > 1:
                 longer.append((row, request))
     for some in _of_like_length(longer, batch_tokens, len(next(iter(part)))):
-        scores = run.after([row for row, _ in some], [request.continuation[:-1] for _, request in some]).cpu()
-        best_tokens = scores.argmax(-1)
-        for index, (_, request) in enumerate(some):
-            rest = request.continuation[1:]
-            log_probability = sum(float(scores[index, step, token]) for step, token in enumerate(rest))
-            greedy = all(int(best_tokens[index, step]) == token for step, token in enumerate(rest))
-            so_far = found[request]
-            found[request] = Scored(so_far.log_probability + log_probability, so_far.greedy and greedy)
+        scores = run.after([row for row, _ in some], [request.continuation[:-1] for _, request in some])
+        wanted = padded([request.continuation[1:] for _, request in some]).to(scores.device)
+        logs = scores.gather(-1, wanted[:, :, None])[:, :, 0].tolist()
+        most = scores.argmax(-1).eq(wanted).tolist()
+        for (_, request), log, best_ones in zip(some, logs, most, strict=True):
+            length, so_far = len(request.continuation) - 1, found[request]
+            found[request] = Scored(so_far.log_probability + sum(log[:length]), so_far.greedy and all(best_ones[:length]))
     return found
 
 
@@ -226,12 +228,13 @@ def _best(item: ChoiceItem, scores: Sequence[float], *, per_character: bool) -> 
 def _outcome(item: ChoiceItem, scores: Sequence[float]) -> Outcome:
     others = [score for index, score in enumerate(scores) if index != item.answer]
     context, continuation = item.pairs[item.answer]
+    margin = scores[item.answer] - max(others) if others else None
     return Outcome(
         item=f"{item.group}: {context}{continuation}",
         relation=item.group,
         subject="",
         type=item.type,
         right=_best(item, scores, per_character=False) == item.answer,
-        log_probability=scores[item.answer],
-        margin=scores[item.answer] - max(others) if others else None,
+        log_probability=scores[item.answer] if context or margin is None else margin,  # a sentence's own is no knowledge
+        margin=margin,
     )

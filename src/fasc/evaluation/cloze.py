@@ -9,6 +9,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from fasc.evaluation.limits import limited
@@ -165,17 +167,25 @@ def searched(subject: Subject, items: Sequence[ClozeItem], what: str, batch_toke
 
 def _search_together(header: Header, prompts: list[list[int]], searches: list[_Search], batch_tokens: int) -> None:
     run = Prompts(header, prompts)
-    first = run.next.cpu()
-    for search, scores in zip(searches, first, strict=True):
-        search.expand((), scores[search.trie[()].tokens].tolist())
+    _expand([(search, ()) for search in searches], run.next)
+    longest = max(map(len, prompts))
     while work := [(row, prefix) for row, search in enumerate(searches) for prefix in search.next()]:
         work.sort(key=lambda pair: len(pair[1]))
-        rows = max(1, batch_tokens // (len(prompts[0]) + len(work[-1][1])))
+        rows = max(1, batch_tokens // (longest + len(work[-1][1])))
         for start in range(0, len(work), rows):
             part = work[start : start + rows]
-            scores = run.after([row for row, _ in part], [prefix for _, prefix in part], last=True)[:, 0].cpu()
-            for one, (row, prefix) in zip(scores, part, strict=True):
-                searches[row].expand(prefix, one[searches[row].trie[prefix].tokens].tolist())
+            scores = run.after([row for row, _ in part], [prefix for _, prefix in part], last=True)[:, 0]
+            _expand([(searches[row], prefix) for row, prefix in part], scores)
+
+
+def _expand(work: Sequence[tuple[_Search, Prefix]], scores: Tensor) -> None:
+    """Give each search what it asks of its row of ``scores``, [rows, vocabulary]; nothing else leaves the device."""
+    nodes = [search.trie[prefix].tokens for search, prefix in work]
+    rows = torch.tensor([row for row, tokens in enumerate(nodes) for _ in tokens], device=scores.device)
+    columns = torch.tensor([token for tokens in nodes for token in tokens], device=scores.device)
+    found = iter(scores[rows, columns].tolist())
+    for (search, prefix), tokens in zip(work, nodes, strict=True):
+        search.expand(prefix, [next(found) for _ in tokens])
 
 
 def best_candidates(subject: Subject, items: Sequence[ClozeItem], what: str, batch_tokens: int) -> list[int]:

@@ -25,7 +25,8 @@ class Outcome:
     """``None`` where nothing is right or wrong, as in a window of text."""
 
     log_probability: float | None
-    """Of the right answer, nats. Of a window of text: per token; for ``kl``, minus the divergence."""
+    """Of the right answer, nats. Of a window of text: per token; for ``kl``, minus the divergence. Of whole sentences (BLiMP):
+    that of the right one minus that of the best wrong one."""
 
     margin: float | None = None
     """That minus the log-probability of the best wrong answer, where all were scored."""

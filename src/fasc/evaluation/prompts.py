@@ -133,7 +133,7 @@ class Prompts:
             mask = torch.cat([self._mask[chosen], more], dim=1)
         ends = [len(tokens) - 1 for tokens in followed]
         keep = sorted(set(ends)) if last else list(range(longest))
-        ids = _padded(followed).to(model.device)
+        ids = padded(followed).to(model.device)
         with torch.no_grad():
             logits, _ = _forward(model, ids, self._header.where, cache=cache, keep=keep, mask=mask)
         return _at(logits, torch.tensor([keep.index(end) for end in ends], device=logits.device)) if last else logits
@@ -149,7 +149,7 @@ class Prompts:
         keep = sorted({position for steps in wanted for position in steps})
         model = self._header.model
         with torch.no_grad():
-            logits, _ = _forward(model, _padded(whole).to(model.device), self._header.where, keep=keep)
+            logits, _ = _forward(model, padded(whole).to(model.device), self._header.where, keep=keep)
         index = torch.tensor([[keep.index(position) for position in steps] for steps in wanted], device=logits.device)
         return logits[torch.arange(len(rows), device=logits.device)[:, None], index]
 
@@ -159,7 +159,7 @@ def _at(logits: Tensor, positions: Tensor) -> Tensor:
     return logits[torch.arange(len(logits), device=logits.device), positions][:, None]
 
 
-def _padded(rows: Sequence[Tokens]) -> Tensor:
+def padded(rows: Sequence[Tokens]) -> Tensor:
     """int64 [rows, longest], filled up on the right with each row's last token, which nothing before it sees."""
     longest = max(map(len, rows))
     return torch.tensor([[*row, *[row[-1]] * (longest - len(row))] for row in rows])

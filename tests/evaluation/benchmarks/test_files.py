@@ -99,7 +99,7 @@ def test_it_gives_finite_scores_with_protocol_and_outcomes(name, data, tokenizer
     outcomes = record.outcomes[name]
     assert len({one.item for one in outcomes}) > 0
     assert sum(one.right for one in outcomes) / len(outcomes) == pytest.approx(scores[0].value)
-    assert all(one.log_probability <= 0 for one in outcomes)
+    assert name == "blimp" or all(one.log_probability <= 0 for one in outcomes)
 
 
 @pytest.mark.parametrize("name", FROM_FILES)

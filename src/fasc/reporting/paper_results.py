@@ -1,0 +1,279 @@
+"""What the recipes of the paper left in their folders, read for the verdicts."""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import numpy as np
+
+from fasc.evaluation.outcome import Outcome, outcomes_from
+from fasc.evaluation.paired import Paired, by_group, paired
+from fasc.reporting.entries import DENSE, Entry, read_entries
+from fasc.reporting.scores import ITEMS
+from fasc.reporting.table import format_score, markdown_table
+from fasc.storage import read_json
+
+TABLE_1, TABLE_4, TABLE_8, TABLE_9, FIGURE_3 = "table-1", "table-4", "table-8", "table-9", "figure-3"
+SUBSPACES, EMERGENCE, APPENDIX_E = "subspaces", "emergence", "appendix-e"
+_FIFTH = 5
+
+
+class Results:
+    """The numbers of a run of ``recipes/paper.toml``.
+
+    Args:
+        folder: with a folder for each table.
+
+    Every method raises ``KeyError`` or ``FileNotFoundError`` where what it reads was not made.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._entries = cache(self._read_entries)
+        self._outcomes = cache(self._read_outcomes)
+        self._result = cache(self._read_result)
+
+    def _read_entries(self, table: str) -> dict[str, Entry]:
+        folder = self._folder / table
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{table} was not run")
+        return {entry.name: entry for entry in read_entries(folder)}
+
+    def _read_outcomes(self, table: str, name: str) -> dict[str, list[Outcome]]:
+        file = self._folder / table / name / ITEMS
+        if not file.is_file():
+            raise FileNotFoundError(f"{table} has no items of {name}")
+        return {benchmark: outcomes_from(rows) for benchmark, rows in read_json(file)["items"].items()}
+
+    def _read_result(self, table: str) -> dict[str, Any]:
+        file = self._folder / table / "result.json"
+        if not file.is_file():
+            raise FileNotFoundError(f"{table} was not run")
+        found: dict[str, Any] = read_json(file)
+        return found
+
+    def score(self, name: str, benchmark: str) -> Mapping[str, Any]:
+        """The headline score of a model of Table 1."""
+        found = self._entries(TABLE_1)[name].score(benchmark)
+        if found is None:
+            raise KeyError(f"{benchmark} of {name}")
+        return found
+
+    def shown(self, name: str, benchmark: str) -> str:
+        """The same in words."""
+        return format_score(self.score(name, benchmark))
+
+    def paired(self, benchmark: str, model: str, reference: str, table: str = TABLE_1) -> Paired:
+        """Two models of a run, item by item."""
+        both = [self._outcomes(table, name)[benchmark] for name in (model, reference)]
+        return paired(benchmark, (model, reference), *both)
+
+    def rates(self, benchmark: str) -> dict[float, Paired]:
+        """FASC against SVD at each rate, the smallest first."""
+        found = {0.5: self.paired(benchmark, "fasc", "svd")}
+        for name in self._entries(TABLE_4):
+            if name.startswith("fasc@"):
+                rate = float(name.rpartition("rank ")[2] or name.rpartition("@")[2])
+                found[rate] = self.paired(benchmark, name, f"svd@{name.partition('@')[2]}", TABLE_4)
+        if len(found) < 2:
+            raise KeyError("rates of table-4")
+        return dict(sorted(found.items()))
+
+    def types(self, benchmark: str) -> dict[str, dict[str, Paired]]:
+        """FASC and SVD against the dense model, by type of relation."""
+        all_of = {name: self._outcomes(TABLE_1, name)[benchmark] for name in (DENSE, "fasc", "svd")}
+        groups = by_group(all_of[DENSE], "type")
+        parts = {kind: {name: [some[i] for i in index] for name, some in all_of.items()} for kind, index in groups.items()}
+        return {
+            kind: {name: paired(kind, (name, DENSE), part[name], part[DENSE]) for name in ("svd", "fasc")}
+            for kind, part in parts.items()
+        }
+
+    def speeds(self) -> dict[str, dict[str, float]]:
+        """Speed of FASC and SVD, as ratios to the dense model measured in turn."""
+        rows: dict[str, dict[str, float]] = {}
+        for name in ("fasc", "svd"):
+            for row in self._entries(TABLE_1)[name].speeds:
+                rows.setdefault(row["what"], {})[name] = row["ratio"]
+        found = {what: row for what, row in rows.items() if len(row) == 2 and ("decode" in what or "prefill" in what)}
+        if not found:
+            raise KeyError("speeds of table-1")
+        return found
+
+    def megabytes(self, name: str) -> float:
+        """Weights of a model of Table 1."""
+        plan = self._entries(TABLE_1)["fasc" if name == DENSE else name].plan or {}
+        size: float = plan["totals"]["dense_bytes" if name == DENSE else "bytes"] / 1e6
+        return size
+
+    def groups(self, table: str = FIGURE_3) -> list[Mapping[str, Any]]:
+        """Rows of a diagnosis that have ρ and are not excluded."""
+        rows = [row for row in self._result(table)["groups"] if row["rho"] is not None and not row["excluded"]]
+        if not rows:
+            raise KeyError(f"ρ of {table}")
+        return rows
+
+    def rho_by_third(self) -> dict[str, float]:
+        """Mean debiased ρ of the early, middle and late third of the blocks."""
+        rows = self.groups()
+        blocks = 1 + max(row["block"] for row in rows)
+        parts: dict[str, list[float]] = {"early": [], "middle": [], "late": []}
+        for row in rows:
+            parts[("early", "middle", "late")[min(2, 3 * row["block"] // blocks)]].append(row["rho_debiased"])
+        return {name: mean(values) for name, values in parts.items()}
+
+    def _gains(self) -> list[dict[str, float]]:
+        """Of each group: ρ, and the logarithm of KL of svd ÷ KL of fasc, and of the same ratio of ½J; medians over ranks."""
+        cases: dict[tuple[str, float], dict[str, Mapping[str, Any]]] = {}
+        for row in self._result(TABLE_9)["rows"]:
+            cases.setdefault((row["group"], row["rank_fraction"]), {})[row["method"]] = row
+        found: dict[str, list[dict[str, float]]] = {}
+        for (group, _), both in cases.items():
+            ours, theirs = both.get("fasc"), both.get("svd")
+            if ours is None or theirs is None or ours["rho"] is None or min(ours["kl"], theirs["kl"]) <= 0:
+                continue
+            gain = float(np.log(theirs["kl"] / ours["kl"]))
+            forecast = float(np.log(theirs["half_j"] / ours["half_j"]))
+            found.setdefault(group, []).append({"rho": ours["rho"], "gain": gain, "half_j": forecast})
+        if len(found) < _FIFTH:
+            raise KeyError("rows of table-9")
+        return [{key: median(row[key] for row in rows) for key in rows[0]} for rows in found.values()]
+
+    def correlation(self, what: str) -> dict[str, Any]:
+        """Pearson's r of a forecast with the gain, over groups, with Fisher's interval."""
+        rows = self._gains()
+        r = float(np.corrcoef([row[what] for row in rows], [row["gain"] for row in rows])[0, 1])
+        half = 1.96 / np.sqrt(len(rows) - 3)
+        z = np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12))
+        return {"r": r, "n": len(rows), "interval": (float(np.tanh(z - half)), float(np.tanh(z + half)))}
+
+    def best_threshold(self) -> float:
+        """The ρ that tells best where FASC gains more than the median (the paper's grid search), by balanced accuracy."""
+        rows = self._gains()
+        middle = median(row["gain"] for row in rows)
+
+        def accuracy(at: float) -> float:
+            above = [row["rho"] > at for row in rows if row["gain"] > middle]
+            below = [row["rho"] <= at for row in rows if row["gain"] <= middle]
+            return (mean(above) + mean(below)) / 2
+
+        return float(max(np.arange(0.02, 0.6, 0.02), key=accuracy))
+
+    def critical(self) -> dict[str, dict[str, float]]:
+        """Median KL of svd ÷ KL of fasc in the fifth of the groups with the highest and with the lowest ρ."""
+        rows = sorted(self._gains(), key=lambda row: row["rho"])
+        fifth = max(1, len(rows) // _FIFTH)
+        return {
+            name: {"ratio": float(np.exp(median(row["gain"] for row in part))), "n": fifth}
+            for name, part in (("critical", rows[-fifth:]), ("safe", rows[:fifth]))
+        }
+
+    def sensitivity(self) -> dict[int, dict[str, float]]:
+        """Σ KL of one block's groups, each compressed alone at half rank, by method (Figure 2)."""
+        found: dict[int, dict[str, float]] = {}
+        for row in self._result(TABLE_9)["rows"]:
+            if row["rank_fraction"] == 0.5:
+                block = found.setdefault(int(row["block"]), {})
+                block[row["method"]] = block.get(row["method"], 0.0) + row["kl"]
+        return dict(sorted(found.items()))
+
+    def thresholds(self) -> dict[str, dict[str, float]]:
+        """KL and seconds of each threshold of Table 8."""
+        found = {}
+        for name, entry in self._entries(TABLE_8).items():
+            score = entry.score("kl")
+            timing = self._folder / TABLE_8 / name / "timing.json"
+            if score is not None and timing.is_file():
+                found[name] = {"kl": score["value"], "seconds": sum(read_json(timing)["seconds"].values())}
+        return found
+
+    def angles(self) -> tuple[float, float]:
+        """Median angle between FASC and SVD, degrees, in the fifth with the highest and with the lowest ρ."""
+        rows = sorted(self.groups(), key=lambda row: row["rho"])
+        fifth = max(1, len(rows) // _FIFTH)
+        return median(row["angle"] for row in rows[-fifth:]), median(row["angle"] for row in rows[:fifth])
+
+    def rho_widths(self) -> dict[int, dict[str, float]]:
+        """By tokens of calibration: median width of ρ's interval, and correlation with ρ at the most tokens."""
+        found: dict[int, dict[str, float]] = {}
+        tables = [path.name for path in self._folder.glob(f"{APPENDIX_E}-*") if (path / "result.json").is_file()]
+        if len(tables) < 2:
+            raise FileNotFoundError(f"{APPENDIX_E} was not run")
+        sizes = {int(table.rpartition("-")[2]): {row["group"]: row for row in self.groups(table)} for table in tables}
+        most = sizes[max(sizes)]
+        for tokens, rows in sorted(sizes.items()):
+            common = [name for name in rows if name in most]
+            r = np.corrcoef([rows[name]["rho"] for name in common], [most[name]["rho"] for name in common])[0, 1]
+            width = median(row["rho_high"] - row["rho_low"] for row in rows.values())
+            found[tokens] = {"width": width, "r": float(r)}
+        return found
+
+    def overlaps(self) -> dict[str, dict[str, float]]:
+        """Median overlap at half rank: other sequences of a corpus, other corpora, facts and negated facts."""
+        rows = [row for row in self._result(SUBSPACES)["summary"] if row["rank_fraction"] == 0.5]
+        kinds: dict[str, list[Mapping[str, Any]]] = {"same corpus": [], "other corpora": [], "negated": []}
+        for row in rows:
+            a, b = (row[key].partition(" #")[0] for key in ("a", "b"))
+            kind = "same corpus" if a == b else "negated" if {a, b} == {"lama", "negated-lama"} else "other corpora"
+            kinds[kind].append(row)
+        return {
+            name: {"overlap": median(row["overlap"] for row in some), "chance": median(row["chance"] for row in some)}
+            for name, some in kinds.items()
+        }
+
+    def hessian(self) -> dict[str, float]:
+        """Overlap of the Fisher moments' leading directions with the Hessian's, by group."""
+        return {row["group"]: row["fisher"] for row in self._result(SUBSPACES)["hessian"]}
+
+    def emergence(self) -> dict[str, float]:
+        """Debiased ρ and accuracy at the first and last checkpoint, with facts and with shuffled ones."""
+        found = self._result(EMERGENCE)["summary"]
+        return {key: float(value) for key, value in found.items()}
+
+    def numbers(self) -> dict[str, Any]:
+        """Every table as plain values, for benchmarks/results."""
+        found: dict[str, Any] = {}
+        for table in (TABLE_1, TABLE_4, TABLE_8):
+            folder = self._folder / table
+            if folder.is_dir():
+                found[table] = {
+                    name: {"scores": list(entry.scores), "totals": (entry.plan or {}).get("totals"), "speeds": list(entry.speeds)}
+                    for name, entry in self._entries(table).items()
+                }
+        parts = {
+            "correlation": lambda: {what: self.correlation(what) for what in ("rho", "half_j")},
+            "best_threshold": self.best_threshold,
+            "critical": self.critical,
+            "sensitivity": self.sensitivity,
+            "rho_by_third": self.rho_by_third,
+            "rho_widths": self.rho_widths,
+            "overlaps": self.overlaps,
+            "hessian": self.hessian,
+            "emergence": self.emergence,
+        }
+        for name, make in parts.items():
+            try:
+                found[name] = make()
+            except (KeyError, FileNotFoundError):
+                continue
+        return found
+
+    def tables(self) -> list[str]:
+        """The tables of scores in Markdown."""
+        lines: list[str] = []
+        for table, title in ((TABLE_1, "Tables 1, 3 and 6: half rank"), (TABLE_4, "Table 4: other rates"), (TABLE_8, "Table 8")):
+            if (self._folder / table).is_dir():
+                lines += [f"## {title}", "", _scores_table(list(self._entries(table).values())), ""]
+        return lines
+
+
+def _scores_table(entries: Sequence[Entry]) -> str:
+    names = list(dict.fromkeys(score["benchmark"] for entry in entries for score in entry.scores))
+    header = ["", *names, "weights"]
+    rows = []
+    for entry in entries:
+        size = "" if entry.plan is None else f"{entry.plan['totals']['bytes'] / 1e6:,.0f} MB"
+        rows.append([entry.name, *(format_score(entry.score(name)) for name in names), size])
+    return markdown_table(header, rows)

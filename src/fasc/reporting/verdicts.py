@@ -1,0 +1,53 @@
+"""The paper's claims beside what was measured, as a page made from the results of ``recipes/paper.toml``."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fasc.reporting.claims import JUDGES, Verdict
+from fasc.reporting.paper_results import Results
+
+
+def verdict_page(folder: Path, made: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The page in Markdown and what it was made from.
+
+    Args:
+        folder: of the results, one folder for each table.
+        made: provenance.
+    """
+    results = Results(folder)
+    found: list[Verdict] = []
+    missing: list[str] = []
+    for judged in JUDGES:
+        try:
+            found.append(judged(results))
+        except (KeyError, FileNotFoundError, ValueError, IndexError, ZeroDivisionError) as problem:
+            missing.append(f"{(judged.__doc__ or '').strip()} No result: {problem}.")
+    lines = [
+        "# The paper's claims, one by one",
+        "",
+        "This page is written by `fasc run recipes/paper.toml` from its results; nobody edits it. Intervals are 95 %.",
+        "",
+        "| where | the paper says | its number | measured | how it differs | verdict |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in found:
+        cells = (one.where, one.claim, one.paper, one.ours, one.protocol, f"**{one.verdict}**: {one.reason}")
+        lines.append("| " + " | ".join(cell.replace("|", "/").replace("\n", " ") for cell in cells) + " |")
+    if missing:
+        lines += ["", "Without a result in this run:", "", *(f"- {text}" for text in missing)]
+    lines += ["", *results.tables()]
+    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+    machine = made["machine"]
+    lines += [
+        "",
+        f"Made by `{' '.join(made['command'])}` with {versions}, on {machine['processor']}, {machine['cores']} cores.",
+        "",
+    ]
+    return "\n".join(lines), {
+        "verdicts": [asdict(one) for one in found],
+        "missing": missing,
+        "tables": results.numbers(),
+        "provenance": dict(made),
+    }

@@ -1,0 +1,191 @@
+"""Recipes of the paper's tables and figures: files that name a verb, files that list other files, and two scales of each.
+
+Any recipe may hold tables ``[scale.small]`` and ``[scale.paper]``, which are laid over the rest. A recipe with ``verb`` runs a
+verb of the command line with its ``[options]``; one with ``parts`` runs others, and then writes the verdicts.
+"""
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fasc import runner
+from fasc.errors import FascError, UsageError
+from fasc.progress import say
+from fasc.provenance import provenance
+from fasc.recipe import Recipe, recipe_of, recipe_values
+from fasc.reporting.verdicts import verdict_page
+from fasc.runfolder import require_name
+from fasc.storage import new_file, read_json, write_json
+
+SCALES = ("small", "paper")
+_VERBS = ("bench", "compare", "diagnose", "emergence", "evaluate", "subspace-overlap", "validate")
+"""Verbs that write what they measured as JSON."""
+
+RESULT = "result.json"
+
+
+class Work(NamedTuple):
+    """One thing to do for one model."""
+
+    name: str
+    model: str
+    recipe: Recipe | None
+    """A run, or ``None``."""
+
+    command: tuple[str, ...]
+    """Otherwise a verb with its arguments."""
+
+
+def run_study(path: Path, out: Path, *, scale: str = "small", model: str | None = None, overwrite: bool = False) -> Path:
+    """Carry out a recipe of one table, or one that lists several and ends with the verdicts; goes on where it stopped.
+
+    Args:
+        path: of the recipe.
+        out: its folder; each table has one of its own in it.
+        scale: ``small`` or ``paper``.
+        model: instead of the recipes' own.
+        overwrite: start runs over.
+
+    Returns:
+        The page of verdicts, or the folder of the table.
+
+    Raises:
+        UsageError: a recipe is not valid; all are read before anything is done.
+        FascError: any stage's own.
+    """
+    values = recipe_values(path)
+    lists = "parts" in values
+    planned = [work for part in (parts_of(path, values) if lists else [path]) for work in works(part, scale, model)]
+    several = {work.name for work in planned if sum(other.name == work.name for other in planned) > 1}
+    for work in planned:
+        folder = out / folder_of(work, several=work.name in several)
+        say(f"{work.name}, {work.model}")
+        if work.recipe is not None:
+            runner.run(work.recipe, folder, overwrite=overwrite)
+        else:
+            carry_out_verb(work, folder)
+    if not lists:
+        return out
+    made = provenance(recipe=path.name, scale=scale, models=sorted({work.model for work in planned}))
+    page, results = verdict_page(out, made)
+    write_json(out / "results.json", results)
+    with new_file(out / "verdicts.md") as scratch:
+        scratch.write_text(page, encoding="utf-8")
+    return out / "verdicts.md"
+
+
+def is_study(values: Mapping[str, Any]) -> bool:
+    """Whether a recipe's values name a verb or other recipes."""
+    return "verb" in values or "parts" in values
+
+
+def at_scale(values: Mapping[str, Any], scale: str, path: Path) -> dict[str, Any]:
+    """The values with those of a scale laid over them.
+
+    Raises:
+        UsageError: there is no such scale.
+    """
+    found = deepcopy(dict(values))
+    scales = found.pop("scale", {})
+    if scale not in SCALES or not isinstance(scales, dict) or not set(scales) <= set(SCALES):
+        raise UsageError(f"recipe `{path}`: scale `{scale}` of {', '.join(scales) or 'none'}", f"known: {', '.join(SCALES)}")
+    return _laid_over(found, scales.get(scale, {}))
+
+
+def _laid_over(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    for key, value in above.items():
+        under = below.get(key)
+        below[key] = _laid_over(under, value) if isinstance(value, dict) and isinstance(under, dict) else value
+    return below
+
+
+def works(path: Path, scale: str, model: str | None) -> list[Work]:
+    """What a recipe of one table asks for: once for each of its models.
+
+    Args:
+        path: of the recipe.
+        scale: ``small`` or ``paper``.
+        model: instead of the recipe's.
+
+    Raises:
+        UsageError: no valid recipe; names the file.
+    """
+    values = at_scale(recipe_values(path), scale, path)
+    models = values.pop("models", None) or [values.get("source", {}).get("model") or values.get("model") or "smollm2-135m"]
+    models = [model] if model is not None else models
+    if "verb" in values:
+        return [Work(path.stem, one, None, _command(values, one, path)) for one in models]
+    return [Work(path.stem, one, recipe_of(_laid_over(deepcopy(values), {"source": {"model": one}}), path), ()) for one in models]
+
+
+def _command(values: Mapping[str, Any], model: str, path: Path) -> tuple[str, ...]:
+    verb, options = values["verb"], values.get("options", {})
+    unknown = sorted(set(values) - {"verb", "options", "model", "dense", "checkpoint"})
+    if verb not in _VERBS or unknown:
+        what = f"unknown key `{unknown[0]}`" if unknown else f"unknown verb `{verb}`"
+        raise UsageError(f"recipe `{path}`: {what}", f"verbs: {', '.join(_VERBS)}; keys: verb, model, options, scale")
+    if not isinstance(options, dict):
+        raise UsageError(f"recipe `{path}`: `options` is no table", "[options] with one line per option")
+    flags: list[str] = []
+    for key, value in options.items():
+        flags += [f"--{key.replace('_', '-')}"] + ([] if value is True else [str(value)])
+    return (verb, *(() if verb == "emergence" else (model,)), *flags)
+
+
+def folder_of(work: Work, *, several: bool) -> str:
+    """Name of a work's folder: the recipe's, and the model's where there are several.
+
+    Raises:
+        UsageError: the model's name gives no name of a folder.
+    """
+    last = work.model.rstrip("/").rpartition("/")[2]
+    return require_name(f"{work.name} {last}" if several else work.name, ())
+
+
+def carry_out_verb(work: Work, folder: Path) -> None:
+    """Run a verb in a process of its own, unless its result stands.
+
+    Raises:
+        UsageError: it failed; what it said stands above.
+    """
+    result = folder / RESULT
+    asked = list(work.command)
+    identity = {"command": asked, "model": work.model}
+    if result.is_file() and _asked(folder) == identity:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    result.unlink(missing_ok=True)
+    done = subprocess.run([sys.executable, "-m", "fasc", *asked, "--json", str(result)], stdout=subprocess.DEVNULL, check=False)
+    if done.returncode != 0:
+        raise UsageError(f"`fasc {' '.join(asked)}` failed with exit code {done.returncode}", "its own message stands above")
+    write_json(folder / "command.json", identity)
+
+
+def _asked(folder: Path) -> Any:
+    try:
+        return read_json(folder / "command.json")
+    except (FascError, OSError):
+        return None
+
+
+def parts_of(path: Path, values: Mapping[str, Any]) -> list[Path]:
+    """The recipes that a recipe lists, found beside it.
+
+    Raises:
+        UsageError: one does not exist, or two have one name.
+    """
+    parts = values["parts"]
+    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+        raise UsageError(f"recipe `{path}`: `parts` is no list of files", 'parts = ["paper/table-1.toml", …]')
+    found = [path.parent / part for part in parts]
+    for file in found:
+        if not file.is_file():
+            raise UsageError(f"recipe `{path}` lists `{file}`, which does not exist", "paths count from the recipe's own folder")
+    stems = [file.stem for file in found]
+    twice = next((stem for stem in stems if stems.count(stem) > 1), None)
+    if twice is not None:
+        raise UsageError(f"recipe `{path}` lists two files called `{twice}`", "each part needs a name of its own")
+    return found
