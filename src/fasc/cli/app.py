@@ -9,7 +9,22 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from fasc.cli import bench, collect, compare, compress, diagnose, evaluate, export, overlap, plan, pull, recover, run, validate
+from fasc.cli import (
+    bench,
+    collect,
+    compare,
+    compress,
+    diagnose,
+    emergence,
+    evaluate,
+    export,
+    overlap,
+    plan,
+    pull,
+    recover,
+    run,
+    validate,
+)
 from fasc.errors import FascError
 from fasc.progress import INTERRUPT
 from fasc.storage import is_full
@@ -60,6 +75,7 @@ _VERBS: dict[Callable[..., None], str] = {
     compare.compare: "Say what each model kept, item by item.",
     bench.bench: "Time a compressed model beside the dense one.",
     recover.recover: "Train a compressed model towards the dense one.",
+    emergence.emergence: "Show ρ and facts over a training.",
     export.export: "Write a model for llama.cpp and other engines.",
     run.report: "Draw the report of a run again.",
 }
