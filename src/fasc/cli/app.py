@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from fasc.cli import bench, collect, compress, diagnose, evaluate, export, overlap, plan, pull, recover, run, validate
+from fasc.cli import bench, collect, compress, diagnose, evaluate, export, overlap, plan, processes, pull, recover, run, validate
 from fasc.errors import FascError
 from fasc.progress import INTERRUPT
 from fasc.storage import is_full
@@ -37,13 +37,14 @@ def _version(*, value: bool) -> None:
 
 @app.callback()
 def _global_options(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", help="Print the version and stop.", callback=lambda v: _version(value=v), is_eager=True),
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")] = False,
 ) -> None:
-    pass
+    processes.require_shared(context.invoked_subcommand)
 
 
 _VERBS: dict[Callable[..., None], str] = {
@@ -68,10 +69,13 @@ for _verb, _summary in _VERBS.items():
     app.command(short_help=_summary)(_verb)
 
 
-def _fail(message: str, hint: str, code: int) -> NoReturn:
+def _fail(message: str, hint: str, code: int, problem: Exception | None = None) -> NoReturn:
+    told = processes.voice(message, problem, interrupted=code == _INTERRUPTED)
+    if told is None:
+        sys.exit(code)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print("error:", style="bold red", end=" ")
-    console.print(message, markup=False)
+    console.print(told, markup=False)
     console.print("hint:", style="bold cyan", end=" ")
     console.print(hint, markup=False)
     sys.exit(code)
@@ -87,7 +91,8 @@ def main() -> NoReturn:
     INTERRUPT.install()
     code: int | None = _INTERRUPTED
     try:
-        code = app(arguments, prog_name="fasc", standalone_mode=False)  # typer turns Ctrl-C into the code 130
+        with processes.joined():
+            code = app(arguments, prog_name="fasc", standalone_mode=False)  # typer turns Ctrl-C into the code 130
     except (BrokenPipeError, SystemExit):  # whoever read our output has had enough; click and rich make an exit of it
         code = 0
     except (KeyboardInterrupt, typer.Abort):
@@ -97,7 +102,7 @@ def main() -> NoReturn:
         if debug:
             traceback.print_exc()
         _let_go_of_stdout()
-        _fail(*_explain(problem))
+        _fail(*_explain(problem), problem)
     if not _let_go_of_stdout() and code is None:
         _fail("the result could not be printed", "standard output is closed or full; print to another place", 2)
     if code == _INTERRUPTED:
