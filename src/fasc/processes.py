@@ -60,6 +60,10 @@ class Processes:
         own = starts[len(starts) * self.rank // self.count : len(starts) * (self.rank + 1) // self.count]
         return [slice(start, min(start + rows, total)) for start in own]
 
+    def shares(self, total: int) -> list[range]:
+        """Which of so many items each process has: every ``count``-th, so that what costs more is spread; may be none."""
+        return [range(rank, total, self.count) for rank in range(self.count)]
+
     def to_first(self, own: Tensor) -> Tensor:
         """The sum over all processes, at process 0; elsewhere the result means nothing. Changes ``own``.
 
@@ -130,6 +134,7 @@ class Processes:
         with _together():
             for what, value in facts.items():
                 self._store.set(f"{self._asked}/{what}/{self.rank}", value)
+            self.gathered(torch.zeros(1))  # waits by connections, which break when a process ends; the store would wait on
             for what in facts:
                 first, *others = (self._store.get(f"{self._asked}/{what}/{rank}").decode() for rank in range(self.count))
                 for rank, value in enumerate(others, 1):

@@ -72,13 +72,13 @@ for _verb, _summary in _VERBS.items():
 def _fail(message: str, hint: str, code: int, problem: Exception | None = None) -> NoReturn:
     told = processes.voice(message, problem, interrupted=code == _INTERRUPTED)
     if told is None:
-        sys.exit(code)
+        processes.leave(processes.SILENT)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print("error:", style="bold red", end=" ")
     console.print(told, markup=False)
     console.print("hint:", style="bold cyan", end=" ")
     console.print(hint, markup=False)
-    sys.exit(code)
+    processes.leave(code)
 
 
 def main() -> NoReturn:
@@ -107,7 +107,7 @@ def main() -> NoReturn:
         _fail("the result could not be printed", "standard output is closed or full; print to another place", 2)
     if code == _INTERRUPTED:
         _fail("interrupted", "nothing half-written was left behind; the same command starts or continues the work", code)
-    sys.exit(code or 0)
+    processes.leave(code or 0)
 
 
 def _let_go_of_stdout() -> bool:

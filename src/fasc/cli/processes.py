@@ -6,7 +6,7 @@ import signal
 import sys
 import tempfile
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 
@@ -14,6 +14,9 @@ from fasc.errors import ProcessError, UsageError
 
 SHARED = ("collect", "evaluate")
 """Verbs whose work several processes share."""
+
+SILENT = 75
+"""Exit code of a process that ends because another did, which says why."""
 
 _OWN = "fasc"
 """What torchrun's launcher calls a run that we have started: we tell how it ended."""
@@ -120,13 +123,31 @@ def _launch(count: int) -> None:
 
 
 def _tell(codes: dict[int, int], count: int) -> None:
-    """Say which process was killed; one that failed has spoken itself."""
-    for rank, code in codes.items():
-        if code < 0:
-            name = signal.Signals(-code).name
-            hint = "it may have run out of memory: lower --batch-tokens or --nproc" if name == "SIGKILL" else "see --debug"
-            raise ProcessError(f"process {rank} (of {count}, counted from 0) was killed: {name}", hint)
-    raise typer.Exit(max(codes.values()))
+    """Say which process was killed; one that failed has spoken itself, and the launcher ends the others with SIGTERM."""
+    spoken = [code for code in codes.values() if code > 0 and code != SILENT]
+    if spoken:
+        raise typer.Exit(spoken[0])
+    killed = [(rank, code) for rank, code in codes.items() if code < 0 and -code != signal.SIGTERM]
+    if not killed:  # all were told to end
+        raise KeyboardInterrupt
+    rank, code = killed[0]
+    raise ProcessError(
+        f"process {rank} (of {count}, counted from 0) was killed: {signal.Signals(-code).name}",
+        "it may have run out of memory: lower --batch-tokens or --nproc",
+    )
+
+
+def leave(code: int) -> NoReturn:
+    """End this program.
+
+    One of several processes ends at once: torch's threads may wait for others that have ended, and a signal would find
+    nobody to take it while the interpreter is closed.
+    """
+    if started() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def voice(message: str, problem: Exception | None, *, interrupted: bool) -> str | None:

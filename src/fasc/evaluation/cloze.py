@@ -8,6 +8,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -17,6 +18,7 @@ from fasc.evaluation.likelihood import last_log_probabilities
 from fasc.evaluation.options import EvaluationConfig
 from fasc.evaluation.registry import Subject
 from fasc.evaluation.score import FEW, Score, proportion_interval
+from fasc.processes import current
 from fasc.progress import progress, say
 
 _BRANCHES = 8
@@ -159,7 +161,10 @@ def score_items(name: str, subject: Subject, items: Sequence[ClozeItem], config:
         items = random.Random(config.seed).sample(list(items), config.limit)
     if len(items) < FEW:
         say(f"warning: `{name}` asks {len(items)} items; of fewer than {FEW} the interval says nothing of use")
-    choices = best_candidates(subject, items, name, config.batch_tokens)
+    own = current().shares(len(items))
+    found = best_candidates(subject, [items[one] for one in own[current().rank]], name, config.batch_tokens)
+    together = zip(chain(*own), current().gathered(torch.tensor(found, dtype=torch.int64)).tolist(), strict=True)
+    choices = [choice for _, choice in sorted(together)]
     right = [choice == item.answer for choice, item in zip(choices, items, strict=True)]
     protocol = "top-1 among the relation's candidate objects, log-probability of the whole answer"
 

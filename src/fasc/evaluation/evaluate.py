@@ -10,8 +10,11 @@ from fasc.evaluation.options import EvaluationConfig
 from fasc.evaluation.registry import Subject, WindowScores, get_benchmark
 from fasc.evaluation.score import Score
 from fasc.evaluation.text import evaluation_texts
+from fasc.model.load import model_fingerprint
 from fasc.model.scopes import evaluating
+from fasc.processes import current
 from fasc.progress import say
+from fasc.provenance import versions
 from fasc.text.corpus import TokenBlock
 
 
@@ -25,6 +28,8 @@ def evaluate(
     seen: Collection[str] = (),
 ) -> list[Score]:
     """Run the benchmarks of ``config`` in order.
+
+    Inside :func:`fasc.processes.joined` each process scores its share of the items and windows, and all get the same scores.
 
     Args:
         model: dense or compressed; scored in evaluation mode and left as it was, as is ``dense``.
@@ -47,6 +52,7 @@ def evaluate(
     needs_text = any(benchmark.needs_text for benchmark in benchmarks)
     if texts is None:
         texts = evaluation_texts(model if dense is None else dense, tokenizer, config) if needs_text else []
+    _require_same(model, config, texts)
     for corpus in [text.corpus for text in texts if text.text_digest in seen]:
         say(f"warning: `{corpus}` is the text this model was calibrated on; its scores will flatter it")
     scores: list[Score] = []
@@ -61,6 +67,16 @@ def evaluate(
                 measured = benchmark.measure(Subject(model, tokenizer, compared, text, passes[text.corpus]), config)
                 scores += [_named(one, text.corpus, several=len(texts) > 1) for one in measured]
     return scores
+
+
+def _require_same(model: PreTrainedModel, config: EvaluationConfig, texts: Sequence[TokenBlock]) -> None:
+    """See that all processes score the same model on the same texts, where there are several."""
+    if current().count > 1:
+        options = repr(config.model_dump(exclude={"data_dir"}))
+        same = {"model": model_fingerprint(model), "text": " ".join(text.text_digest for text in texts), "options": options}
+        current().require_same(versions() | same)
+        for text in texts:
+            current().batches(len(text.tokens), 1)  # refuses more processes than windows
 
 
 def _named(score: Score, corpus: str, *, several: bool) -> Score:
