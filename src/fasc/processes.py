@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from datetime import timedelta
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -135,14 +136,16 @@ class Processes:
             for what, value in facts.items():
                 self._store.set(f"{self._asked}/{what}/{self.rank}", value)
             self.gathered(torch.zeros(1))  # waits by connections, which break when a process ends; the store would wait on
-            for what in facts:
-                first, *others = (self._store.get(f"{self._asked}/{what}/{rank}").decode() for rank in range(self.count))
-                for rank, value in enumerate(others, 1):
-                    if value != first:
-                        raise UsageError(
-                            f"process {rank} has another {what} than process 0 ({value[:40]}, not {first[:40]})",
-                            "give all processes the same programs, files and options",
-                        )
+            said = [
+                {what: self._store.get(f"{self._asked}/{what}/{rank}").decode() for what in facts} for rank in range(self.count)
+            ]
+            self.gathered(torch.zeros(1))  # who keeps the store may end when all have read
+        for rank, what in product(range(1, self.count), facts):
+            if said[rank][what] != said[0][what]:
+                raise UsageError(
+                    f"process {rank} has another {what} than process 0 ({said[rank][what][:40]}, not {said[0][what][:40]})",
+                    "give all processes the same programs, files and options",
+                )
 
     def first_to_fail(self) -> bool:
         """Whether no other process has asked this before: then it is this one that says why all of them end."""
