@@ -4,6 +4,8 @@ import os
 import socket
 from multiprocessing import get_context
 
+import torch
+
 from fasc.errors import FascError
 from fasc.processes import joined
 
@@ -24,6 +26,7 @@ def together(count, folder, work):
 
 def _one(rank, count, port, folder, work):
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.cuda.is_available = lambda: False  # a process that was forked cannot use one
     try:
         with joined() as processes:
             said = work(processes)

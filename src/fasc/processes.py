@@ -119,6 +119,21 @@ class Processes:
             dist.broadcast(made, 0)
         return made
 
+    @contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """What process 0 does before all others, which find it done: filling a cache that they share.
+
+        Raises:
+            ProcessLostError: another process has ended.
+        """
+        if not self.first:
+            self.gathered(torch.zeros(1))
+        try:
+            yield
+        finally:
+            if self.first:
+                self.gathered(torch.zeros(1))
+
     def require_same(self, facts: Mapping[str, str]) -> None:
         """See that all processes are to do the same work, before it is done.
 

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 
 import psutil
 import pytest
+import torch
 
 from fasc.statistics.moments import Statistics
 from tests.cli.conftest import CALIBRATION, refused
@@ -19,10 +20,11 @@ from tests.statistics.test_processes import require_bound
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "localhost", "--nproc-per-node", "2"]
 
 
-def started(*arguments, launcher=()):
-    """The command in processes of its own; what a refusal is made of."""
-    command = [*(launcher or (sys.executable,)), "-m", "fasc", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def started(*arguments, launcher=(sys.executable,), gpus=""):
+    """The command in processes of its own, which see no GPU unless they are told to."""
+    command = [*launcher, "-m", "fasc", *map(str, arguments)]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": gpus}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def ended(process):
@@ -34,7 +36,7 @@ def ended(process):
 def collect(model_folder, text_file, tmp_path):
     """The arguments of ``collect``, and its result, in a folder of its own."""
     file = tmp_path / "out" / "moments.safetensors"
-    batches = ["--batch-tokens", "32", "--labels", "sampled"]
+    batches = ["--batch-tokens", "32", "--labels", "sampled", "--device", "cpu"]
     return ["collect", model_folder, "--corpus", text_file, *CALIBRATION, *batches, "--out", file], file
 
 
@@ -91,7 +93,7 @@ def test_other_verbs_are_refused_in_several_processes(fasc, monkeypatch, model_f
 
 def test_scores_of_two_processes_are_those_of_one(done, compressed, text_file, tmp_path):
     arguments = ["evaluate", compressed, "--benchmarks", "facts,perplexity,kl", "--corpus", text_file]
-    arguments += ["--limit", "9", "--context", "16", "--batch-tokens", "32"]
+    arguments += ["--limit", "9", "--context", "16", "--batch-tokens", "32", "--device", "cpu"]
     one, _ = done(*arguments, "--json", tmp_path / "one.json")
     code, out, err = ended(started(*arguments, "--json", tmp_path / "two.json", "--nproc", "2"))
     assert (code, out) == (0, one), err
@@ -129,3 +131,20 @@ def at_work(process, file):
     workers = [child for child in psutil.Process(process.pid).children() if "RANK" in child.environ()]
     assert len(workers) == 2
     return sorted(workers, key=lambda child: int(child.environ()["RANK"]))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_each_process_has_a_gpu_of_its_own(collect, done):
+    arguments, file = collect
+    done(*arguments, "--device", "cuda")
+    one = Statistics.load(file)
+    code, _, err = ended(started(*arguments, "--device", "cuda", "--nproc", "2", "--overwrite", gpus="0,1"))
+    assert code == 0, err
+    require_bound(one, Statistics.load(file), 320)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() != 1, reason="needs one GPU")
+def test_more_processes_than_gpus_are_refused(collect):
+    refused(ended(started(*collect[0], "--nproc", "2", gpus="0")), "2 processes and 1 GPU(s)", "CUDA_VISIBLE_DEVICES")

@@ -14,8 +14,6 @@ from fasc.errors import FascError
 from fasc.progress import INTERRUPT
 from fasc.storage import is_full
 
-_INTERRUPTED = 130
-
 app = typer.Typer(
     name="fasc",
     help="Knowledge-aware low-rank compression of language models by Fisher-aligned subspaces (arXiv:2601.07197).",
@@ -70,7 +68,7 @@ for _verb, _summary in _VERBS.items():
 
 
 def _fail(message: str, hint: str, code: int, problem: Exception | None = None) -> NoReturn:
-    told = processes.voice(message, problem, interrupted=code == _INTERRUPTED)
+    told = processes.voice(message, problem, interrupted=code == processes.INTERRUPTED)
     if told is None:
         processes.leave(processes.SILENT)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -89,10 +87,9 @@ def main() -> NoReturn:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     INTERRUPT.install()
-    code: int | None = _INTERRUPTED
+    code: int | None = processes.INTERRUPTED
     try:
-        with processes.joined():
-            code = app(arguments, prog_name="fasc", standalone_mode=False)  # typer turns Ctrl-C into the code 130
+        code = processes.together(lambda: app(arguments, prog_name="fasc", standalone_mode=False))
     except (BrokenPipeError, SystemExit):  # whoever read our output has had enough; click and rich make an exit of it
         code = 0
     except (KeyboardInterrupt, typer.Abort):
@@ -105,7 +102,7 @@ def main() -> NoReturn:
         _fail(*_explain(problem), problem)
     if not _let_go_of_stdout() and code is None:
         _fail("the result could not be printed", "standard output is closed or full; print to another place", 2)
-    if code == _INTERRUPTED:
+    if code == processes.INTERRUPTED:
         _fail("interrupted", "nothing half-written was left behind; the same command starts or continues the work", code)
     processes.leave(code or 0)
 

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
@@ -14,6 +15,9 @@ from fasc.errors import ProcessError, UsageError
 
 SHARED = ("collect", "evaluate")
 """Verbs whose work several processes share."""
+
+INTERRUPTED = 130
+"""Exit code of what was told to end."""
 
 SILENT = 75
 """Exit code of a process that ends because another did, which says why."""
@@ -50,6 +54,22 @@ def joined() -> AbstractContextManager[Any]:
     from fasc import processes
 
     return processes.joined()
+
+
+def together(command: Callable[[], int | None]) -> int | None:
+    """Run a command in the processes that were started.
+
+    Args:
+        command: gives its exit code; typer makes 130 of Ctrl-C.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted, so that the processes are not taken for done.
+    """
+    with joined():
+        code = command()
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
+    return code
 
 
 def first() -> bool:

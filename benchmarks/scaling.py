@@ -1,0 +1,155 @@
+"""What several processes do to the time of ``collect`` on this machine, and what they send.
+
+Each number of processes measures the same tokens for ``fasc`` and ``svd``, started by torchrun's launcher, one thread each, so
+that the processes alone make the difference; one process on all cores stands beside them. The median of the repeats is taken.
+Then one and two processes at other widths, depths and numbers of tokens, for the model of cost
+
+    seconds = (a F + b M) n / min(P, cores) + c B
+
+with F multiply-adds of the model per token (forward, and backward to the activations), M those of the moments, n tokens, P
+processes and B bytes that each of them sends; a, b and c are fitted to all runs, by least squares of the relative errors.
+"""
+
+import argparse
+import json
+import os
+import statistics as stats
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+
+from fasc.methods import METHODS
+from fasc.model.groups import find_groups
+from fasc.model.load import load_model
+from fasc.model.options import LayersConfig
+from fasc.processes import Processes, joined
+from fasc.provenance import provenance
+from fasc.statistics.collect import collect_moments
+from fasc.statistics.memory import memory_forecast
+from fasc.storage import write_json
+
+NEEDS = METHODS["fasc"].needs | METHODS["svd"].needs
+LENGTH = 128
+MADE = [(256, 2, 64, 1), (256, 6, 64, 1), (512, 2, 64, 1), (512, 6, 64, 1), (512, 6, 128, 1), (512, 6, 64, 2), (1024, 2, 64, 2)]
+"""Width, blocks, sequences and processes of the runs on random Llamas."""
+
+
+def made(width: int, depth: int) -> PreTrainedModel:
+    """A random Llama with an MLP four times as wide."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": depth, "vocab_size": 8192}
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(LlamaConfig(**shape, num_attention_heads=8, num_key_value_heads=8))
+    return model.eval()
+
+
+def share(spec: str | tuple[int, int], sequences: int, threads: int, repeats: int) -> dict[str, Any]:
+    """What one process does; all give what the slowest took."""
+    torch.set_num_threads(threads)
+    model = load_model(spec, device="cpu").model if isinstance(spec, str) else made(*spec)
+    tokens = torch.randint(3, model.config.vocab_size, (sequences, LENGTH), generator=torch.Generator().manual_seed(0))
+    with joined() as processes:
+        waited = time_of_sums()
+        collect_moments(model, tokens[: 2 * processes.count], NEEDS)  # warm-up
+        rows = []
+        for _ in range(repeats):
+            processes.sent, waited[0] = 0, 0.0
+            start = time.perf_counter()
+            collect_moments(model, tokens, NEEDS)
+            rows.append([time.perf_counter() - start, waited[0], float(processes.sent)])
+        every = processes.gathered(torch.tensor([rows], dtype=torch.float64)).amax(0)
+    groups = find_groups(model, LayersConfig())
+    weights = sum(layer.d_in * layer.d_out for group in groups for layer in group.layers)
+    seconds, sums, sent = (stats.median(column) for column in every.mT.tolist())
+    return {
+        "processes": processes.count,
+        "threads": threads,
+        "tokens": tokens.numel(),
+        "seconds": seconds,
+        "tokens_per_second": tokens.numel() / seconds,
+        "seconds_of_sums": sums,
+        "sent_bytes": int(sent),
+        "multiply_adds": 2 * (weights + model.get_output_embeddings().weight.numel()),
+        "moment_multiply_adds": memory_forecast(model, groups, NEEDS)["moments"] // 8,  # half of a symmetric matrix is formed
+    }
+
+
+def time_of_sums() -> list[float]:
+    """Seconds that this process spends in sums from now on, its wait for slower processes included."""
+    spent, plain = [0.0], Processes.to_first
+
+    def timed(self: Processes, own: torch.Tensor) -> torch.Tensor:
+        start = time.perf_counter()
+        try:
+            return plain(self, own)
+        finally:
+            spent[0] += time.perf_counter() - start
+
+    Processes.to_first = timed  # type: ignore[method-assign]
+    return spent
+
+
+def measure(processes: int, *arguments: Any) -> dict[str, Any]:
+    """The same work in so many processes."""
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        max_restarts=0,
+        logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
+    )
+    result: dict[str, Any] = elastic_launch(config, share)(*arguments)[0]
+    print(json.dumps(result))
+    return result
+
+
+def fitted(rows: list[dict[str, Any]], cores: int) -> dict[str, float]:
+    """Seconds per multiply-add of the model (a) and of the moments (b), c in seconds per byte, and the largest relative error."""
+    terms = [
+        [row["multiply_adds"] * row["tokens"], row["moment_multiply_adds"] * row["tokens"], float(row["sent_bytes"])]
+        for row in rows
+    ]
+    shared = torch.tensor([[min(row["processes"], cores)] * 2 + [1] for row in rows])
+    seconds = torch.tensor([[row["seconds"]] for row in rows], dtype=torch.float64)
+    design = torch.tensor(terms, dtype=torch.float64) / shared / seconds
+    scale = design.norm(dim=0)
+    solution = torch.linalg.lstsq(design / scale, torch.ones_like(seconds), driver="gelsd").solution[:, 0] / scale
+    a, b, c = solution.tolist()
+    return {"a": a, "b": b, "c": c, "largest_relative_error": float((design @ solution - 1).abs().max())}
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--sequences", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "scaling.json")
+    options = parser.parse_args()
+    made_by = provenance()
+    cores = made_by["machine"]["cores"]
+    real = [measure(count, options.model, options.sequences, 1, options.repeats) for count in (1, 2, 4)]
+    whole = measure(1, options.model, options.sequences, cores, options.repeats)
+    others = [measure(count, (width, depth), sequences, 1, 1) for width, depth, sequences, count in MADE]
+    result = {
+        "model": options.model,
+        "cores": cores,
+        "processes": real,
+        "one_process_on_all_cores": whole,
+        "made": others,
+        "cost": fitted(real + others, cores),
+        "load": os.getloadavg()[0],
+    }
+    print(json.dumps(result["cost"] | {"load": result["load"]}, indent=2))
+    write_json(options.json, result | {"provenance": made_by})
+
+
+if __name__ == "__main__":
+    main()
