@@ -10,11 +10,15 @@ from fasc.errors import FascError
 from fasc.processes import joined
 
 
-def together(count, folder, work):
-    """Let ``work(processes)`` run in each of several joined processes; give what each returned as text, or its error."""
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def together(count, folder, work):
+    """Let ``work(processes)`` run in each of several joined processes; give what each returned as text, or its error."""
+    port = free_port()
     started = [get_context("fork").Process(target=_one, args=(rank, count, port, folder, work)) for rank in range(count)]
     for process in started:
         process.start()

@@ -12,18 +12,20 @@ import psutil
 import pytest
 import torch
 
+from fasc.cli.processes import SILENT
 from fasc.statistics.moments import Statistics
 from tests.cli.conftest import CALIBRATION, refused
 from tests.fuzz.kills import fingerprint
+from tests.processes import free_port
 from tests.statistics.test_processes import require_bound
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "localhost", "--nproc-per-node", "2"]
 
 
-def started(*arguments, launcher=(sys.executable,), gpus=""):
+def started(*arguments, launcher=(sys.executable,), gpus="", more=()):
     """The command in processes of its own, which see no GPU unless they are told to."""
     command = [*launcher, "-m", "fasc", *map(str, arguments)]
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": gpus}
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": gpus} | dict(more)
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
@@ -68,6 +70,20 @@ def test_an_error_of_one_process_ends_all_in_one_line_that_names_it(collect, tmp
         ended(started(*arguments, "--corpus", "no-such.txt", "--nproc", "2")), "no-such.txt", "(of 2, counted from 0)"
     )
     assert len(lines) == 2, "all processes fail, and one of them speaks"
+
+
+def test_what_only_one_process_meets_ends_the_others_without_a_word(collect, tmp_path):
+    arguments, file = collect
+    port = free_port()
+    both = []
+    for rank, more in enumerate(([], ["--corpus", tmp_path / "no-such.txt"])):
+        as_torchrun = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        both.append(started(*arguments, *more, more=as_torchrun))
+    (code, _, err), other = (ended(process) for process in both)
+    assert "error" not in err
+    assert code == SILENT
+    refused(other, "process 1 (of 2, counted from 0): `", "no-such.txt` does not exist")
+    assert not list(file.parent.iterdir())
 
 
 @pytest.mark.parametrize(
