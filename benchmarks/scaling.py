@@ -4,10 +4,11 @@ Each number of processes measures the same tokens for ``fasc`` and ``svd``, star
 that the processes alone make the difference; one process on all cores stands beside them. The median of the repeats is taken.
 Then one and two processes at other widths, depths and numbers of tokens, for the model of cost
 
-    seconds = (a F + b M) n / min(P, cores) + c B
+    seconds of the processor, in the busiest process = (a F + b M) n / P + c B
 
 with F multiply-adds of the model per token (forward, and backward to the activations), M those of the moments, n tokens, P
-processes and B bytes that each of them sends; a, b and c are fitted to all runs, by least squares of the relative errors.
+processes and B bytes that each of them sends; a, b and c are fitted to all runs, by least squares of the relative errors. Seconds of
+the processor, unlike those of the clock, are the same on a machine that others use, and beyond as many processes as cores.
 """
 
 import argparse
@@ -35,7 +36,7 @@ from fasc.storage import write_json
 
 NEEDS = METHODS["fasc"].needs | METHODS["svd"].needs
 LENGTH = 128
-MADE = [(256, 2, 64, 1), (256, 6, 64, 1), (512, 2, 64, 1), (512, 6, 64, 1), (512, 6, 128, 1), (512, 6, 64, 2), (1024, 2, 64, 2)]
+MADE = [(256, 2, 32, 1), (256, 6, 32, 1), (512, 2, 32, 1), (512, 6, 32, 1), (512, 6, 64, 1), (512, 6, 32, 2), (1024, 2, 32, 2)]
 """Width, blocks, sequences and processes of the runs on random Llamas."""
 
 
@@ -58,18 +59,19 @@ def share(spec: str | tuple[int, int], sequences: int, threads: int, repeats: in
         rows = []
         for _ in range(repeats):
             processes.sent, waited[0] = 0, 0.0
-            start = time.perf_counter()
+            start, busy = time.perf_counter(), time.process_time()
             collect_moments(model, tokens, NEEDS)
-            rows.append([time.perf_counter() - start, waited[0], float(processes.sent)])
+            rows.append([time.perf_counter() - start, time.process_time() - busy, waited[0], float(processes.sent)])
         every = processes.gathered(torch.tensor([rows], dtype=torch.float64)).amax(0)
     groups = find_groups(model, LayersConfig())
     weights = sum(layer.d_in * layer.d_out for group in groups for layer in group.layers)
-    seconds, sums, sent = (stats.median(column) for column in every.mT.tolist())
+    seconds, busy, sums, sent = (stats.median(column) for column in every.mT.tolist())
     return {
         "processes": processes.count,
         "threads": threads,
         "tokens": tokens.numel(),
         "seconds": seconds,
+        "processor_seconds": busy,
         "tokens_per_second": tokens.numel() / seconds,
         "seconds_of_sums": sums,
         "sent_bytes": int(sent),
@@ -110,14 +112,14 @@ def measure(processes: int, *arguments: Any) -> dict[str, Any]:
     return result
 
 
-def fitted(rows: list[dict[str, Any]], cores: int) -> dict[str, float]:
+def fitted(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Seconds per multiply-add of the model (a) and of the moments (b), c in seconds per byte, and the largest relative error."""
     terms = [
         [row["multiply_adds"] * row["tokens"], row["moment_multiply_adds"] * row["tokens"], float(row["sent_bytes"])]
         for row in rows
     ]
-    shared = torch.tensor([[min(row["processes"], cores)] * 2 + [1] for row in rows])
-    seconds = torch.tensor([[row["seconds"]] for row in rows], dtype=torch.float64)
+    shared = torch.tensor([[row["processes"]] * 2 + [1] for row in rows])
+    seconds = torch.tensor([[row["processor_seconds"]] for row in rows], dtype=torch.float64)
     design = torch.tensor(terms, dtype=torch.float64) / shared / seconds
     scale = design.norm(dim=0)
     solution = torch.linalg.lstsq(design / scale, torch.ones_like(seconds), driver="gelsd").solution[:, 0] / scale
@@ -144,7 +146,7 @@ def main() -> None:
         "processes": real,
         "one_process_on_all_cores": whole,
         "made": others,
-        "cost": fitted(real + others, cores),
+        "cost": fitted(real + others),
         "load": os.getloadavg()[0],
     }
     print(json.dumps(result["cost"] | {"load": result["load"]}, indent=2))

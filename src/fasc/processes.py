@@ -138,7 +138,7 @@ class Processes:
         """See that all processes are to do the same work, before it is done.
 
         Args:
-            facts: what must be the same, by what it is called.
+            facts: what must be the same, by what it is called; the same names in all processes.
 
         Raises:
             UsageError: one differs; names the process and the first fact.

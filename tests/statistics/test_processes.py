@@ -146,6 +146,11 @@ def test_processes_with_other_texts_are_refused_before_the_work(tokens, tmp_path
     assert said[0] == said[1]
     assert said[0].startswith("error: process 1 has another text than process 0")
 
+    def other_seed(processes):
+        return collect_moments(model, tokens, NEEDS, calibration=calibration(labels="sampled", seed=processes.rank))
+
+    assert together(2, tmp_path, other_seed) == ["error: process 1 has another seed than process 0 (1, not 0)"] * 2
+
 
 def test_sequences_that_were_passed_over_have_labels_too_so_that_parts_merge_to_the_whole(tokens):
     model, needs = tiny_model(), METHODS["fasc"].needs

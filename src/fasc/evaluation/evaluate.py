@@ -72,8 +72,8 @@ def evaluate(
 def _require_same(model: PreTrainedModel, config: EvaluationConfig, texts: Sequence[TokenBlock]) -> None:
     """See that all processes score the same model on the same texts, where there are several."""
     if current().count > 1:
-        options = repr(config.model_dump(exclude={"data_dir"}))
-        same = {"model": model_fingerprint(model), "text": " ".join(text.text_digest for text in texts), "options": options}
+        same = {"model": model_fingerprint(model), "text": " ".join(text.text_digest for text in texts)}
+        same |= {name: str(value) for name, value in config.model_dump(exclude={"data_dir"}).items()}
         current().require_same(versions() | same)
         for text in texts:
             current().batches(len(text.tokens), 1)  # refuses more processes than windows

@@ -18,7 +18,7 @@ from fasc.model.options import LayersConfig
 from fasc.model.scopes import evaluating, forwarding, frozen
 from fasc.processes import current
 from fasc.progress import progress, say
-from fasc.provenance import provenance, versions
+from fasc.provenance import digest, provenance, versions
 from fasc.statistics.capture import Batch, GroupCapture
 from fasc.statistics.hooks import capturing
 from fasc.statistics.moments import GroupStatistics, Need, Statistics, text_identity, without_gradient
@@ -66,9 +66,12 @@ def collect_moments(
     require_length(model, tokens.shape[1])
     groups = find_groups(model, layers or LayersConfig())
     fingerprint = model_fingerprint(model)
-    options = [sorted(needs), [group.name for group in groups], calibration.model_dump(exclude={"corpus", "data_dir"})]
-    same = {"model": fingerprint, "device": model.device.type, "text": text_identity(tokens), "options": repr(options)}
-    current().require_same(versions() | same)
+    if current().count > 1:
+        same = {"model": fingerprint, "device": model.device.type, "text": text_identity(tokens)}
+        same |= {"mask": "none" if mask is None else text_identity(mask), "moments": repr(sorted(needs))}
+        same |= {"layers": digest(group.name.encode() for group in groups)}
+        same |= {name: str(value) for name, value in calibration.model_dump(exclude={"corpus", "data_dir"}).items()}
+        current().require_same(versions() | same)
     captures = [GroupCapture(group, needs, model.device) for group in groups]
     ends = VocabularyCapture.of(model) if VOCABULARY in needs else None
     if ends is None:
