@@ -1,14 +1,15 @@
 """What several processes do to the time of ``collect`` on this machine, and what they send.
 
 Each number of processes measures the same tokens for ``fasc`` and ``svd``, started by torchrun's launcher, one thread each, so
-that the processes alone make the difference; one process on all cores stands beside them. The median of the repeats is taken.
+that the processes alone make the difference. The median of the repeats is taken.
 Then one and two processes at other widths, depths and numbers of tokens, for the model of cost
 
-    seconds of the processor, in the busiest process = (a F + b M) n / P + c B
+    seconds of the processor, in the busiest process = a (F + M) n / P + c B (P − 1) / P
 
 with F multiply-adds of the model per token (forward, and backward to the activations), M those of the moments, n tokens, P
-processes and B bytes that each of them sends; a, b and c are fitted to all runs, by least squares of the relative errors. Seconds of
-the processor, unlike those of the clock, are the same on a machine that others use, and beyond as many processes as cores.
+processes and B bytes that each of them gives to the sums; a and c are fitted to all runs, by least squares of the relative
+errors. F and M grow together with the width, so that one a serves both. Seconds of the processor, unlike those of the clock, are
+the same on a machine that others use, and beyond as many processes as cores.
 """
 
 import argparse
@@ -36,7 +37,7 @@ from fasc.storage import write_json
 
 NEEDS = METHODS["fasc"].needs | METHODS["svd"].needs
 LENGTH = 128
-MADE = [(256, 2, 32, 1), (256, 6, 32, 1), (512, 2, 32, 1), (512, 6, 32, 1), (512, 6, 64, 1), (512, 6, 32, 2), (1024, 2, 32, 2)]
+MADE = [(256, 2, 32, 1), (256, 6, 32, 1), (512, 2, 32, 1), (512, 2, 64, 1), (512, 2, 64, 2), (1024, 2, 16, 1), (1024, 2, 16, 2)]
 """Width, blocks, sequences and processes of the runs on random Llamas."""
 
 
@@ -48,9 +49,9 @@ def made(width: int, depth: int) -> PreTrainedModel:
     return model.eval()
 
 
-def share(spec: str | tuple[int, int], sequences: int, threads: int, repeats: int) -> dict[str, Any]:
+def share(spec: str | tuple[int, int], sequences: int, repeats: int) -> dict[str, Any]:
     """What one process does; all give what the slowest took."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     model = load_model(spec, device="cpu").model if isinstance(spec, str) else made(*spec)
     tokens = torch.randint(3, model.config.vocab_size, (sequences, LENGTH), generator=torch.Generator().manual_seed(0))
     with joined() as processes:
@@ -68,7 +69,6 @@ def share(spec: str | tuple[int, int], sequences: int, threads: int, repeats: in
     seconds, busy, sums, sent = (stats.median(column) for column in every.mT.tolist())
     return {
         "processes": processes.count,
-        "threads": threads,
         "tokens": tokens.numel(),
         "seconds": seconds,
         "processor_seconds": busy,
@@ -99,6 +99,7 @@ def measure(processes: int, *arguments: Any) -> dict[str, Any]:
     """The same work in so many processes."""
     config = LaunchConfig(
         min_nodes=1,
+        run_id="scaling",
         max_nodes=1,
         nproc_per_node=processes,
         rdzv_backend="c10d",
@@ -108,43 +109,40 @@ def measure(processes: int, *arguments: Any) -> dict[str, Any]:
         logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
     )
     result: dict[str, Any] = elastic_launch(config, share)(*arguments)[0]
-    print(json.dumps(result))
+    print(json.dumps(result), flush=True)
     return result
 
 
 def fitted(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Seconds per multiply-add of the model (a) and of the moments (b), c in seconds per byte, and the largest relative error."""
+    """Seconds per multiply-add (a) and per byte (c), and the largest relative error."""
     terms = [
-        [row["multiply_adds"] * row["tokens"], row["moment_multiply_adds"] * row["tokens"], float(row["sent_bytes"])]
+        [(row["multiply_adds"] + row["moment_multiply_adds"]) * row["tokens"], row["sent_bytes"] * (row["processes"] - 1)]
         for row in rows
     ]
-    shared = torch.tensor([[row["processes"]] * 2 + [1] for row in rows])
-    seconds = torch.tensor([[row["processor_seconds"]] for row in rows], dtype=torch.float64)
-    design = torch.tensor(terms, dtype=torch.float64) / shared / seconds
+    shared = torch.tensor([[row["processes"] * row["processor_seconds"]] for row in rows], dtype=torch.float64)
+    design = torch.tensor(terms, dtype=torch.float64) / shared
     scale = design.norm(dim=0)
-    solution = torch.linalg.lstsq(design / scale, torch.ones_like(seconds), driver="gelsd").solution[:, 0] / scale
-    a, b, c = solution.tolist()
-    return {"a": a, "b": b, "c": c, "largest_relative_error": float((design @ solution - 1).abs().max())}
+    solution = torch.linalg.lstsq(design / scale, torch.ones_like(shared), driver="gelsd").solution[:, 0] / scale
+    a, c = solution.tolist()
+    return {"a": a, "c": c, "largest_relative_error": float((design @ solution - 1).abs().max())}
 
 
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--sequences", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--model", help="instead of a random Llama of width 512 and 6 blocks, which each process holds whole")
+    parser.add_argument("--sequences", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "scaling.json")
     options = parser.parse_args()
     made_by = provenance()
     cores = made_by["machine"]["cores"]
-    real = [measure(count, options.model, options.sequences, 1, options.repeats) for count in (1, 2, 4)]
-    whole = measure(1, options.model, options.sequences, cores, options.repeats)
-    others = [measure(count, (width, depth), sequences, 1, 1) for width, depth, sequences, count in MADE]
+    real = [measure(count, options.model or (512, 6), options.sequences, options.repeats) for count in (1, 2, 4)]
+    others = [measure(count, (width, depth), sequences, 1) for width, depth, sequences, count in MADE]
     result = {
-        "model": options.model,
+        "model": options.model or "random Llama, width 512, 6 blocks",
         "cores": cores,
         "processes": real,
-        "one_process_on_all_cores": whole,
         "made": others,
         "cost": fitted(real + others),
         "load": os.getloadavg()[0],
