@@ -35,7 +35,7 @@ def plain_pass(model: PreTrainedModel, tokens: torch.Tensor, batch_tokens: int) 
     rows = max(1, batch_tokens // tokens.shape[1])
     start = time.perf_counter()
     for batch in tokens.split(rows):
-        summed_nll(model(input_ids=batch, use_cache=False).logits, batch, None, "corpus", None).backward()
+        summed_nll(model(input_ids=batch, use_cache=False).logits, batch, None, "corpus").backward()
     seconds = time.perf_counter() - start
     handle.remove()
     return seconds

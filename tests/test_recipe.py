@@ -13,9 +13,11 @@ from fasc.evaluation.registry import BENCHMARKS
 from fasc.planning.needs import needs_for
 from fasc.planning.options import MethodConfig
 from fasc.recipe import Recipe, read_recipe
+from fasc.study import is_study
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
+EVERY = sorted((ROOT / "recipes").rglob("*.toml"))
+RECIPES = [path for path in EVERY if path.parent.name == "recipes" and not is_study(tomllib.loads(path.read_text(encoding="utf-8")))]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -53,9 +55,9 @@ class TestRecipesOfTheProject:
 
 
 def test_every_recipe_that_a_page_names_is_there():
-    names = {path.name for path in RECIPES}
+    names = {path.relative_to(ROOT / "recipes").as_posix() for path in EVERY}
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
-        for name in re.findall(r"recipes/([\w-]+\.toml)", page.read_text(encoding="utf-8")):
+        for name in re.findall(r"recipes/([\w/-]+\.toml)", page.read_text(encoding="utf-8")):
             assert name in names, f"{page.name}: recipes/{name}"
 
 

@@ -10,6 +10,7 @@ FascError                       one line of what, where and the number; one hint
 │   ├── NonFiniteError
 │   └── NotPositiveDefiniteError
 ├── BudgetError                 a rank budget that cannot be kept
+├── ProcessError                a process that shared the work and ended
 └── StorageError                a file or folder that cannot be read or written
 """
 
@@ -83,6 +84,10 @@ class NotPositiveDefiniteError(NumericalError):
 
 class BudgetError(FascError):
     """A rank budget that cannot be kept."""
+
+
+class ProcessError(FascError):
+    """A process that shared the work and ended."""
 
 
 class StorageError(FascError):

@@ -1,5 +1,6 @@
 """Progress of long work on stderr: what, how far, how fast, how long still."""
 
+import os
 import signal
 import sys
 import threading
@@ -23,6 +24,8 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.asked = False
+        self.parent: int | None = None
+        """The process whose end is ours too: torchrun's, where it was killed and could not tell us."""
 
     def install(self) -> None:
         """Take over Ctrl-C, SIGTERM and SIGHUP, from the main thread, unless whoever started us wants one ignored (nohup)."""
@@ -37,8 +40,8 @@ class Interrupt:
         raise KeyboardInterrupt
 
     def check(self) -> None:
-        """Raise ``KeyboardInterrupt`` if the person asked for it."""
-        if self.asked:
+        """Raise ``KeyboardInterrupt`` if the person asked for it, or whoever started us is gone."""
+        if self.asked or (self.parent is not None and os.getppid() != self.parent):
             raise KeyboardInterrupt
 
 

@@ -28,7 +28,8 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that numbers depend on."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -79,7 +80,7 @@ def provenance(**facts: Any) -> dict[str, Any]:
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "versions": _versions(),
+        "versions": versions(),
         "git_revision": _git_revision(),
         "machine": machine(),
         **facts,

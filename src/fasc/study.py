@@ -67,14 +67,20 @@ def run_study(path: Path, out: Path, *, scale: str = "small", model: str | None 
             runner.run(work.recipe, folder, overwrite=overwrite)
         else:
             carry_out_verb(work, folder)
-    if not lists:
-        return out
-    made = provenance(recipe=path.name, scale=scale, models=sorted({work.model for work in planned}))
+        if lists:  # after each part, so that one that fails later takes nothing away
+            write_verdicts(out, provenance(recipe=path.name, scale=scale, models=sorted({work.model for work in planned})))
+    return out / VERDICTS if lists else out
+
+
+VERDICTS = "verdicts.md"
+
+
+def write_verdicts(out: Path, made: dict[str, Any]) -> None:
+    """Write the page of verdicts and the numbers it was made from, of whatever parts have a result."""
     page, results = verdict_page(out, made)
     write_json(out / "results.json", results)
-    with new_file(out / "verdicts.md") as scratch:
+    with new_file(out / VERDICTS) as scratch:
         scratch.write_text(page, encoding="utf-8")
-    return out / "verdicts.md"
 
 
 def is_study(values: Mapping[str, Any]) -> bool:

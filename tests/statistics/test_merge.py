@@ -106,7 +106,7 @@ def test_running_sums_merge_before_they_are_published(model, tokens):
             for capture in captures:
                 capture.begin_batch(Batch.of(part, None))
                 capture.listening = True
-            summed_nll(model(input_ids=part, use_cache=False).logits, part, None, "corpus", None).backward()
+            summed_nll(model(input_ids=part, use_cache=False).logits, part, None, "corpus").backward()
         handle.remove()
         return captures
 

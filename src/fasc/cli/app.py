@@ -20,6 +20,7 @@ from fasc.cli import (
     export,
     overlap,
     plan,
+    processes,
     pull,
     recover,
     run,
@@ -28,8 +29,6 @@ from fasc.cli import (
 from fasc.errors import FascError
 from fasc.progress import INTERRUPT
 from fasc.storage import is_full
-
-_INTERRUPTED = 130
 
 app = typer.Typer(
     name="fasc",
@@ -52,13 +51,14 @@ def _version(*, value: bool) -> None:
 
 @app.callback()
 def _global_options(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", help="Print the version and stop.", callback=lambda v: _version(value=v), is_eager=True),
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")] = False,
 ) -> None:
-    pass
+    processes.require_shared(context.invoked_subcommand)
 
 
 _VERBS: dict[Callable[..., None], str] = {
@@ -85,13 +85,16 @@ for _verb, _summary in _VERBS.items():
     app.command(short_help=_summary)(_verb)
 
 
-def _fail(message: str, hint: str, code: int) -> NoReturn:
+def _fail(message: str, hint: str, code: int, problem: Exception | None = None) -> NoReturn:
+    told = processes.voice(message, problem, interrupted=code == processes.INTERRUPTED)
+    if told is None:
+        processes.leave(processes.SILENT)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print("error:", style="bold red", end=" ")
-    console.print(message, markup=False)
+    console.print(told, markup=False)
     console.print("hint:", style="bold cyan", end=" ")
     console.print(hint, markup=False)
-    sys.exit(code)
+    processes.leave(code)
 
 
 def main() -> NoReturn:
@@ -102,9 +105,9 @@ def main() -> NoReturn:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     INTERRUPT.install()
-    code: int | None = _INTERRUPTED
+    code: int | None = processes.INTERRUPTED
     try:
-        code = app(arguments, prog_name="fasc", standalone_mode=False)  # typer turns Ctrl-C into the code 130
+        code = processes.together(lambda: app(arguments, prog_name="fasc", standalone_mode=False))
     except (BrokenPipeError, SystemExit):  # whoever read our output has had enough; click and rich make an exit of it
         code = 0
     except (KeyboardInterrupt, typer.Abort):
@@ -114,12 +117,12 @@ def main() -> NoReturn:
         if debug:
             traceback.print_exc()
         _let_go_of_stdout()
-        _fail(*_explain(problem))
+        _fail(*_explain(problem), problem)
     if not _let_go_of_stdout() and code is None:
         _fail("the result could not be printed", "standard output is closed or full; print to another place", 2)
-    if code == _INTERRUPTED:
+    if code == processes.INTERRUPTED:
         _fail("interrupted", "nothing half-written was left behind; the same command starts or continues the work", code)
-    sys.exit(code or 0)
+    processes.leave(code or 0)
 
 
 def _let_go_of_stdout() -> bool:

@@ -34,6 +34,7 @@ def collect(
     exclude: opt.Exclude = None,
     dtype: opt.DTypeName = None,
     device: opt.Device = None,
+    nproc: opt.Nproc = None,
     overwrite: opt.Overwrite = False,
 ) -> None:
     """Measure the moments that the methods need and write them to --out (.safetensors)."""
@@ -41,6 +42,9 @@ def collect(
     calibration = opt.take(CalibrationConfig, given)
     layers = opt.take(LayersConfig, given)
     source = opt.take(ModelConfig, given)
+    from contextlib import nullcontext
+
+    from fasc.cli.processes import first, launched
     from fasc.outputs import output
     from fasc.reporting.console import print_line
     from fasc.stages.compress import load, needs_of
@@ -48,7 +52,10 @@ def collect(
 
     chosen = tuple(MethodConfig(name=name) for name in opt.names(methods) or DEFAULT_METHODS)
     needs_of(chosen)
-    with output(out, overwrite=overwrite, inputs=(model, calibration.corpus)) as target:
+    if launched(nproc, source.device, calibration.sequences):
+        return
+    with output(out, overwrite=overwrite, inputs=(model, calibration.corpus)) if first() else nullcontext(out) as target:
         statistics = collect_for(load(source), chosen, calibration, layers, diagnosis=diagnosis)
-        statistics.save(target)
+        if first():
+            statistics.save(target)
     print_line(out)

@@ -27,19 +27,24 @@ def evaluate(
     json: opt.Json = None,
     dtype: opt.DTypeName = None,
     device: opt.Device = None,
+    nproc: opt.Nproc = None,
 ) -> None:
     """Score a checkpoint, dense or compressed, with 95 % intervals."""
     given = locals()
     config = opt.take(EvaluationConfig, given, benchmarks=opt.names(benchmarks))
     source = opt.take(ModelConfig, given, model=checkpoint)
+    from fasc.cli.processes import first, launched
     from fasc.reporting.kept_card import write_scores_into_card
     from fasc.reporting.score_table import print_scores
     from fasc.reporting.scores import write_scores
     from fasc.stages.evaluate import score_checkpoint
 
     opt.check_files(json, inputs=(checkpoint, dense, config.corpus))
+    if launched(nproc, source.device):
+        return
     scores = score_checkpoint(source, config, dense)
-    if json is not None:
+    if json is not None and first():
         write_scores(json, scores, config)
-    write_scores_into_card(checkpoint, scores)
+    if first():
+        write_scores_into_card(checkpoint, scores)
     print_scores(scores)

@@ -117,6 +117,15 @@ Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, Hugging Fac
 Out = Annotated[Path, typer.Option("--out", help="Where the result goes.", show_default=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing result, after the new one is complete.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the result as JSON to this file.", show_default=False)]
+Nproc = Annotated[
+    int | None,
+    typer.Option(
+        "--nproc",
+        min=1,
+        help="Share the work among so many processes of this machine, as torchrun does. [default: 1]",
+        show_default=False,
+    ),
+]
 Device = Annotated[str | None, option(ModelConfig, "device", "--device")]
 DTypeName = Annotated[str | None, option(ModelConfig, "dtype", "--dtype")]
 

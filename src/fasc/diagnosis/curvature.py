@@ -65,7 +65,7 @@ def hessian_product(model: PreTrainedModel, tokens: Tensor, group: InputGroup, *
             stack.callback(model.get_submodule(layer.name).register_forward_pre_hook(move).remove)
         with torch.enable_grad():
             logits = model(input_ids=tokens.to(model.device), use_cache=False).logits
-            loss = summed_nll(logits, tokens.to(model.device), None, "corpus", None)
+            loss = summed_nll(logits, tokens.to(model.device), None, "corpus")
             if not bool(torch.isfinite(loss)):
                 raise NonFiniteError(f"the loss at `{group.name}`", "load the model as --dtype float32")
             (gradient,) = torch.autograd.grad(loss, shift, create_graph=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from fasc.errors import CorpusError
@@ -20,6 +21,7 @@ from fasc.evaluation.outcome import Outcome
 from fasc.evaluation.prompts import Header, Prompts, padded
 from fasc.evaluation.registry import Subject
 from fasc.evaluation.score import Score, grouped_accuracy
+from fasc.processes import current
 from fasc.progress import progress
 
 _LEAST_HEADER = 16
@@ -104,6 +106,15 @@ def score_continuations(
                 f"`{what}`: {continuation!r} has no tokens behind its context", "check the file that it is read from"
             )
         requests.append(_Request(tuple(before), tuple(after), group))
+
+    def work(own: range) -> Tensor:
+        scored = _score(subject, [requests[one] for one in own], what, batch_tokens)
+        return torch.tensor([(one.log_probability, one.greedy) for one in scored], dtype=torch.float64).view(-1, 2)
+
+    return [Scored(score, bool(greedy)) for score, greedy in current().shared(len(requests), work).tolist()]
+
+
+def _score(subject: Subject, requests: Sequence[_Request], what: str, batch_tokens: int) -> list[Scored]:
     found: dict[_Request, Scored] = {}
     with progress(what, len(requests), "answers") as advance:
         for header, part in _batches(subject, requests, what, batch_tokens):

@@ -19,6 +19,7 @@ from fasc.evaluation.outcome import Outcome
 from fasc.evaluation.prompts import Header, Prompts
 from fasc.evaluation.registry import Subject
 from fasc.evaluation.score import Score, grouped_accuracy
+from fasc.processes import current
 from fasc.progress import progress
 
 _BRANCHES = 8
@@ -193,6 +194,15 @@ def best_candidates(subject: Subject, items: Sequence[ClozeItem], what: str, bat
     return [choice for choice, _ in searched(subject, items, what, batch_tokens)]
 
 
+def _shared(subject: Subject, items: Sequence[ClozeItem], what: str, batch_tokens: int) -> list[tuple[int, float]]:
+    """:func:`searched`, each process a share of the items."""
+
+    def work(own: range) -> Tensor:
+        return torch.tensor(searched(subject, [items[one] for one in own], what, batch_tokens), dtype=torch.float64).view(-1, 2)
+
+    return [(int(choice), score) for choice, score in current().shared(len(items), work).tolist()]
+
+
 PROTOCOL = "top-1 among the relation's candidate objects, log-probability of the whole answer"
 
 
@@ -220,7 +230,7 @@ def score_items(
         NonFiniteError: the model produced NaN or infinity; names the items' batch.
     """
     items = limited(name, items, config)
-    found = searched(subject, items, name, config.batch_tokens)
+    found = _shared(subject, items, name, config.batch_tokens)
     outcomes = [
         Outcome(
             item=f"{item.relation}: {item.prompt} → {item.candidates[item.answer]}",

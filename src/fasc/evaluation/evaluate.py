@@ -13,8 +13,11 @@ from fasc.evaluation.outcome import Outcome, Outcomes
 from fasc.evaluation.registry import Benchmark, Subject, WindowScores, get_benchmark
 from fasc.evaluation.score import Score
 from fasc.evaluation.text import evaluation_texts
+from fasc.model.load import model_fingerprint
 from fasc.model.scopes import evaluating
+from fasc.processes import current
 from fasc.progress import say
+from fasc.provenance import versions
 from fasc.text.corpus import TokenBlock
 
 
@@ -43,6 +46,8 @@ def evaluate(
 ) -> list[Score]:
     """Run the benchmarks of ``config`` in order.
 
+    Inside :func:`fasc.processes.joined` each process scores its share of the items and windows, and all get the same scores.
+
     Args:
         model: dense or compressed; scored in evaluation mode and left as it was, as is ``dense``.
         tokenizer: the model's own.
@@ -64,12 +69,13 @@ def evaluate(
     needs_text = any(benchmark.needs_text for benchmark in benchmarks)
     if texts is None:
         texts = evaluation_texts(model if dense is None else dense, tokenizer, config) if needs_text else []
+    _require_same(model, config, texts)
     for corpus in [text.corpus for text in texts if text.text_digest in record.seen]:
         say(f"warning: `{corpus}` is the text this model was calibrated on; its scores will flatter it")
     scores: list[Score] = []
     compared = dense if any(benchmark.needs_dense for benchmark in benchmarks) else None
     passes: dict[str, dict[str, WindowScores]] = {text.corpus: {} for text in texts}
-    kept = KeptScores(model, compared) if record.keep else None
+    kept = KeptScores(model, compared) if record.keep and current().count == 1 else None
     with evaluating(model) if compared is None else evaluating(model, compared):
         for benchmark in benchmarks:
             for text in texts if benchmark.needs_text else (None,):
@@ -103,3 +109,13 @@ def _measured(
     if kept is not None and key is not None:
         kept.write(key, measured, answered)
     return measured, answered
+
+
+def _require_same(model: PreTrainedModel, config: EvaluationConfig, texts: Sequence[TokenBlock]) -> None:
+    """See that all processes score the same model on the same texts, where there are several."""
+    if current().count > 1:
+        same = {"model": model_fingerprint(model), "text": " ".join(text.text_digest for text in texts)}
+        same |= {name: str(value) for name, value in config.model_dump(exclude={"data_dir"}).items()}
+        current().require_same(versions() | same)
+        for text in texts:
+            current().batches(len(text.tokens), 1)  # refuses more processes than windows

@@ -12,6 +12,7 @@ from fasc.evaluation.options import EvaluationConfig
 from fasc.evaluation.outcome import Outcome
 from fasc.evaluation.registry import Subject, WindowScores
 from fasc.linalg.divergence import kl_divergence
+from fasc.processes import current
 from fasc.progress import progress, say
 from fasc.text.corpus import TextRequest, TokenBlock, load_corpus
 
@@ -76,18 +77,22 @@ def _run_windows(subject: Subject, config: EvaluationConfig) -> WindowScores:
             divergences.append(kl_divergence(logits, reference).cpu())
             agreements.append(logits.argmax(-1).eq(reference.argmax(-1)).cpu())
     compared = subject.dense is not None
+    together = current().gathered
     return WindowScores(
-        torch.cat(losses), torch.cat(divergences) if compared else None, torch.cat(agreements) if compared else None
+        together(torch.cat(losses)),
+        together(torch.cat(divergences)) if compared else None,
+        together(torch.cat(agreements)) if compared else None,
     )
 
 
 def _batches(block: TokenBlock, config: EvaluationConfig, what: str) -> Iterator[tuple[int, Tensor]]:
-    """Rows of windows with the index of the first, with progress."""
+    """This process's rows of windows with the index of the first, with progress."""
     rows = max(1, config.batch_tokens // block.tokens.shape[1])
-    with progress(what, block.tokens.numel(), "tokens") as advance:
-        for start in range(0, block.tokens.shape[0], rows):
-            batch = block.tokens[start : start + rows]
-            yield start, batch
+    own = current().batches(len(block.tokens), rows)
+    with progress(what, sum(block.tokens[part].numel() for part in own), "tokens") as advance:
+        for part in own:
+            batch = block.tokens[part]
+            yield part.start, batch
             advance(batch.numel())
 
 

@@ -12,6 +12,7 @@ from fasc.model import embedded
 from fasc.model.inspection import inspect_config, inspect_folder
 from fasc.model.quiet import quiet_transformers
 from fasc.options import DType
+from fasc.processes import current
 from fasc.progress import say
 from fasc.provenance import digest
 
@@ -69,7 +70,8 @@ def _load_path(spec: str, dtype: DType) -> LoadedModel:
 
 def _load_alias(alias: str, dtype: DType) -> LoadedModel:
     try:
-        folder = str(embedded.pull(alias))
+        with current().first_alone():
+            folder = str(embedded.pull(alias))
     except ModelError as problem:
         hub_id = embedded.EMBEDDED[alias].hub_id
         say(f"{problem.message}; trying the hub: {hub_id}")

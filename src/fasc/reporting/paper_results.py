@@ -159,7 +159,7 @@ class Results:
             below = [row["rho"] <= at for row in rows if row["gain"] <= middle]
             return (mean(above) + mean(below)) / 2
 
-        return float(max(np.arange(0.02, 0.6, 0.02), key=accuracy))
+        return max((step / 50 for step in range(1, 30)), key=accuracy)
 
     def critical(self) -> dict[str, dict[str, float]]:
         """Median KL of svd ÷ KL of fasc in the fifth of the groups with the highest and with the lowest ρ."""

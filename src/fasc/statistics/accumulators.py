@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fasc.processes import Processes
+
 FLUSH_TOKENS = 32_768
 """Tokens summed in float32 before the sum moves into a float64 total: the relative rounding error of the sum stays
 below 1e-6, a thousand times under the sampling error."""
@@ -89,11 +91,20 @@ class _Total:
         """The sum in float64, a tensor of its own."""
         return self.recent.double() if self.total is None else self.total + self.recent
 
-    def merge(self, other: "_Total") -> None:
-        """Take over another sum."""
-        self.total = self.value().add_(other.value().to(self.recent.device))
+    def settled(self) -> Tensor:
+        """The sum in float64, which is all of it from now on."""
+        self.total = self.value()
         self.recent.zero_()
         self._tokens = 0
+        return self.total
+
+    def merge(self, other: "_Total") -> None:
+        """Take over another sum."""
+        self.settled().add_(other.value().to(self.recent.device))
+
+    def reduce(self, processes: Processes) -> None:
+        """Add what other processes gave, at the first of them."""
+        self.total = processes.to_first(self.settled())
 
 
 class VectorSum:
@@ -110,6 +121,10 @@ class VectorSum:
     def merge(self, other: "VectorSum") -> None:
         """Add what another part of the text gave."""
         self._total.merge(other._total)
+
+    def reduce(self, processes: Processes) -> None:
+        """Add what other processes gave, at the first of them."""
+        self._total.reduce(processes)
 
     def mean(self, tokens: int) -> Float[Tensor, " i"]:
         """``Σ x / tokens`` in float64."""
@@ -135,6 +150,12 @@ class SymmetricSum:
         """Add what another part of the text gave."""
         self._total.merge(other._total)
 
+    def reduce(self, processes: Processes) -> None:
+        """Add what other processes gave, at the first of them; only what is formed is sent, a panel at a time."""
+        total = self._total.settled()
+        for start, stop in self._panels:
+            total[start:stop, start:] = processes.to_first(total[start:stop, start:])
+
     def covariance(self, mean: Float[Tensor, " i"], tokens: int) -> Float[Tensor, "i i"]:
         """``Σ x xᵀ / tokens − μ μᵀ`` in float64, both triangles filled."""
         matrix = self._total.value().div_(tokens).addr_(mean, mean, alpha=-1)
@@ -157,6 +178,10 @@ class CrossSum:
     def merge(self, other: "CrossSum") -> None:
         """Add what another part of the text gave."""
         self._total.merge(other._total)
+
+    def reduce(self, processes: Processes) -> None:
+        """Add what other processes gave, at the first of them."""
+        self._total.reduce(processes)
 
     def covariance(self, means: tuple[Float[Tensor, " i"], Float[Tensor, " o"]], tokens: int) -> Float[Tensor, "i o"]:
         """``Σ x hᵀ / tokens − μ_x μ_hᵀ`` in float64."""

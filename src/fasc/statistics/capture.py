@@ -14,6 +14,7 @@ from fasc.errors import CorpusError, NonFiniteError, StatisticsError
 from fasc.model.experts import Expert
 from fasc.model.groups import InputGroup
 from fasc.model.layers import Layer
+from fasc.processes import Processes
 from fasc.statistics.accumulators import Covariance, CrossSum, SymmetricSum, VectorSum
 from fasc.statistics.extras import EXTRAS, FORWARD_ONLY, OUTPUT_ONLY, Extra
 from fasc.statistics.unit import GradientMoment, GroupStatistics, Need, smaller_side, units_of
@@ -76,6 +77,11 @@ class _UnitSums:
         self.square.merge(other.square)
         if self.cross is not None and other.cross is not None:
             self.cross.merge(other.cross)
+
+    def reduce(self, processes: Processes) -> None:
+        for total in (self.vector, self.square, self.cross):
+            if total is not None:
+                total.reduce(processes)
 
     def publish(self, tokens: int, mean_x: Tensor) -> GradientMoment:
         mean = self.vector.mean(tokens)
@@ -233,6 +239,19 @@ class GroupCapture:
             unit.merge(added)
         for name, extra in self._extras.items():
             extra.merge(other._extras[name])
+
+    def reduce(self, processes: Processes) -> None:
+        """Add what other processes gave, at the first of them: once, after the last batch, one sum after another."""
+        if processes.count == 1:
+            return
+        counts = torch.tensor([self.tokens, self.text_tokens, self.sequences])
+        self.tokens, self.text_tokens, self.sequences = processes.to_first(counts).tolist()
+        self._input_vector.reduce(processes)
+        self._input_square.reduce(processes)
+        for unit in self._units:
+            unit.reduce(processes)
+        for extra in self._extras.values():
+            extra.reduce(processes)
 
     def publish(self) -> GroupStatistics:
         """The moments, centred, in float32, on the processor: a device holds sums only while they are measured.

@@ -16,12 +16,13 @@ from fasc.model.groups import find_groups
 from fasc.model.load import model_fingerprint
 from fasc.model.options import LayersConfig
 from fasc.model.scopes import evaluating, forwarding, frozen
+from fasc.processes import current
 from fasc.progress import progress, say
-from fasc.provenance import provenance
+from fasc.provenance import digest, provenance, versions
 from fasc.statistics.capture import Batch, GroupCapture
 from fasc.statistics.hooks import capturing
 from fasc.statistics.moments import GroupStatistics, Need, Statistics, text_identity, without_gradient
-from fasc.statistics.objective import summed_nll
+from fasc.statistics.objective import label_seed, summed_nll
 from fasc.statistics.options import CalibrationConfig, Labels
 from fasc.statistics.vocabulary import VOCABULARY, VocabularyCapture, VocabularyMoments
 from fasc.text.limits import require_length, require_tokens
@@ -41,6 +42,9 @@ def collect_moments(
     Moments are streamed. The backward pass runs only if a gradient moment is asked for, and computes gradients of
     activations only. The model comes out as it went in: hooks, ``requires_grad``, ``.grad``, training mode, random state.
 
+    Inside :func:`fasc.processes.joined` each process reads its own batches, and the first one gets the moments; to the others
+    no group is returned.
+
     Args:
         model: a dense causal language model.
         tokens: int64 [sequences, length].
@@ -51,6 +55,7 @@ def collect_moments(
 
     Raises:
         CorpusError: no tokens, or some that the model cannot read.
+        UsageError: more processes than sequences, or processes that were given different things.
         ModelError: no layer to compress.
         NonFiniteError: a loss or a moment is NaN or infinite; names the batch or the layer.
     """
@@ -61,6 +66,12 @@ def collect_moments(
     require_length(model, tokens.shape[1])
     groups = find_groups(model, layers or LayersConfig())
     fingerprint = model_fingerprint(model)
+    if current().count > 1:
+        same = {"model": fingerprint, "device": model.device.type, "text": text_identity(tokens)}
+        same |= {"mask": "none" if mask is None else text_identity(mask), "moments": repr(sorted(needs))}
+        same |= {"layers": digest(group.name.encode() for group in groups)}
+        same |= {name: str(value) for name, value in calibration.model_dump(exclude={"corpus", "data_dir"}).items()}
+        current().require_same(versions() | same)
     captures = [GroupCapture(group, needs, model.device) for group in groups]
     ends = VocabularyCapture.of(model) if VOCABULARY in needs else None
     if ends is None:
@@ -72,7 +83,7 @@ def collect_moments(
             for name in block_names(model, [group.layers[0].name for group in groups]):
                 block = model.get_submodule(name)
                 stack.enter_context(forwarding(block, _recomputing(block.forward)))
-        nll, scored = _run(model, captures if ends is None else [*captures, ends], tokens, mask, calibration)
+        nll, scored, read = _run(model, captures if ends is None else [*captures, ends], tokens, mask, calibration)
     published = _published(captures)
     constant = without_gradient(published.values())
     if constant:
@@ -85,6 +96,8 @@ def collect_moments(
         "scored_tokens": scored,
         "needs": sorted([need.moment, need.scope] for need in needs),
         "groups": [group.name for group in groups],
+        "processes": len(read),
+        "tokens_by_process": read,
         "without_gradient": constant,
         "calibration": calibration.model_dump(mode="json", exclude_none=True),
         "provenance": provenance(),
@@ -93,7 +106,10 @@ def collect_moments(
 
 
 def _vocabulary(ends: VocabularyCapture | None) -> VocabularyMoments | None:
-    return ends.publish() if ends is not None and ends.usable else None
+    if ends is None or not ends.usable:
+        return None
+    ends.reduce(current())
+    return ends.publish() if current().first else None
 
 
 class Capture(Protocol):
@@ -113,11 +129,14 @@ class Capture(Protocol):
 
 
 def _published(captures: list[GroupCapture]) -> dict[str, GroupStatistics]:
-    """The moments of every group that got a token; each group's sums are freed as its moments are made."""
+    """The moments of every group that got a token, at the first process; each group's sums are freed as its moments are made."""
     published: dict[str, GroupStatistics] = {}
     idle: list[str] = []
     while captures:
         capture = captures.pop(0)
+        capture.reduce(current())
+        if not current().first:
+            continue
         if capture.tokens:
             published[capture.group.name] = capture.publish()
         else:
@@ -134,34 +153,42 @@ def _run(
     tokens: Tensor,
     mask: Tensor | None,
     calibration: CalibrationConfig,
-) -> tuple[float | None, int]:
-    """Feed the captures; give the mean loss in nats per scored token, if it was computed, and how many tokens were scored."""
+) -> tuple[float | None, int, list[int]]:
+    """Feed the captures with this process's batches.
+
+    Returns:
+        The mean loss in nats per scored token, if it was computed; how many tokens were scored; how many each process read.
+    """
     total, scored = 0.0, 0
     rows = max(1, calibration.batch_tokens // tokens.shape[1])
-    generator = torch.Generator(model.device).manual_seed(calibration.seed)
+    own = current().batches(len(tokens), rows)
+    read = sum(tokens[part].numel() if mask is None else int(mask[part].sum()) for part in own)
     precision = partial(torch.autocast, model.device.type, dtype=torch.bfloat16) if calibration.mixed_precision else nullcontext
     backward = any(capture.wants_gradients for capture in captures)
-    with progress("measuring moments", tokens.numel(), "tokens") as advance, torch.set_grad_enabled(backward):
-        for start in range(0, tokens.shape[0], rows):
-            batch = tokens[start : start + rows].to(model.device)
-            part = None if mask is None else mask[start : start + rows].to(model.device)
+    work = sum(tokens[part].numel() for part in own)
+    with progress("measuring moments", work, "tokens") as advance, torch.set_grad_enabled(backward):
+        for chosen in own:
+            batch = tokens[chosen].to(model.device)
+            part = None if mask is None else mask[chosen].to(model.device)
             with _listening(captures, Batch.of(batch, part)), precision():
                 logits = model(input_ids=batch, attention_mask=part, use_cache=False).logits
             if backward:
-                loss = summed_nll(logits, batch, part, calibration.labels, generator)
+                seeds = [label_seed(calibration.seed, calibration.skip + one) for one in range(chosen.start, chosen.stop)]
+                loss = summed_nll(logits, batch, part, calibration.labels, seeds)
                 total += float(loss.detach())
                 scored += _scored(batch, part, calibration.labels)
                 del logits  # the largest tensor of the pass, and the backward pass does not need it
                 if not bool(torch.isfinite(loss)):
                     raise NonFiniteError(
-                        f"the loss of calibration sequences {start}-{start + batch.shape[0] - 1}",
+                        f"the loss of calibration sequences {chosen.start}-{chosen.stop - 1}",
                         "load the model as --dtype float32, or check the text for degenerate sequences",
                     )
                 _backward(model, loss)
                 for capture in captures:
                     capture.finish_call()
             advance(batch.numel())
-    return (total / scored if scored else None), scored
+    total, scored = current().to_first(torch.tensor([total, scored], dtype=torch.float64)).tolist()
+    return (total / scored if scored else None), int(scored), current().gathered(torch.tensor([read])).tolist()
 
 
 def _backward(model: PreTrainedModel, loss: Tensor) -> None:

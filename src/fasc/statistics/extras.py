@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fasc.model.groups import InputGroup
+from fasc.processes import Processes
 from fasc.statistics.accumulators import SymmetricSum, VectorSum, Weights, merged_mean
 
 _SUMS = ("count", "x_left", "x_right", "g_left", "g_right", "xx", "gg", "xg")
@@ -37,6 +38,9 @@ class Extra(Protocol):
     def merge(self, other: Self) -> None:
         """Add what another part of the text gave."""
 
+    def reduce(self, processes: Processes) -> None:
+        """Add what other processes gave, at the first of them."""
+
     def publish(self, tokens: int, sequences: int) -> dict[str, Tensor]:
         """The moments by name, as means over so many tokens or sequences."""
 
@@ -61,6 +65,10 @@ class Magnitude:
     def merge(self, other: Self) -> None:
         """Sums over tokens add up."""
         self._sum.merge(other._sum)
+
+    def reduce(self, processes: Processes) -> None:
+        """Sums over tokens add up."""
+        self._sum.reduce(processes)
 
     def publish(self, tokens: int, sequences: int) -> dict[str, Tensor]:
         """``magnitude`` [i]."""
@@ -90,6 +98,10 @@ class Product:
     def merge(self, other: Self) -> None:
         """Sums over tokens add up."""
         self._sum.merge(other._sum)
+
+    def reduce(self, processes: Processes) -> None:
+        """Sums over tokens add up."""
+        self._sum.reduce(processes)
 
     def publish(self, tokens: int, sequences: int) -> dict[str, Tensor]:
         """``product`` [i, i]."""
@@ -125,6 +137,11 @@ class OutputScale:
         for name, total in self._sums.items():
             total.merge(other._sums[name])
 
+    def reduce(self, processes: Processes) -> None:
+        """Sums over tokens add up."""
+        for total in self._sums.values():
+            total.reduce(processes)
+
     def publish(self, tokens: int, sequences: int) -> dict[str, Tensor]:
         """``output_scale/<layer>`` [o], nats² per token."""
         del sequences
@@ -155,6 +172,10 @@ class WeightFisherRows:
         for name, total in self._sums.items():
             total += other._sums[name].to(total.device)
 
+    def reduce(self, processes: Processes) -> None:
+        """Sums over sequences add up."""
+        self._sums = {name: processes.to_first(total) for name, total in self._sums.items()}
+
     def publish(self, tokens: int, sequences: int) -> dict[str, Tensor]:
         """``rows/<layer>`` [o]."""
         del tokens
@@ -182,6 +203,10 @@ class Taylor:
     def merge(self, other: Self) -> None:
         """Sums over sequences add up."""
         self._sum += other._sum.to(self._sum.device)
+
+    def reduce(self, processes: Processes) -> None:
+        """Sums over sequences add up."""
+        self._sum = processes.to_first(self._sum)
 
     def publish(self, tokens: int, sequences: int) -> dict[str, Tensor]:
         """``taylor`` [i], nats per sequence."""
@@ -235,6 +260,12 @@ class SequenceSketches:
         for name, parts in self._parts.items():
             parts += other._parts[name]
 
+    def reduce(self, processes: Processes) -> None:
+        """The sequences of all processes, in their order."""
+        for name, parts in self._parts.items():
+            own = torch.stack(parts) if parts else torch.empty(0, *_sketch_shape(name))
+            self._parts[name] = list(processes.gathered(own))
+
     def publish(self, tokens: int, sequences: int) -> dict[str, Tensor]:
         """``sequences/…``, the first axis over sequences."""
         del tokens, sequences
@@ -244,9 +275,12 @@ class SequenceSketches:
     def shapes(group: InputGroup) -> dict[str, tuple[int | None, ...]]:
         """Vectors and matrices of the sketches' width, one of each for a sequence."""
         del group
-        shapes: dict[str, tuple[int | None, ...]] = {"sequences/count": (None,)}
-        shapes |= {f"sequences/{name}": (None, SKETCH) for name in _SUMS if name.endswith(("left", "right"))}
-        return shapes | {f"sequences/{name}": (None, SKETCH, SKETCH) for name in ("xx", "gg", "xg")}
+        return {f"sequences/{name}": (None, *_sketch_shape(name)) for name in _SUMS}
+
+
+def _sketch_shape(name: str) -> tuple[int, ...]:
+    """Of one sequence's."""
+    return () if name == "count" else (SKETCH,) if name.endswith(("left", "right")) else (SKETCH, SKETCH)
 
 
 def _input_gradient(gradients: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:

@@ -163,9 +163,14 @@ class Statistics:
         """Write a ``.safetensors`` file.
 
         Raises:
+            StatisticsError: there are none: only the first of several processes has them.
             NonFiniteError: a moment holds NaN or infinity.
             StorageError: it cannot be written.
         """
+        if not self.groups:
+            raise StatisticsError(
+                "there are no moments to be saved", "of several processes only the first has them: save them there"
+            )
         path = Path(path).expanduser()
         write_statistics(path, self.groups, self.meta, self.text, self.vocabulary)
         return path
@@ -196,9 +201,12 @@ def without_gradient(groups: Iterable[GroupStatistics]) -> list[str]:
     return list(dict.fromkeys(layers))
 
 
+_SHARES = ("processes", "tokens_by_process")
+
+
 def _parts(meta: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The texts that the moments were measured on."""
-    own = {key: meta[key] for key in ("token_digest", "text_digest", "read", "calibration") if key in meta}
+    own = {key: meta[key] for key in ("token_digest", "text_digest", "read", "calibration", *_SHARES) if key in meta}
     return list(meta.get("parts", [own]))
 
 
@@ -207,7 +215,7 @@ def _merged_meta(
 ) -> dict[str, Any]:
     """Where merged moments came from: what both parts say alike, and each part."""
     parts = [*_parts(one), *_parts(other)]
-    meta = {key: value for key, value in one.items() if key in other and other[key] == value}
+    meta = {key: value for key, value in one.items() if key in other and other[key] == value and key not in _SHARES}
     if "calibration" in one:
         corpora = dict.fromkeys(str(part.get("calibration", {}).get("corpus", "")) for part in parts)
         sequences = next(iter(groups.values())).sequences

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fasc.model.vocabulary import Vocabulary, find_vocabulary
+from fasc.processes import Processes
 from fasc.statistics.accumulators import SymmetricSum, VectorSum, Weights, merged_mean
 from fasc.statistics.capture import Batch
 from fasc.statistics.unit import Need
@@ -109,6 +110,15 @@ class VocabularyCapture:
         self._input.add(self._rows(args[0].detach()).float())
         if output.requires_grad:
             output.register_hook(lambda gradient: self._scale.add(self._rows(gradient).float().square()))
+
+    def reduce(self, processes: Processes) -> None:
+        """Add what other processes gave, at the first of them."""
+        if processes.count == 1:
+            return
+        self._tokens = int(processes.to_first(torch.tensor(self._tokens)))
+        self._frequency = processes.to_first(self._frequency)
+        for total in (self._gradient, self._input, self._scale):
+            total.reduce(processes)
 
     def publish(self) -> VocabularyMoments:
         """Means over the tokens that were read."""

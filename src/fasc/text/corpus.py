@@ -5,6 +5,7 @@ A named corpus has two disjoint parts: what calibrates is never what evaluates.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fasc.errors import CorpusError, UnknownNameError
+from fasc.processes import current
 from fasc.progress import say
 from fasc.provenance import digest
 from fasc.text.block import TokenBlock
@@ -90,7 +92,8 @@ def load_corpus(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, requ
 def _load(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, request: TextRequest) -> TokenBlock:
     """One corpus."""
     if request.corpus == SELF:
-        tokens = sample_text(model, tokenizer, request.sequences or 64, request.sequence_length, request.seed)
+        sampled = partial(sample_text, model, tokenizer, request.sequences or 64, request.sequence_length, request.seed)
+        tokens = current().from_first(sampled)
         return TokenBlock(tokens, request.corpus, digest([tokens.numpy().tobytes()]))
     source = find_source(request.corpus, request.role, request.data_dir)
     documents = source.documents()

@@ -31,7 +31,7 @@ def _pattern(rows: Sequence[dict[str, Any]]) -> _Pattern | None:
 
 
 def read_mlama(config: EvaluationConfig) -> list[ClozeItem]:
-    """Facts that all languages have, asked in each; a limit counts facts, not questions.
+    """Facts that all languages have, asked in each; a limit counts questions, and is shared by the languages.
 
     Relations that some language cannot ask with the object behind the subject are left out.
     """
@@ -50,8 +50,9 @@ def read_mlama(config: EvaluationConfig) -> list[ClozeItem]:
         for (relation, *_), fact in facts.items()
         if all(language in fact and (relation, language) in wordings for language in languages)
     ]
-    if config.limit is not None and config.limit < len(asked):
-        asked = random.Random(config.seed).sample(asked, config.limit)
+    most = len(asked) if config.limit is None else -(-config.limit // len(languages))
+    if most < len(asked):
+        asked = random.Random(config.seed).sample(asked, most)
     candidates = {key: tuple(distinct) for key, distinct in objects.items()}
     return [_item(fact[language], wordings, candidates) for language in languages for fact in asked]
 
@@ -80,7 +81,7 @@ def _item(
 
 @benchmark("mlama", reference="arXiv:2102.00894 (mLAMA) in the wordings of mPARAREL", files=(FACTS, PATTERNS))
 def mlama(subject: Subject, config: EvaluationConfig) -> Sequence[Score]:
-    """mLAMA: the same facts in eight languages, by language; --limit counts facts; needs --data-dir."""
+    """mLAMA: the same facts in eight languages, by language; needs --data-dir."""
     protocol = "top-1 among the relation's objects in that language, log-probability of the answer and what follows it"
     items = read_mlama(config)
     unlimited = config.model_copy(update={"limit": None})
