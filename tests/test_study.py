@@ -25,6 +25,8 @@ sequence_length = 16
 name = "fasc"
 [[methods]]
 name = "svd"
+[[methods]]
+name = "fasc-eq6"
 [[budgets]]
 rank_fraction = 0.5
 [evaluation]
