@@ -17,7 +17,9 @@ from fasc.study import is_study
 
 ROOT = Path(__file__).parents[1]
 EVERY = sorted((ROOT / "recipes").rglob("*.toml"))
-RECIPES = [path for path in EVERY if path.parent.name == "recipes" and not is_study(tomllib.loads(path.read_text(encoding="utf-8")))]
+RECIPES = [
+    path for path in EVERY if path.parent.name == "recipes" and not is_study(tomllib.loads(path.read_text(encoding="utf-8")))
+]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

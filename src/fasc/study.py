@@ -72,6 +72,25 @@ def run_study(path: Path, out: Path, *, scale: str = "small", model: str | None 
     return out / VERDICTS if lists else out
 
 
+def judge_study(path: Path, out: Path, *, scale: str = "small") -> Path:
+    """Only write the verdicts, on what results there are.
+
+    Args:
+        path: of a recipe that lists others.
+        out: the folder of their results.
+        scale: that they were made at.
+
+    Raises:
+        UsageError: the recipe lists no others, or the folder does not exist.
+    """
+    if "parts" not in recipe_values(path):
+        raise UsageError(f"recipe `{path}` lists no others, and has no verdicts", "recipes/paper.toml does")
+    if not out.is_dir():
+        raise UsageError(f"`{out}` holds no results", f"run `fasc run {path} --out {out}` first")
+    write_verdicts(out, provenance(recipe=path.name, scale=scale))
+    return out / VERDICTS
+
+
 VERDICTS = "verdicts.md"
 
 

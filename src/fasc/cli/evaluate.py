@@ -34,17 +34,19 @@ def evaluate(
     config = opt.take(EvaluationConfig, given, benchmarks=opt.names(benchmarks))
     source = opt.take(ModelConfig, given, model=checkpoint)
     from fasc.cli.processes import first, launched
+    from fasc.evaluation.evaluate import Record
     from fasc.reporting.kept_card import write_scores_into_card
     from fasc.reporting.score_table import print_scores
     from fasc.reporting.scores import write_scores
-    from fasc.stages.evaluate import score_checkpoint
+    from fasc.stages.evaluate import score_checkpoint, texts_seen
 
     opt.check_files(json, inputs=(checkpoint, dense, config.corpus))
     if launched(nproc, source.device):
         return
-    scores = score_checkpoint(source, config, dense)
+    record = Record(texts_seen(checkpoint))
+    scores = score_checkpoint(source, config, dense, record)
     if json is not None and first():
-        write_scores(json, scores, config)
+        write_scores(json, scores, config, record.contamination)
     if first():
         write_scores_into_card(checkpoint, scores)
     print_scores(scores)

@@ -1,5 +1,6 @@
 """``fasc run``, ``fasc demo`` and ``fasc report``."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -38,6 +39,9 @@ def run(
         str, typer.Option("--scale", help="Of a recipe with scales: `small` (one small model, two cores) or `paper`.")
     ] = "small",
     model: Annotated[str | None, typer.Option("--model", help="Instead of the recipe's model.", show_default=False)] = None,
+    verdicts: Annotated[
+        bool, typer.Option("--verdicts", help="Of a recipe that lists others: only write the verdicts on the results there are.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over even if the folder holds a run.")] = False,
 ) -> None:
     """Carry out a recipe: calibrate, diagnose, compress with each method, evaluate, report. Goes on where it stopped.
@@ -50,7 +54,8 @@ def run(
     if study.is_study(values):
         from fasc.reporting.console import print_line
 
-        print_line(study.run_study(recipe, folder, scale=scale, model=model, overwrite=overwrite))
+        judge = study.judge_study if verdicts else partial(study.run_study, model=model, overwrite=overwrite)
+        print_line(judge(recipe, folder, scale=scale))
         return
     (work, *others) = study.works(recipe, scale, model)
     for one in (work, *others):

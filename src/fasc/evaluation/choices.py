@@ -22,7 +22,7 @@ from fasc.evaluation.prompts import Header, Prompts, padded
 from fasc.evaluation.registry import Subject
 from fasc.evaluation.score import Score, grouped_accuracy
 from fasc.processes import current
-from fasc.progress import progress
+from fasc.progress import progress, say
 
 _LEAST_HEADER = 16
 """Tokens that contexts must share for a run of their own to be worth it."""
@@ -98,14 +98,21 @@ def score_continuations(
         CorpusError: a continuation has no tokens.
         NonFiniteError: the model produced NaN or infinity.
     """
-    requests = []
+    requests, cut = [], 0
+    positions = getattr(subject.model.config.get_text_config(), "max_position_embeddings", None)
     for (context, continuation), group in zip(pairs, groups, strict=True):
         before, after = split_tokens(subject.tokenizer, context, continuation)
         if not before or not after:
             raise CorpusError(
                 f"`{what}`: {continuation!r} has no tokens behind its context", "check the file that it is read from"
             )
+        if positions is not None and len(before) + len(after) - 1 > positions:
+            before, cut = before[-max(1, positions - len(after) + 1) :], cut + 1
         requests.append(_Request(tuple(before), tuple(after), group))
+    if cut:
+        say(
+            f"warning: {cut:,} of {len(requests):,} contexts of `{what}` are longer than the model's {positions:,} positions: cut at the left"
+        )
 
     def work(own: range) -> Tensor:
         scored = _score(subject, [requests[one] for one in own], what, batch_tokens)

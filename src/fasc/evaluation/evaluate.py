@@ -34,6 +34,9 @@ class Record:
     outcomes: Outcomes = field(default_factory=dict)
     """Filled with what the model made of each item."""
 
+    contamination: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Filled with how many items of each benchmark stand in the calibration text, where that was looked for."""
+
 
 def evaluate(
     model: PreTrainedModel,

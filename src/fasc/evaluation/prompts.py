@@ -84,7 +84,7 @@ class Prompts:
         self._cache: DynamicCache | None = None
         if self._cached:
             longest = max(map(len, prompts))
-            ids = torch.tensor([[prompt[0]] * (longest - len(prompt)) + prompt for prompt in self._prompts])
+            ids = padded(self._prompts, to_the_left=True)
             filled = torch.arange(longest, device=self._lengths.device) >= longest - self._lengths[:, None]
             before = torch.ones(len(prompts), len(header.tokens), dtype=torch.bool, device=filled.device)
             self._mask = torch.cat([before, filled], dim=1)
@@ -122,21 +122,24 @@ class Prompts:
         return F.log_softmax(logits, -1, dtype=torch.float32)
 
     def _on_cache(self, rows: Sequence[int], followed: Sequence[Tokens], *, last: bool) -> Tensor:
-        model, longest = self._header.model, max(map(len, followed))
+        model, lengths = self._header.model, [len(tokens) for tokens in followed]
+        longest = max(lengths)
         chosen = torch.tensor(list(rows), device=model.device)
         cache = copy.deepcopy(self._cache)
         assert cache is not None  # noqa: S101 - `_cached` says so
         cache.batch_select_indices(chosen)
-        mask = None
-        if not bool(self._mask.all()):
-            more = torch.ones(len(rows), longest, dtype=torch.bool, device=model.device)
-            mask = torch.cat([self._mask[chosen], more], dim=1)
-        ends = [len(tokens) - 1 for tokens in followed]
-        keep = sorted(set(ends)) if last else list(range(longest))
-        ids = padded(followed).to(model.device)
+        to_the_left = last and self._header.pads  # all ends stand in one column, and the head is applied to no other
+        more = torch.ones(len(rows), longest, dtype=torch.bool)
+        if to_the_left:
+            more = torch.arange(longest) >= longest - torch.tensor(lengths)[:, None]
+        mask = torch.cat([self._mask[chosen], more.to(model.device)], dim=1)
+        keep = [longest - 1] if to_the_left else sorted({length - 1 for length in lengths}) if last else list(range(longest))
+        ids = padded(followed, to_the_left=to_the_left).to(model.device)
         with torch.no_grad():
-            logits, _ = _forward(model, ids, self._header.where, cache=cache, keep=keep, mask=mask)
-        return _at(logits, torch.tensor([keep.index(end) for end in ends], device=logits.device)) if last else logits
+            logits, _ = _forward(model, ids, self._header.where, cache=cache, keep=keep, mask=None if bool(mask.all()) else mask)
+        if not last or to_the_left:
+            return logits
+        return _at(logits, torch.tensor([keep.index(length - 1) for length in lengths], device=logits.device))
 
     def _whole(self, rows: Sequence[int], followed: Sequence[Tokens]) -> Tensor:
         """Logits after the prompt and after each token behind it, from the whole sequence, [rows, 1 + longest, vocabulary]."""
@@ -159,10 +162,11 @@ def _at(logits: Tensor, positions: Tensor) -> Tensor:
     return logits[torch.arange(len(logits), device=logits.device), positions][:, None]
 
 
-def padded(rows: Sequence[Tokens]) -> Tensor:
-    """int64 [rows, longest], filled up on the right with each row's last token, which nothing before it sees."""
+def padded(rows: Sequence[Tokens], *, to_the_left: bool = False) -> Tensor:
+    """int64 [rows, longest], filled up on the right with each row's last token, which nothing before it sees; or on the left."""
     longest = max(map(len, rows))
-    return torch.tensor([[*row, *[row[-1]] * (longest - len(row))] for row in rows])
+    fill = [[row[-1]] * (longest - len(row)) for row in rows]
+    return torch.tensor([[*some, *row] if to_the_left else [*row, *some] for row, some in zip(rows, fill, strict=True)])
 
 
 def _forward(

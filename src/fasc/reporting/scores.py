@@ -1,6 +1,6 @@
 """Scores as a file, with how they were made."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fasc.evaluation.options import EvaluationConfig
@@ -18,7 +18,10 @@ def write_outcomes(path: Path, outcomes: Outcomes) -> Path:
     return write_artifact(path, "items", {"items": {name: [one.to_dict() for one in some] for name, some in outcomes.items()}})
 
 
-def write_scores(path: Path, scores: Sequence[Score], config: EvaluationConfig) -> Path:
-    """Write ``scores.json``: an object with ``scores`` and ``provenance``."""
+def write_scores(
+    path: Path, scores: Sequence[Score], config: EvaluationConfig, contamination: Mapping[str, Mapping[str, int]] | None = None
+) -> Path:
+    """Write ``scores.json``: an object with ``scores``, ``contamination`` where it was looked for, and ``provenance``."""
     made = provenance(evaluation=config.model_dump(mode="json", exclude_none=True))
-    return write_artifact(path, "scores", {"scores": [score.to_dict() for score in scores], "provenance": made})
+    value = {"scores": [score.to_dict() for score in scores], "provenance": made}
+    return write_artifact(path, "scores", value | ({"contamination": contamination} if contamination else {}))

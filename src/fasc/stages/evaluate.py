@@ -6,21 +6,24 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fasc.errors import UsageError
+from fasc.errors import FascError, UsageError
+from fasc.evaluation.contamination import contamination
 from fasc.evaluation.evaluate import Record
 from fasc.evaluation.evaluate import evaluate as score
 from fasc.evaluation.options import EvaluationConfig, SpeedConfig
 from fasc.evaluation.registry import get_benchmark
 from fasc.evaluation.score import Score
 from fasc.evaluation.speed import SpeedReport, compare_speed
-from fasc.model.load import load_model
+from fasc.model.load import LoadedModel, load_model
 from fasc.model.options import ModelConfig
 from fasc.planning.options import BudgetConfig
+from fasc.progress import say
 from fasc.provenance import recoveries
 from fasc.recipe import read_recipe
 from fasc.serving.checkpoint import RECIPE_FILE, read_provenance
 from fasc.stages.compress import Compressed, load
 from fasc.stages.keywords import Corpus, Names, corpus_in, names_in, refuse_rest, take
+from fasc.text.corpus import TextRequest, load_corpus
 
 
 def evaluate(
@@ -67,22 +70,53 @@ def _loaded(dense: str | Path | PreTrainedModel | None, source: ModelConfig) -> 
 
 
 def score_checkpoint(
-    source: ModelConfig, config: EvaluationConfig, dense: str | Path | PreTrainedModel | None = None
+    source: ModelConfig,
+    config: EvaluationConfig,
+    dense: str | Path | PreTrainedModel | None = None,
+    record: Record | None = None,
 ) -> list[Score]:
     """Score a checkpoint; the dense model is loaded only if a benchmark needs it."""
     wanted = [get_benchmark(name) for name in config.benchmarks]
     reference = dense or dense_of(source.model)
     loaded = load(source)
     needed = any(one.needs_dense for one in wanted)
-    return list(
-        score(
-            loaded.model,
-            loaded.tokenizer,
-            config,
-            dense=_loaded(reference, source) if needed else None,
-            record=Record(texts_seen(source.model)),
+    record = record or Record(texts_seen(source.model))
+    compared = _loaded(reference, source) if needed else None
+    scores = list(score(loaded.model, loaded.tokenizer, config, dense=compared, record=record))
+    record.contamination.update(look_for_items(source.model, loaded, record))
+    return scores
+
+
+def look_for_items(checkpoint: str | Path, loaded: LoadedModel, record: Record) -> dict[str, dict[str, int]]:
+    """How many of the items that were asked stand in the text that a checkpoint of ours was calibrated on; warns of them.
+
+    Nothing is found where the checkpoint does not say its text, or where that can no longer be read.
+    """
+    recipe = Path(checkpoint).expanduser() / RECIPE_FILE
+    if not recipe.is_file() or not any(one.right is not None for some in record.outcomes.values() for one in some):
+        return {}
+    with suppress(FascError):
+        calibration = read_recipe(recipe).calibration
+        if calibration.corpus == "self":  # its own words
+            return {}
+        request = TextRequest(
+            corpus=calibration.corpus,
+            sequences=calibration.sequences,
+            sequence_length=calibration.sequence_length,
+            seed=calibration.seed,
+            role="calibration",
+            data_dir=calibration.data_dir,
         )
-    )
+        text = "\n".join(loaded.tokenizer.batch_decode(load_corpus(*loaded, request).tokens))
+        counts = contamination(text, record.outcomes)
+        for benchmark, count in counts.items():
+            if count["found"]:
+                say(
+                    f"warning: {count['found']} of {count['items']:,} items of `{benchmark}` stand in the text this model was "
+                    "calibrated on"
+                )
+        return counts
+    return {}
 
 
 def bench(source: ModelConfig, config: SpeedConfig, dense: str | None = None) -> SpeedReport:

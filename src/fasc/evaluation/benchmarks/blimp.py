@@ -12,10 +12,10 @@ FILE = "blimp/blimp.jsonl.gz"
 
 
 def read_blimp(config: EvaluationConfig) -> list[ChoiceItem]:
-    """Pairs of sentences, the good one first."""
+    """Pairs of sentences, the good one first; behind a space, as lm-evaluation-harness has them."""
     fields = {"phenomenon": str, "field": str, "good": str, "bad": str}
     return [
-        ChoiceItem((("", row["good"]), ("", row["bad"])), 0, row["phenomenon"], row["field"])
+        ChoiceItem((("", f" {row['good']}"), ("", f" {row['bad']}")), 0, row["phenomenon"], row["field"])
         for row in benchmark_rows("blimp", FILE, config, fields)
     ]
 

@@ -1,0 +1,66 @@
+"""``fasc compare``: item by item, into the card as well, refused before the work."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from fasc.errors import UsageError
+from fasc.evaluation.options import EvaluationConfig
+from fasc.reporting.kept_card import with_section
+from fasc.stages.compare import compare
+from tests.conftest import byte_tokenizer, tiny_model
+
+
+@pytest.fixture
+def models(tmp_path, tokenizer):
+    folders = []
+    for seed in range(3):
+        folder = tmp_path / f"m{seed}"
+        tiny_model(seed=seed).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        folders.append(str(folder))
+    return folders
+
+
+def fasc(*arguments):
+    return subprocess.run([sys.executable, "-m", "fasc", *map(str, arguments)], capture_output=True, text=True, check=False)
+
+
+def test_it_prints_writes_and_draws(models, tmp_path):
+    done = fasc(
+        "compare", *models[1:], "--dense", models[0], "--benchmarks", "facts", "--limit", 60,
+        "--json", tmp_path / "c.json", "--figure", tmp_path / "c.png",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "lost" in done.stdout
+    found = json.loads((tmp_path / "c.json").read_text())
+    assert [(one["model"], one["reference"]) for one in found["pairs"]] == [
+        (models[1], models[0]),
+        (models[2], models[0]),
+        (models[1], models[2]),
+    ]
+    assert all(one["lost"] >= 0 and one["n"] == 60 for one in found["pairs"])
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_cannot_be_compared_is_refused(models, tmp_path):
+    config = EvaluationConfig(benchmarks=("facts",), limit=5)
+    with pytest.raises(UsageError, match="nothing to compare"):
+        compare(models[:1], config)
+    with pytest.raises(UsageError, match="named twice"):
+        compare([models[0], models[0]], config)
+    other = byte_tokenizer()
+    other.add_tokens(["another"])
+    other.save_pretrained(models[1])
+    with pytest.raises(UsageError, match="different tokenizers"):
+        compare(models[:2], config)
+
+
+def test_a_section_of_the_card_is_replaced_and_nothing_else():
+    marks = ("<a>", "</a>")
+    once = with_section("# Card\n\ntext\n", "<a>\none\n</a>", marks)
+    assert once == "# Card\n\ntext\n\n<a>\none\n</a>\n"
+    twice = with_section(once + "\nmore\n", "<a>\ntwo\n</a>", marks)
+    assert twice == "# Card\n\ntext\n\n<a>\ntwo\n</a>\n\nmore\n"
