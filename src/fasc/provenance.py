@@ -60,9 +60,13 @@ def _processor() -> str:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores this process may use, operating system."""
+    """Processor, cores this process may use, operating system, and the first GPU if torch sees one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"processor": _processor(), "cores": cores, "system": platform.platform(terse=True)}
+    found = {"processor": _processor(), "cores": cores, "system": platform.platform(terse=True)}
+    torch = sys.modules.get("torch")  # what has not been loaded did no work
+    if torch is not None and torch.cuda.is_available():
+        found["accelerator"] = torch.cuda.get_device_name()
+    return found
 
 
 def recoveries(made: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -110,9 +110,7 @@ def score_continuations(
             before, cut = before[-max(1, positions - len(after) + 1) :], cut + 1
         requests.append(_Request(tuple(before), tuple(after), group))
     if cut:
-        say(
-            f"warning: {cut:,} of {len(requests):,} contexts of `{what}` are longer than the model's {positions:,} positions: cut at the left"
-        )
+        say(f"warning: {cut:,} of {len(requests):,} contexts of `{what}` are cut at the left to {positions:,} positions")
 
     def work(own: range) -> Tensor:
         scored = _score(subject, [requests[one] for one in own], what, batch_tokens)

@@ -70,6 +70,26 @@ class Results:
         both = [self._outcomes(table, name)[benchmark] for name in (model, reference)]
         return paired(benchmark, (model, reference), *both)
 
+    def paired_if_run(self, benchmark: str, model: str, reference: str) -> Paired | None:
+        """The same, or ``None`` where one of them was not run."""
+        try:
+            return self.paired(benchmark, model, reference)
+        except (KeyError, FileNotFoundError):
+            return None
+
+    def machines(self) -> dict[str, str]:
+        """Which machine made each table."""
+        found: dict[str, str] = {}
+        for file in sorted(self._folder.glob("*/*.json")):
+            if file.name in ("provenance.json", "result.json"):
+                made = read_json(file)
+                made = made.get("provenance", made)
+                if "machine" in made:
+                    one = made["machine"]
+                    gpu = f", {one['accelerator']}" if "accelerator" in one else ""
+                    found[file.parent.name] = f"{one['processor']}, {one['cores']} cores{gpu}"
+        return found
+
     def rates(self, benchmark: str) -> dict[float, Paired]:
         """FASC against SVD at each rate, the smallest first."""
         found = {0.5: self.paired(benchmark, "fasc", "svd")}

@@ -35,7 +35,7 @@ def format_score(score: Mapping[str, Any] | None) -> str:
 
 def is_share(score: Mapping[str, Any]) -> bool:
     """Whether a score is a proportion, shown in percent."""
-    return str(score["metric"]).startswith(("accuracy", "top-1"))
+    return str(score["metric"]).startswith(("accuracy", "top-1", "exact match", "F1"))
 
 
 def comparison(entries: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:

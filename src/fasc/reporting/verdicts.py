@@ -39,12 +39,9 @@ def verdict_page(folder: Path, made: Mapping[str, Any]) -> tuple[str, dict[str, 
         lines += ["", "Without a result in this run:", "", *(f"- {text}" for text in missing)]
     lines += ["", *results.tables()]
     versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
-    machine = made["machine"]
-    lines += [
-        "",
-        f"Made by `{' '.join(made['command'])}` with {versions}, on {machine['processor']}, {machine['cores']} cores.",
-        "",
-    ]
+    command = " ".join(made["command"])
+    lines += ["", f"Written by `{command}` with {versions}. Machines of the parts:", ""]
+    lines += [*(f"- {table}: {machine}" for table, machine in results.machines().items()), ""]
     return "\n".join(lines), {
         "verdicts": [asdict(one) for one in found],
         "missing": missing,
