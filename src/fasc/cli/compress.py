@@ -96,7 +96,7 @@ def compress(
         calibration=opt.take(CalibrationConfig, given),
         layers=opt.take(LayersConfig, given),
         methods=(opt.method_for(given),),
-        budgets=(opt.take(BudgetConfig, given),),
+        budgets=(opt.budget_for(given),),
     )
     from fasc.outputs import output
     from fasc.planning.needs import needs_for

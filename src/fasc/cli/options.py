@@ -94,6 +94,13 @@ def method_for(given: Mapping[str, Any]) -> MethodConfig:
     return for_engine(given.get("engine"), method(given))
 
 
+def budget_for(given: Mapping[str, Any]) -> BudgetConfig:
+    """The budget from a verb's own arguments, with what the engine of ``--for`` wants."""
+    from fasc.serving.presets import budget_for_engine
+
+    return budget_for_engine(given.get("engine"), take(BudgetConfig, given))
+
+
 def fractions(text: str, field: str) -> list[BudgetConfig]:
     """Budgets from numbers separated by commas; ``none`` gives none.
 
@@ -192,7 +199,8 @@ Engine = Annotated[
     typer.Option(
         "--for",
         metavar="ENGINE",
-        help="Plan what an engine can run: transformers, vllm, llama.cpp, or plain: an ordinary checkpoint of one MLP width.",
+        help="Plan what an engine can run: transformers, vllm, llama.cpp, block-configs, or plain: an ordinary checkpoint of one "
+        "MLP width.",
         show_default=False,
     ),
 ]

@@ -7,7 +7,7 @@ import typer
 
 from fasc.cli import options as opt
 from fasc.model.options import LayersConfig, ModelConfig
-from fasc.planning.options import BudgetConfig, MethodConfig
+from fasc.planning.options import MethodConfig
 
 
 def plan(
@@ -64,7 +64,7 @@ def plan(
     --max-perplexity-increase, --max-kl, --flop-fraction.
     """
     given = locals()
-    budget = opt.take(BudgetConfig, given)
+    budget = opt.budget_for(given)
     plain = not bits and engine in (None, "transformers")
     if statistics is None and allocation is None and not budget.limits_loss and plain:
         given["allocation"] = "uniform"

@@ -31,7 +31,7 @@ class Block(NamedTuple):
     """Of the MLP."""
 
 
-def whole_blocks(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def whole_blocks(tensors: Mapping[str, Tensor], *, least: int = _EMPTY) -> dict[str, Tensor]:
     """The tensors with every sublayer that was left out in the graph's terms, under transformers' names.
 
     The mean of an MLP is the bias of one that computes nothing. The mean of an attention is added where the block before it ends,
@@ -39,6 +39,7 @@ def whole_blocks(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Args:
         tensors: of an ordinary model, the means of sublayers that were left out among them.
+        least: width of an MLP that computes nothing.
 
     Raises:
         UsageError: the first block has no attention, and no block before it could add its mean.
@@ -47,7 +48,7 @@ def whole_blocks(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     skipped = {match.group(1, 2, 3): tensors[name] for name in tensors if (match := _SKIPPED.match(name))}
     for (prefix, _, kind), mean in skipped.items():
         if kind == "mlp":
-            for leaf, shape in (("gate", (_EMPTY, len(mean))), ("up", (_EMPTY, len(mean))), ("down", (len(mean), _EMPTY))):
+            for leaf, shape in (("gate", (least, len(mean))), ("up", (least, len(mean))), ("down", (len(mean), least))):
                 result[f"{prefix}mlp.{leaf}_proj.weight"] = torch.zeros(shape, dtype=mean.dtype, device=mean.device)
             result[f"{prefix}mlp.down_proj.bias"] = mean
     for (prefix, number, kind), mean in skipped.items():

@@ -4,6 +4,7 @@ The entry point ``vllm.general_plugins`` calls :func:`register` in each of vLLM'
 """
 
 from fasc.serving import model_type
+from fasc.serving.block_configs import register_config
 
 ARCHITECTURE = "FascForCausalLM"
 """What vLLM is told a compressed checkpoint is."""
@@ -17,6 +18,7 @@ def register() -> None:
     from vllm import ModelRegistry  # noqa: PLC0415 - only vLLM calls this
     from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS, register_quantization_config  # noqa: PLC0415
 
+    register_config()
     model_type.architecture_for_vllm(ARCHITECTURE, NATIVE_ARCHITECTURE)
     ModelRegistry.register_model(ARCHITECTURE, "fasc.serving.vllm_model:FascForCausalLM")
     ModelRegistry.register_model(NATIVE_ARCHITECTURE, "fasc.serving.vllm_native:FascLlamaForCausalLM")

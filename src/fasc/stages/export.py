@@ -17,6 +17,7 @@ from fasc.stages.compress import load
 from fasc.stages.plan import fitted_statistics, stored_statistics
 from fasc.statistics.moments import Need, Statistics
 from fasc.statistics.options import CalibrationConfig
+from fasc.storage import new_folder
 
 if TYPE_CHECKING:
     from fasc.serving.tensor_types import TensorTypes
@@ -105,7 +106,19 @@ def _moments(loaded: LoadedModel, bits: FewerBits) -> Statistics | None:
     return calibrate(loaded, _NEEDS, bits.calibration, LayersConfig())
 
 
+def _block_configs(loaded: LoadedModel, out: Path, name: str, bits: FewerBits | None) -> str:
+    from fasc.serving.block_configs import export_block_configs  # noqa: PLC0415 - as above
+
+    if bits is not None:
+        raise UsageError("block configs keep the model's precision", "leave --type, --max-bytes and --max-kl out")
+    with new_folder(out) as scratch:
+        blocks = export_block_configs(loaded.model, loaded.tokenizer, scratch)
+    widths = sorted({block.width for block in blocks})
+    return f"`DeciLMForCausalLM` of {len(blocks)} blocks, MLPs {widths[0]} to {widths[-1]} wide"
+
+
 FORMATS: Mapping[str, Format] = {
+    "block-configs": Format("-block-configs", folder=True, write=_block_configs),
     "gguf": Format(".gguf", folder=False, write=_gguf),
 }
 
