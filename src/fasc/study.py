@@ -61,7 +61,7 @@ def run_study(path: Path, out: Path, *, scale: str = "small", model: str | None 
     planned = [work for part in (parts_of(path, values) if lists else [path]) for work in works(part, scale, model)]
     several = {work.name for work in planned if sum(other.name == work.name for other in planned) > 1}
     for work in planned:
-        folder = out / folder_of(work, several=work.name in several)
+        folder = out if len(planned) == 1 and not lists else out / folder_of(work, several=work.name in several)
         say(f"{work.name}, {work.model}")
         if work.recipe is not None:
             runner.run(work.recipe, folder, overwrite=overwrite)

@@ -17,9 +17,7 @@ def export(
     form: Annotated[
         str, typer.Option("--format", help="gguf (llama.cpp, Ollama, LM Studio) or block-configs (DeciLM).")
     ] = "gguf",
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Where it goes. [default: named after MODEL]", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Where it goes. [default: after MODEL]", show_default=False)] = None,
     kind: Annotated[
         str | None,
         typer.Option("--type", help="One of llama.cpp's types for all matrices: Q8_0, Q6_K, Q4_K, ….", show_default=False),

@@ -1,8 +1,8 @@
 """A narrower Llama → a ``DeciLMForCausalLM`` checkpoint with ``block_configs``: a width and key-value heads for each block.
 
 It is the form of DeciLM and Nemotron-NAS (arXiv:2411.19146), which vLLM, SGLang, TensorRT-LLM and MLX have a graph for. Widths
-are told as multiples of the embedding's (``ffn_mult``), which those graphs round up to multiples of 256. What reads the config is
-not in transformers: where fasc is installed, vLLM takes it from our plugin (:func:`register_config`); elsewhere it is the engine's.
+are told as multiples of the embedding's (``ffn_mult``), which those graphs round up to multiples of 256. transformers cannot read
+the config: where fasc is installed, vLLM takes that from our plugin (:func:`register_config`); elsewhere the engine brings it.
 """
 
 from pathlib import Path
@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from fasc.edits.structure import parsed, structure_of
 from fasc.errors import UsageError
@@ -124,34 +125,31 @@ def width_of(multiple: float, hidden: int) -> int:
     return -(-int(2 * multiple * hidden / 3) // MULTIPLE) * MULTIPLE
 
 
+class Part(dict[str, Any]):
+    """A part of a block's config, whose keys are attributes."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self:
+            raise AttributeError(name)
+        return self[name]
+
+
+class BlockConfigs(LlamaConfig):
+    """Llama's config with sizes of each block."""
+
+    model_type = MODEL_TYPE
+
+    def __init__(self, block_configs: list[dict[str, Any]] | None = None, **others: Any) -> None:
+        parts = [Part({key: Part(value) for key, value in block.items()}) for block in block_configs or ()]
+        widths = [width_of(part["ffn"]["ffn_mult"], others.get("hidden_size", 4096)) for part in parts]
+        groups = [part["attention"]["n_heads_in_group"] for part in parts if not part["attention"]["no_op"]]
+        others["intermediate_size"] = max(widths, default=11008)
+        others["num_key_value_heads"] = others.get("num_attention_heads", 32) // min(groups, default=1)
+        super().__init__(**others)
+        self.block_configs = parts
+
+
 def register_config() -> None:
     """Teach transformers to read the config, for an engine that has the graph; harmless when repeated."""
-    from transformers import AutoConfig, LlamaConfig  # noqa: PLC0415 - only engines call this
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # noqa: PLC0415
-
-    if MODEL_TYPE in CONFIG_MAPPING:
-        return
-
-    class Part(dict[str, Any]):
-        """A part of a block's config, whose keys are attributes."""
-
-        def __getattr__(self, name: str) -> Any:
-            if name not in self:
-                raise AttributeError(name)
-            return self[name]
-
-    class BlockConfigs(LlamaConfig):
-        """Llama's config with sizes of each block."""
-
-        model_type = MODEL_TYPE
-
-        def __init__(self, block_configs: list[dict[str, Any]] | None = None, **others: Any) -> None:
-            parts = [Part({key: Part(value) for key, value in block.items()}) for block in block_configs or ()]
-            widths = [width_of(part["ffn"]["ffn_mult"], others.get("hidden_size", 4096)) for part in parts]
-            groups = [part["attention"]["n_heads_in_group"] for part in parts if not part["attention"]["no_op"]]
-            others["intermediate_size"] = max(widths, default=11008)
-            others["num_key_value_heads"] = others.get("num_attention_heads", 32) // min(groups, default=1)
-            super().__init__(**others)
-            self.block_configs = parts
-
-    AutoConfig.register(MODEL_TYPE, BlockConfigs)
+    if MODEL_TYPE not in CONFIG_MAPPING:
+        AutoConfig.register(MODEL_TYPE, BlockConfigs)
