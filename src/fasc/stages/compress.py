@@ -3,8 +3,11 @@
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from fasc.compression.compress import carried_out
@@ -86,6 +89,45 @@ class Compressed:
         write = save_checkpoint if format == "fasc" else save_pack_quantized
         write(self.model, own, folder, notes, overwrite=overwrite)
         return folder
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        format: Format = "fasc",
+    ) -> str:
+        """Upload the checkpoint that :meth:`save` writes, our model card included; it loads from the hub as from a folder.
+
+        ``model.push_to_hub`` of transformers would write a card of its own over ours.
+
+        Args:
+            repo_id: ``owner/name``; made if it does not exist.
+            tokenizer: as for :meth:`save`.
+            private: of a repository that is made; by default what the owner's settings say.
+            token: of the hub; by default the one that was logged in with.
+            format: as for :meth:`save`.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            UsageError: the hub refused.
+        """
+        hub = HfApi(token=token)
+        with TemporaryDirectory(prefix="fasc-") as scratch:
+            folder = self.save(Path(scratch) / "model", tokenizer=tokenizer, format=format)
+            try:
+                hub.create_repo(repo_id, private=private, exist_ok=True)
+                done = hub.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Compressed with fasc")
+            except (HfHubHTTPError, HFValidationError, OSError) as problem:
+                first = str(problem).strip().splitlines()[0][:200]
+                raise UsageError(
+                    f"`{repo_id}` could not be uploaded: {first}", "log in with `hf auth login`, or pass token="
+                ) from problem
+        return str(done.commit_url)
 
 
 def _tokenizer_of(model: PreTrainedModel) -> PreTrainedTokenizerBase | None:
