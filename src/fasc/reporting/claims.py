@@ -362,5 +362,7 @@ def emergence(results: Results) -> Verdict:
         f"{100 * row['control_accuracy']:.0f} %",
         "a small transformer trained on synthetic biographies",
         REPRODUCED if grows else NOT,
-        "the control reads the same words and has nothing to learn by heart",
+        "ρ falls in both runs as they are trained, whether or not there are facts to learn"
+        if row["last"] < row["first"] and row["control_last"] < row["control_first"]
+        else "the control reads the same words and has nothing to learn by heart",
     )
