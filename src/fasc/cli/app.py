@@ -60,7 +60,7 @@ _VERBS: dict[Callable[..., None], str] = {
     bench.bench: "Time a compressed model beside the dense one.",
     recover.recover: "Train a compressed model towards the dense one.",
     export.export: "Write a model for llama.cpp and other engines.",
-    run.report: "Draw the report of a run again.",
+    run.report: "Compare runs and checkpoints in one page.",
 }
 """Each with the line that ``fasc --help`` shows."""
 
