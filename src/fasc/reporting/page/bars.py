@@ -5,6 +5,7 @@ from typing import Any
 
 from fasc.reporting.entries import benchmarks_of
 from fasc.reporting.page.comparison import Cell, score_cell
+from fasc.reporting.page.rows import series_colours
 from fasc.reporting.page.sources import Model
 from fasc.reporting.page.vega import Chart, colour_scale, colours_of
 
@@ -52,13 +53,15 @@ def bars(models: Sequence[Model], first: Sequence[Model], benchmark: str, facet:
     """
     drawn = [*[model for model in models if model.is_dense][:1], *first][:_MOST]
     rows = [row for model in drawn for row in _rows(model, benchmark, facet)]
-    colours = colours_of([model.name for model in drawn])
+    series = series_colours(models)
+    alone = len({model.series for model in drawn}) == len(drawn)
+    colours = {model.name: series[model.series] for model in drawn} if alone else colours_of([model.name for model in drawn])
     parts = list(dict.fromkeys(row["part"] for row in rows))
     return Chart(
         name="".join(c if c.isalnum() or c in "-_" else "-" for c in f"{benchmark}-by-{facet}"),
         title=f"{benchmark} by {facet}",
-        words=f"Bars of the right answers on {benchmark} in percent, with 95 % intervals, for each of {len(parts)} parts by {facet} "
-        f"and each of {len(drawn)} models. The table below holds the values.",
+        words=f"Bars of the right answers on {benchmark} in percent, with 95 % intervals, for each of {len(parts)} parts "
+        f"by {facet} and each of {len(drawn)} models. The table below holds the values.",
         spec=_spec(rows, parts, colours, facet),
         swatches=tuple(colours.items()),
     )

@@ -103,7 +103,9 @@ def _ranks(plan: Plan) -> list[Cell]:
         edit = factored.get(layer.name)
         share = 0.0 if layer.name in skipped else 1.0 if edit is None else min(1.0, edit.rank / edit.unit.full_rank)
         _put(values, (layer.block, layer.kind), share)
-    return _gathered(values, lambda value: "left out" if value == 0 else "full rank" if value == 1 else f"{value:.1%} of the rank")
+    return _gathered(
+        values, lambda value: "left out" if value == 0 else "full rank" if value == 1 else f"{value:.1%} of the rank"
+    )
 
 
 def _parts(plan: Plan) -> list[Cell]:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from fasc.reporting.entries import benchmarks_of
-from fasc.reporting.page.rows import dense_bytes
 from fasc.reporting.page.sources import Model
 from fasc.reporting.table import base_name, is_share
 
@@ -98,7 +97,7 @@ def _forecast(model: Model) -> Cell:
 
 
 def _weights(model: Model) -> Cell:
-    own, dense = model.bytes, dense_bytes(model)
+    own, dense = model.bytes, model.dense_bytes
     return NOTHING if not own or not dense else Cell(f"{own / 1e6:,.0f}", f"{own / dense:.0%}", own)
 
 

@@ -38,8 +38,8 @@ def forecast_chart(validation: Mapping[str, Any]) -> Chart | None:
     return Chart(
         name="forecast-and-measured",
         title="Forecast and measured loss",
-        words=f"Scatter plot of the measured KL divergence against the forecast ½J for {len(rows)} compressions of single groups; on "
-        "the line both are equal.",
+        words=f"Scatter plot of the measured KL divergence against the forecast ½J for {len(rows)} compressions of single "
+        "groups; on the line both are equal.",
         spec={
             "height": 320,
             "data": {"values": rows},

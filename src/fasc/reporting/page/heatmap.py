@@ -25,7 +25,8 @@ def heatmap(field: Field, cells: Sequence[Cell], subject: str = "") -> Chart:
     """
     rows = [as_row(cell, field) for cell in cells]
     return Chart(
-        name=f"{field.name}-by-block" + ("-" + "".join(c if c.isalnum() or c in "-_." else "-" for c in subject) if subject else ""),
+        name=f"{field.name}-by-block"
+        + ("-" + "".join(c if c.isalnum() or c in "-_." else "-" for c in subject) if subject else ""),
         title=f"{field.title} by block" + (f": {subject}" if subject else ""),
         words=f"Heat map of {field.words}, by block and kind of layer. The table below holds the values.",
         spec=_spec(field, rows),

@@ -23,16 +23,16 @@
   addEventListener("scroll", hide, { passive: true });
 
   // One tab stop for each plot; the arrow keys go to the nearest mark in their direction.
+  const marksOf = (plot) => all('[role="graphics-symbol"]', plot).filter((mark) => mark.__data__ && mark.__data__.tooltip);
   function reachable(plot) {
-    const marks = all('[role="graphics-symbol"]', plot);
-    marks.forEach((mark, place) => mark.setAttribute("tabindex", place ? "-1" : "0"));
+    marksOf(plot).forEach((mark, place) => mark.setAttribute("tabindex", place ? "-1" : "0"));
   }
   const middle = (mark) => { const box = mark.getBoundingClientRect(); return [box.x + box.width / 2, box.y + box.height / 2]; };
   const ways = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
   function next(plot, mark, [right, down]) {
     const [x, y] = middle(mark);
     let best = null, least = Infinity;
-    for (const other of all('[role="graphics-symbol"]', plot)) {
+    for (const other of marksOf(plot)) {
       const [dx, dy] = middle(other).map((place, axis) => place - [x, y][axis]);
       const along = dx * right + dy * down, across = Math.abs(dx * down) + Math.abs(dy * right);
       if (other !== mark && along > 0.5 && along + 3 * across < least) [best, least] = [other, along + 3 * across];
@@ -46,7 +46,7 @@
     });
     plot.addEventListener("focusout", hide);
     plot.addEventListener("keydown", (event) => {
-      if (!ways[event.key] || !event.target.matches('[role="graphics-symbol"]')) return;
+      if (!ways[event.key] ) return;
       event.preventDefault();
       const mark = next(plot, event.target, ways[event.key]);
       if (!mark) return;

@@ -56,10 +56,10 @@ def page_of(sources: Sequence[Source]) -> str:
         several=len(sources) > 1,
         version=version("fasc"),
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        css=Markup(_file("page.css")),  # noqa: S704 - our own files
-        script=Markup(_file("page.js")),  # noqa: S704
-        vega=Markup(runtime()),  # noqa: S704
-        data=Markup(_embedded(payload)),  # noqa: S704 - every `<` is escaped
+        css=Markup(_file("page.css")),
+        script=Markup(_file("page.js")),
+        vega=Markup(runtime()),
+        data=Markup(_embedded(payload)),
     )
 
 
@@ -142,7 +142,8 @@ def _plots(sources: Sequence[Source], models: Sequence[Model], charts: list[Char
     fields = fields_of(sources, models)
     if fields:
         payload["fields"] = {
-            field.name: {"title": field.title, "subjects": field.subjects, "spec": compiled(heatmap(field, ()))} for field in fields
+            field.name: {"title": field.title, "subjects": field.subjects, "spec": compiled(heatmap(field, ()))}
+            for field in fields
         }
     curves = {source.name: found for source in sources if (found := spectra_of(source))}
     first = next(iter(curves.values()), None)
@@ -168,7 +169,7 @@ def samples_of(models: Sequence[Model]) -> list[tuple[str, list[tuple[str, str]]
 
 
 def _forecasts(sources: Sequence[Source], charts: list[Chart]) -> list[Context]:
-    found = []
+    found: list[Context] = []
     for source in sources:
         if source.validation is not None and not any(one["chart"] for one in found):
             chart = forecast_chart(source.validation)
@@ -198,7 +199,9 @@ def made_of(source: Source) -> Context:
             facts.append((key, ", ".join(f"{name} {value}" for name, value in made[key].items())))
     statistics = made.get("statistics")
     if isinstance(statistics, Mapping):
-        facts += [(key.replace("_", " "), str(statistics[key])) for key in sorted(statistics) if "digest" in key or key == "tokens"]
+        facts += [
+            (key.replace("_", " "), str(statistics[key])) for key in sorted(statistics) if "digest" in key or key == "tokens"
+        ]
     command = made.get("command")
     words = shlex.join(map(str, command)) if isinstance(command, list) and command else ""
     return {"name": source.name, "command": words.replace("__main__.py", "fasc", 1), "facts": facts, "recipe": source.recipe}

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from math import floor, log10
-from typing import Any
+from typing import Any, NamedTuple
 
 from fasc.reporting.entries import benchmarks_of
 from fasc.reporting.page.comparison import score_cell, score_column
+from fasc.reporting.page.rows import series_colours
 from fasc.reporting.page.sources import Model
-from fasc.reporting.page.vega import Chart, colour_scale, colours_of
+from fasc.reporting.page.vega import GREY, Chart, colour_scale
 from fasc.reporting.table import is_share
 
 _FEW = 8
@@ -19,8 +20,8 @@ _LOG = 8.0
 
 COSTS = {
     "bytes": ("weights, MB", lambda model: None if model.bytes is None else model.bytes / 1e6),
-    "multiply-adds": (
-        "multiply-adds a token of the layers that may be compressed, millions",
+    "multiply-adds": (  # of the layers that a plan may touch
+        "multiply-adds a token, millions",
         lambda model: None if model.multiply_adds is None else model.multiply_adds / 1e6,
     ),
 }
@@ -51,14 +52,17 @@ def _chart(models: Sequence[Model], benchmark: str, cost: str) -> Chart | None:
     if log:
         least = 10 ** floor(log10(min(values)))
         rows = [{**row, "low": None if row["low"] is None else max(row["low"], least)} for row in rows]
+    shown = {row["series"] for row in rows}
+    colours = {series: colour for series, colour in series_colours(models).items() if series in shown}
+    dense = None if "dense" in shown else _dense_place(models, cost)
     better = "more is better" if rising else "less is better"
     return Chart(
         name=f"{_file(benchmark)}-by-{cost}",
         title=f"{column.title} by {'size' if cost == 'bytes' else cost}",
-        words=f"Scatter plot of {column.title} ({better}) against {COSTS[cost][0]}, a point for each of {len(rows)} models with its "
-        f"95 % interval; the line joins the best ones. The comparison table holds the same numbers.",
-        spec=_spec(rows, front_of(rows, rising=rising), column.plain, COSTS[cost][0], log=log),
-        swatches=tuple(_colours(rows).items()),
+        words=f"Scatter plot of {column.title} ({better}) against {COSTS[cost][0]}, a point for each of {len(rows)} models "
+        "with its 95 % interval; the line joins the best ones. The comparison table holds the same numbers.",
+        spec=_spec(_Drawing(rows, front_of(rows, rising=rising), colours, dense, log=log), column.plain, COSTS[cost][0]),
+        swatches=tuple(colours.items()),
     )
 
 
@@ -99,18 +103,31 @@ def span_of(costs: Sequence[float]) -> tuple[float, float]:
     return max(0.0, least - room), most + room
 
 
-def _colours(rows: Sequence[Row]) -> dict[str, str]:
-    return colours_of([row["series"] for row in rows])
+def _dense_place(models: Sequence[Model], cost: str) -> float | None:
+    """Where the dense model lies, if there is one: a benchmark such as KL that it is no part of shows it as a line."""
+    places = {place for model in models if model.dense_bytes and (place := COSTS[cost][1](model.as_dense())) is not None}
+    return places.pop() if len(places) == 1 else None
 
 
-def _spec(rows: list[Row], front: list[Row], title: str, cost: str, *, log: bool) -> dict[str, Any]:
+class _Drawing(NamedTuple):
+    """What is drawn."""
+
+    rows: list[Row]
+    front: list[Row]
+    colours: Mapping[str, str]
+    dense: float | None
+    log: bool
+
+
+def _spec(drawing: _Drawing, title: str, cost: str) -> dict[str, Any]:
+    rows, front, colours, dense, log = drawing
     scale = {"type": "log"} if log else {"zero": False, "nice": True}
-    low, high = span_of([row["cost"] for row in rows])
+    low, high = span_of([row["cost"] for row in rows] + ([] if dense is None else [dense]))
     domain = [low, high]
     x: dict[str, Any] = {"field": "cost", "type": "quantitative", "title": cost, "scale": {"domain": domain, "nice": False}}
-    y = {"field": "value", "type": "quantitative", "title": title, "scale": scale, "axis": {"titleAnchor": "start"}}
-    y["axis"] = {"titleAngle": 0, "titleAlign": "left", "titleAnchor": "end", "titleY": -8, "titleX": -30, "tickCount": 6}
-    colour = {"field": "series", "type": "nominal", "title": None, "scale": colour_scale(_colours(rows))}
+    above = {"titleAngle": 0, "titleAlign": "left", "titleAnchor": "end", "titleY": -8, "titleX": -30, "tickCount": 6}
+    y = {"field": "value", "type": "quantitative", "title": title, "scale": scale, "axis": above}
+    colour = {"field": "series", "type": "nominal", "title": None, "scale": colour_scale(colours)}
     runs = list(dict.fromkeys(row["run"] for row in rows))
     shape: dict[str, Any] = {"field": "run", "type": "nominal", "title": None, "scale": {"domain": runs}}
     names = {"model": "model", "score": title, "n": "n", "weights": "weights", "adds": "multiply-adds"}
@@ -131,14 +148,29 @@ def _spec(rows: list[Row], front: list[Row], title: str, cost: str, *, log: bool
         },
         {"mark": {"type": "point", "filled": True, "size": 110, "opacity": 1}, "encoding": points},
     ]
+    if dense is not None:
+        at = {"data": {"values": [{"cost": dense, "model": "dense"}]}, "encoding": {"x": x}}
+        label = {"type": "text", "align": "right", "dx": -5, "dy": 8, "y": 0, "fontSize": 11, "aria": False}
+        layers.append({**at, "mark": {"type": "rule", "color": GREY, "aria": False}})
+        layers.append({**at, "mark": label, "encoding": {"x": x, "text": {"field": "model"}}})
     if len(rows) <= _FEW:
-        half = (low + high) / 2
-        for align, dx, side in (("left", 9, "<"), ("right", -9, ">=")):  # away from the edge
-            layers.append(
-                {
-                    "transform": [{"filter": f"datum.cost {side} {half}"}],
-                    "mark": {"type": "text", "align": align, "dx": dx, "dy": -9, "fontSize": 11, "aria": False},
-                    "encoding": {"x": x, "y": y, "text": {"field": "model"}},
-                }
-            )
-    return {"height": _HEIGHT, "data": {"values": rows}, "layer": layers, "padding": {"top": 18, "left": 5, "right": 5, "bottom": 5}}
+        layers += [
+            {
+                "data": {"values": beside},
+                "mark": {"type": "text", "align": align, "dx": dx, "dy": -9, "fontSize": 11, "aria": False},
+                "encoding": {"x": x, "y": y, "text": {"field": "model"}},
+            }
+            for align, dx, beside in _labels(rows, (low + high) / 2)
+        ]
+    return {
+        "height": _HEIGHT,
+        "data": {"values": rows},
+        "layer": layers,
+        "padding": {"top": 18, "left": 5, "right": 5, "bottom": 5},
+    }
+
+
+def _labels(rows: Sequence[Row], middle: float) -> list[tuple[str, int, list[Row]]]:
+    """Alignment, distance and rows of the names, which stand away from the nearer edge."""
+    left, right = [row for row in rows if row["cost"] < middle], [row for row in rows if row["cost"] >= middle]
+    return [one for one in (("left", 9, left), ("right", -9, right)) if one[2]]

@@ -7,6 +7,7 @@ from math import inf
 from typing import Any
 
 from fasc.reporting.page.sources import Model, Source
+from fasc.reporting.page.vega import colours_of
 from fasc.reporting.table import base_name
 
 
@@ -44,17 +45,11 @@ def dense_of(models: Sequence[Model], model: Model) -> Model | None:
     """The dense model beside one: that of its run, or the only one there is."""
     dense = [one for one in models if one.is_dense]
     own = next((one for one in dense if one.run == model.run), None)
-    return own or (dense[0] if len(dense) == 1 and dense[0].bytes == dense_bytes(model) else None)
-
-
-def dense_bytes(model: Model) -> int | None:
-    """What the model weighed before."""
-    plan = model.plan or model.dense_plan
-    return None if plan is None else int(plan.totals["dense_bytes"] or 0)
+    return own or (dense[0] if len(dense) == 1 and dense[0].bytes == model.dense_bytes else None)
 
 
 def highlights(models: Sequence[Model], most: int = 3) -> list[Model]:
-    """The compressed models to speak of first: all if they are few, the closest first, else the closest, the smallest and the fastest."""
+    """The compressed models to speak of first: all if they are few, else the closest, the smallest and the fastest."""
     compressed = [model for model in models if not model.is_dense]
     if len(compressed) <= most:
         return sorted(compressed, key=lambda model: (divergence_of(model) or {"value": inf})["value"])
@@ -70,3 +65,8 @@ def highlights(models: Sequence[Model], most: int = 3) -> list[Model]:
 def divergence_of(model: Model) -> Mapping[str, Any] | None:
     """Its KL divergence from the dense model, on the first corpus."""
     return next((score for score in model.entry.scores if base_name(str(score["benchmark"])) == "kl"), None)
+
+
+def series_colours(models: Sequence[Model]) -> dict[str, str]:
+    """A colour for each method, the same in all plots."""
+    return colours_of([model.series for model in models])

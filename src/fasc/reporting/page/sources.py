@@ -1,7 +1,7 @@
 """What a report is made of: the files of runs and of checkpoints, read and checked."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,15 @@ class Model:
             return None
         dense = sum(layer.d_in * layer.d_out for layer in plan.layers)
         return dense if self.plan is None or self.merged else dense * float(plan.totals["multiply_add_fraction"] or 0)
+
+    @property
+    def dense_bytes(self) -> int | None:
+        """Of the dense model's weights."""
+        return self.as_dense().bytes
+
+    def as_dense(self) -> "Model":
+        """The model that it was made of, without its scores."""
+        return replace(self, plan=None, dense_plan=self.plan or self.dense_plan, entry=Entry(DENSE, (), None))
 
     @property
     def series(self) -> str:
@@ -179,7 +188,10 @@ def speed_source(checkpoint: str, found: Mapping[str, Any]) -> Source:
     folder = Path(checkpoint)
     plan = Plan.load(folder / PLAN_FILE) if (folder / PLAN_FILE).is_file() else None
     made = {**found["provenance"], "model": _facts(folder / PROVENANCE_FILE).get("model", checkpoint)}
-    remarks = [f"The blocks hold {found['ideal']:.2f} × fewer parameters: the most that their saving can bring.", *found["remarks"]]
+    remarks = [
+        f"The blocks hold {found['ideal']:.2f} × fewer parameters: the most that their saving can bring.",
+        *found["remarks"],
+    ]
     model = Model(folder.name, folder.name, Entry(folder.name, (), None, speeds=found["comparisons"]), plan)
     return Source(folder.name, (model,), remarks=remarks, provenance=made)
 

@@ -18,9 +18,7 @@ def spectra_of(source: Source) -> Curves:
         name = row["kind"] if row["block"] is None else f"block {row['block']}, {row['kind']}"
         for method, values in row["methods"].items():
             found.setdefault(name, {}).setdefault(method, []).append(values["curve"])
-    return {
-        group: {method: _mean(curves) for method, curves in methods.items()} for group, methods in found.items()
-    }
+    return {group: {method: _mean(curves) for method, curves in methods.items()} for group, methods in found.items()}
 
 
 def _mean(curves: Sequence[Sequence[float]]) -> list[float]:
@@ -55,12 +53,15 @@ def spectrum(curves: Curves, group: str) -> Chart:
     return Chart(
         name="spectrum",
         title=f"Energy lost by rank: {group}",
-        words="Lines of the share of the energy that is lost at each rank fraction, one for each method, for the group chosen above.",
+        words="Lines of the share of the energy that is lost at each rank fraction, one for each method, for the chosen group.",
         spec={
             "height": 260,
             "data": {"name": "curves", "values": curve_rows(curves[group])},
             "layer": [
-                {"mark": {"type": "line", "strokeWidth": 2, "aria": False}, "encoding": {k: v for k, v in encoding.items() if k != "tooltip"}},
+                {
+                    "mark": {"type": "line", "strokeWidth": 2, "aria": False},
+                    "encoding": {k: v for k, v in encoding.items() if k != "tooltip"},
+                },
                 {"mark": {"type": "point", "filled": True, "size": 30, "opacity": 0.9}, "encoding": encoding},
             ],
         },

@@ -58,7 +58,14 @@ def colour_scale(colours: Mapping[str, str]) -> dict[str, Any]:
 
 def _config(ink: str, *, legends: bool) -> dict[str, Any]:
     words = {"labelColor": ink, "titleColor": ink, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
-    lines = {"domainColor": ink, "tickColor": ink, "gridColor": ink, "domainOpacity": 0.5, "tickOpacity": 0.5, "gridOpacity": 0.12}
+    lines = {
+        "domainColor": ink,
+        "tickColor": ink,
+        "gridColor": ink,
+        "domainOpacity": 0.5,
+        "tickOpacity": 0.5,
+        "gridOpacity": 0.12,
+    }
     return {
         "font": "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif",
         "axis": {**words, **lines, "labelLimit": 220},
@@ -110,7 +117,7 @@ def library() -> ModuleType:
         raise UsageError(
             "the report's plots need the package `vl-convert-python`, which is not installed", "pip install 'fasc[report]'"
         ) from problem
-    return vl_convert  # type: ignore[no-any-return]
+    return vl_convert
 
 
 @cache

@@ -6,7 +6,7 @@ from math import exp
 from typing import Any
 
 from fasc.reporting.entries import benchmarks_of
-from fasc.reporting.page.rows import dense_bytes, dense_of, divergence_of
+from fasc.reporting.page.rows import dense_of, divergence_of
 from fasc.reporting.page.sources import Model
 from fasc.reporting.table import base_name, format_score, is_share
 
@@ -47,8 +47,8 @@ def title_of(model: Model, models: Sequence[Model]) -> str:
     """One sentence on the model that is spoken of first."""
     dense = dense_of(models, model)
     parts = []
-    if model.bytes and dense_bytes(model):
-        parts.append(f"weighs {model.bytes / (dense_bytes(model) or 1):.0%} of the dense model")
+    if model.bytes and model.dense_bytes:
+        parts.append(f"weighs {model.bytes / (model.dense_bytes or 1):.0%} of the dense model")
     pair = next(iter(_pairs(model, dense)), None)
     if pair is not None:
         parts.append(f"gives {pair[1]['value'] / pair[2]['value']:.0%} as many right answers on {pair[0]}")
@@ -59,7 +59,7 @@ def title_of(model: Model, models: Sequence[Model]) -> str:
 
 
 def _size(model: Model) -> str:
-    own, dense = model.bytes, dense_bytes(model)
+    own, dense = model.bytes, model.dense_bytes
     if not own or not dense:
         return "Not known: there is no plan."
     words = f"{own / 1e6:,.0f} MB of weights instead of {dense / 1e6:,.0f} MB: {own / dense:.0%}."
@@ -73,7 +73,8 @@ def _pairs(model: Model, dense: Model | None) -> list[tuple[str, Score, Score]]:
     """Name, own and the dense model's score of each benchmark of right answers."""
     found = []
     for name in benchmarks_of([model.entry]):
-        own, before = model.entry.score(name), dense.entry.score(name) if dense else None
+        own = model.entry.score(name)
+        before = dense.entry.score(name) if dense else None
         if own and before and is_share(own) and before["value"] > 0:
             found.append((name, own, before))
     return found
@@ -87,9 +88,9 @@ def _kept(model: Model, dense: Model | None) -> str:
         )
     if parts:
         return "; ".join(parts) + "."
-    own = next((score for score in model.entry.scores if is_share(score)), None)
-    if own is not None:
-        return f"{own['benchmark']}: {format_score(own)}; the dense model was not asked."
+    alone = [score for score in model.entry.scores if str(score["metric"]).startswith("accuracy")]
+    if alone:
+        return f"{alone[0]['benchmark']}: {format_score(alone[0])}; the dense model was not asked."
     return "Not measured: `fasc evaluate` does." if not model.entry.scores else "No benchmark of right answers was asked."
 
 
@@ -109,13 +110,14 @@ def _cost(model: Model, dense: Model | None) -> str:
         parts.append(f"KL divergence from the dense model {format_score(own)} nats per token")
     for name in benchmarks_of([model.entry]):
         if base_name(name) == "perplexity":
-            mine, before = model.entry.score(name), dense.entry.score(name) if dense else None
+            before = dense.entry.score(name) if dense else None
             beside = "" if before is None else f", dense {format_score(before)}"
-            parts.append(f"{name} {format_score(mine)}{beside}")
+            parts.append(f"{name} {format_score(model.entry.score(name))}{beside}")
     forecast = None if model.plan is None else model.plan.predicted_loss
     if not parts and forecast is not None:
-        return f"Forecast alone: KL {forecast:.3f} nats per token, perplexity × {exp(min(forecast, 700)):.2f}. Real text can cost more."
-    return ("; ".join(parts) + ".")[:1].upper() + ("; ".join(parts) + ".")[1:] if parts else "Not measured."
+        ratio = exp(min(forecast, 700))
+        return f"Forecast alone: KL {forecast:.3f} nats per token, perplexity × {ratio:.2f}. Real text can cost more."
+    return _sentence(parts) or "Not measured."
 
 
 def _speed(model: Model) -> str:
@@ -126,4 +128,9 @@ def _speed(model: Model) -> str:
             ratio, low, high = found
             verdict = "faster" if low > 1 else "slower" if high < 1 else "no difference that can be told"
             parts.append(f"{what} {ratio:.2f} × the dense model's speed [{low:.2f}, {high:.2f}]: {verdict}")
-    return ("; ".join(parts) + ".").capitalize() if parts else "Not timed: `fasc bench` does."
+    return _sentence(parts) or "Not timed: `fasc bench` does."
+
+
+def _sentence(parts: Sequence[str]) -> str:
+    text = "; ".join(parts)
+    return text and f"{text[0].upper()}{text[1:]}."

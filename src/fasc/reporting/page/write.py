@@ -28,15 +28,15 @@ def report(*runs: str | Path, out: str | Path | None = None) -> Path:
     Writes ``report.html``, ``report.md`` and ``figures/`` with every plot as SVG and PNG.
 
     Args:
-        *runs: folders that ``fasc run`` or ``fasc compress`` left. A checkpoint's scores, speed, samples, diagnosis and validation
-            lie beside it, named like ``small.scores.json`` for the folder ``small``.
+        *runs: folders that ``fasc run`` or ``fasc compress`` left. A checkpoint's scores, speed, samples, diagnosis and
+            validation lie beside it, named like ``small.scores.json`` for the folder ``small``.
         out: the report's folder; by default that of the run if it is one run, ``fasc-report`` otherwise.
 
     Returns:
         The path of the page.
 
     Raises:
-        StorageError: a folder is no run and no checkpoint, holds no scores, or a file is damaged; or ``out`` holds something else.
+        StorageError: a folder is no run and no checkpoint, or a file is damaged; or ``out`` holds something else.
         UsageError: nothing is named, or the plotting library is not installed.
     """
     if not runs:
