@@ -276,8 +276,9 @@ def test_a_run_and_its_report_take_names_paths_and_recipes(model_folder, text_fi
     path = fasc.run(recipe, str(tmp_path / "run"))
     assert path == tmp_path / "run" / "report.md"
     assert "| svd |" in path.read_text()
+    pytest.importorskip("vl_convert", reason="the report's plots need vl-convert-python")
     for folder in (str(path.parent), path.parent):
         path.unlink()
-        assert fasc.report(folder) == path
+        assert fasc.report(folder) == path.with_name("report.html")
         assert path.is_file()
     assert fasc.run(str(path.parent / "recipe.toml"), path.parent) == path, "it is that run: nothing is done again"

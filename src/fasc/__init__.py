@@ -23,7 +23,7 @@ __getattr__, _names, __all__ = lazy_loader.attach(
         "stages.evaluate": ["evaluate"],
         "stages.diagnose": ["diagnose"],
         "runner": ["run"],
-        "reporting.report": ["report"],
+        "reporting.page.write": ["report"],
         "recipe": ["Recipe"],
         "statistics.moments": ["Statistics"],
         "planning.plan": ["Plan"],

@@ -21,6 +21,9 @@ CSV_HEAD = "group,block,kind,"
 PNG_AUTHOR = "fasc"
 """What our figures say of the software that drew them."""
 
+HTML_HEAD = '<meta name="generator" content="fasc '
+"""What our pages say of the program that wrote them."""
+
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 Inputs = Sequence[str | Path | None]
@@ -103,7 +106,7 @@ def require_own_file(path: str | Path, *, inputs: Inputs = ()) -> Path:
 
 
 def is_ours(file: Path) -> bool:
-    """Whether a JSON, CSV or PNG file says that we wrote it; an empty one belongs to nobody."""
+    """Whether a JSON, CSV, PNG or HTML file says that we wrote it; an empty one belongs to nobody."""
     with suppress(OSError, ValueError, RecursionError):
         with file.open("rb") as stream:
             head = stream.read(4096)
@@ -111,6 +114,8 @@ def is_ours(file: Path) -> bool:
             return True
         if head.startswith(_PNG):
             return f"Software\0{PNG_AUTHOR}".encode() in head
+        if head.lstrip().startswith(b"<"):
+            return HTML_HEAD.encode() in head
         content = json.loads(file.read_text(encoding="utf-8"))
         return isinstance(content, dict) and str(content.get(MARK, "")).startswith("fasc ")
     return False

@@ -74,7 +74,16 @@ def run(recipe: Recipe | str | Path, out: str | Path | None = None, *, overwrite
     return out / "report.md"
 
 
-_FILES = ("recipe.toml", "provenance.json", "diagnosis.json", "statistics.safetensors", "figures", "report.md", DENSE)
+_FILES = (
+    "recipe.toml",
+    "provenance.json",
+    "diagnosis.json",
+    "statistics.safetensors",
+    "figures",
+    "report.md",
+    "report.html",
+    DENSE,
+)
 """What a run keeps beside its results."""
 
 

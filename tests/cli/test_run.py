@@ -77,7 +77,6 @@ def test_a_run_reports_and_goes_on_where_it_stopped(fasc, done, recipe, tmp_path
     assert "measuring moments" not in err
     assert "going on where it stopped" in err
     assert (out / "fasc" / "scores.json").is_file()
-    assert "| fasc |" in (done("report", out)[0] and (out / "report.md").read_text())
 
 
 def test_another_recipe_needs_overwrite_and_replaces_only_what_the_run_wrote(fasc, done, recipe, tmp_path):
@@ -251,11 +250,3 @@ def test_bad_recipes_name_the_field(fasc, tmp_path, text, words):
     (tmp_path / "r.toml").write_text(text)
     refused(fasc("run", tmp_path / "r.toml", "--out", tmp_path / "out"), *words)
     assert not (tmp_path / "out").exists()
-
-
-def test_a_report_needs_a_run(fasc, tmp_path):
-    refused(fasc("report", tmp_path), "no scores")
-    (tmp_path / "x").mkdir()
-    (tmp_path / "x" / "scores.json").write_text("[1, 2]")
-    refused(fasc("report", tmp_path), "no scores of fasc")
-    assert not (tmp_path / "report.md").exists()

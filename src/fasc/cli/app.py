@@ -77,7 +77,7 @@ _VERBS: dict[Callable[..., None], str] = {
     recover.recover: "Train a compressed model towards the dense one.",
     emergence.emergence: "Show ρ and facts over a training.",
     export.export: "Write a model for llama.cpp and other engines.",
-    run.report: "Draw the report of a run again.",
+    run.report: "Compare runs and checkpoints in one page.",
 }
 """Each with the line that ``fasc --help`` shows."""
 

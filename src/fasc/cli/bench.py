@@ -20,6 +20,7 @@ def bench(
     batches: Annotated[str | None, opt.option(SpeedConfig, "batches", "--batches")] = None,
     repeats: Annotated[int | None, opt.option(SpeedConfig, "repeats", "--repeats")] = None,
     json: opt.Json = None,
+    report: opt.Report = None,
     dtype: opt.DTypeName = None,
     device: opt.Device = None,
 ) -> None:
@@ -33,7 +34,15 @@ def bench(
     from fasc.stages.evaluate import bench as compare
 
     opt.check_files(json, inputs=(checkpoint, dense))
-    report = compare(source, config, dense)
+    opt.check_report(report, inputs=(checkpoint, dense))
+    found = compare(source, config, dense)
+    made = provenance(speed=config.model_dump(mode="json"))
     if json is not None:
-        write_artifact(json, "speed", report.to_dict() | {"provenance": provenance(speed=config.model_dump(mode="json"))})
-    print_speed(report)
+        write_artifact(json, "speed", found.to_dict() | {"provenance": made})
+    print_speed(found)
+    if report is not None:
+        from fasc.reporting.console import print_line
+        from fasc.reporting.page.sources import speed_source
+        from fasc.reporting.page.write import write_page
+
+        print_line(write_page(report, [speed_source(checkpoint, found.to_dict() | {"provenance": made})]))

@@ -83,6 +83,7 @@ def compress(
     mixed_precision: opt.MixedCalibration = None,
     dtype: opt.DTypeName = None,
     device: opt.Device = None,
+    report: opt.Report = None,
     overwrite: opt.Overwrite = False,
 ) -> None:
     """Compress a model and write a Hugging Face checkpoint to --out.
@@ -113,6 +114,7 @@ def compress(
     if made is not None:
         _require_no_other(made, given)
     sources = (model, statistics, held_out, plan, recipe.calibration.corpus)
+    opt.check_report(report, inputs=sources, out=out)
     with output(out, overwrite=overwrite, inputs=sources, folder=True, owned=require_own_checkpoint) as target:
         small = compress_recipe(
             recipe,
@@ -125,6 +127,11 @@ def compress(
             format="fasc" if format is None else format,
         )
     print_outcome(small.plan, out, recipe.source.model, merged=merge, model_type=small.model.config.model_type)
+    if report is not None:
+        from fasc.reporting.page.sources import read_source
+        from fasc.reporting.page.write import write_page
+
+        print_line(write_page(report, [read_source(out)]))
     print_line(out)
 
 

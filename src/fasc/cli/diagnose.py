@@ -26,6 +26,7 @@ def diagnose(
     figures: Annotated[
         Path | None, typer.Option("--figures", help="Draw ρ and angles into this folder.", show_default=False)
     ] = None,
+    report: opt.Report = None,
     corpus: opt.Corpus = None,
     sequences: opt.Sequences = None,
     sequence_length: opt.SequenceLength = None,
@@ -56,7 +57,9 @@ def diagnose(
 
     needs_of(tuple(chosen))
     drawings = () if figures is None else (figures / "rho.png", figures / "angles.png")
-    opt.check_files(json, csv, *drawings, inputs=(model, statistics, calibration.corpus))
+    inputs = (model, statistics, calibration.corpus)
+    opt.check_files(json, csv, *drawings, inputs=inputs)
+    opt.check_report(report, inputs=inputs)
     diagnosis = diagnose_model(
         load(source),
         chosen,
@@ -75,3 +78,11 @@ def diagnose(
 
         for path in dependence_figures(diagnosis, figures):
             print_line(path)
+    if report is not None:
+        from fasc.provenance import provenance
+        from fasc.reporting.page.sources import Source
+        from fasc.reporting.page.write import write_page
+
+        found = {"groups": diagnosis.rows, "meta": diagnosis.meta}
+        made = provenance(model=model, statistics=dict(diagnosis.meta))
+        print_line(write_page(report, [Source(f"Diagnosis of {model}", diagnosis=found, provenance=made)]))

@@ -120,6 +120,24 @@ def check_files(*files: Path | None, inputs: Sequence[str | Path | None]) -> Non
             require_own_file(file, inputs=inputs)
 
 
+def check_report(file: Path | None, *, inputs: Sequence[str | Path | None], out: Path | None = None) -> None:
+    """Refuse a page that could not be written, before the work.
+
+    Args:
+        file: the page, if one is asked for.
+        inputs: what the command reads.
+        out: the folder that the command writes, in which nothing else may lie.
+    """
+    if file is None:
+        return
+    from fasc.reporting.page.vega import library
+
+    library()
+    check_files(file, inputs=inputs)
+    if out is not None and out.resolve() in file.resolve().parents:
+        raise UsageError(f"--report is `{file}`, inside --out", "a checkpoint's folder holds nothing else: choose another place")
+
+
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, Hugging Face folder, .gguf file or `smollm2-135m`.")]
 Out = Annotated[Path, typer.Option("--out", help="Where the result goes.", show_default=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing result, after the new one is complete.")]
@@ -132,6 +150,9 @@ Nproc = Annotated[
         help="Share the work among so many processes of this machine, as torchrun does. [default: 1]",
         show_default=False,
     ),
+]
+Report = Annotated[
+    Path | None, typer.Option("--report", help="Also write the result as a page (HTML) to this file.", show_default=False)
 ]
 Device = Annotated[str | None, option(ModelConfig, "device", "--device")]
 DTypeName = Annotated[str | None, option(ModelConfig, "dtype", "--dtype")]

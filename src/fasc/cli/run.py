@@ -90,8 +90,23 @@ def _show(path: Path) -> None:
     print_line(f"figure: {path.parent / 'figures' / 'summary.png'}")
 
 
-def report(folder: Annotated[Path, typer.Argument(help="A folder that `fasc run` left.")]) -> None:
-    """Draw the report of a run again, from the files in its folder."""
-    from fasc.reporting.report import report as write_report
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders that `fasc run` or `fasc compress` left.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Its folder. [default: that of a single run, else fasc-report]", show_default=False),
+    ] = None,
+) -> None:
+    """Compare runs and checkpoints in one page that opens from the disk: report.html, report.md, and plots as SVG and PNG.
 
-    _show(write_report(folder))
+    A checkpoint's scores and the like lie beside it: `small.scores.json` for the folder `small`; so `speed`, `samples`,
+    `diagnosis` and `validation`.
+    """
+    from fasc.reporting.console import print_line, print_results
+    from fasc.reporting.page.write import MARKDOWN
+    from fasc.reporting.page.write import report as write_report
+
+    page = write_report(*runs, out=out)
+    print_results((page.parent / MARKDOWN).read_text(encoding="utf-8").splitlines()[2].strip("*"))
+    print_line(f"report: {page}")
+    print_line(f"as text: {page.parent / MARKDOWN}")

@@ -32,6 +32,7 @@ def validate(
     figure: Annotated[
         Path | None, typer.Option("--figure", help="Draw the scatter plots into this PNG.", show_default=False)
     ] = None,
+    report: opt.Report = None,
     corpus: opt.Corpus = None,
     sequences: opt.Sequences = None,
     sequence_length: opt.SequenceLength = None,
@@ -68,7 +69,9 @@ def validate(
     from fasc.stages.diagnose import validate as measure
 
     needs_of(tuple(chosen))
-    opt.check_files(json, figure, inputs=(model, statistics, calibration.corpus))
+    inputs = (model, statistics, calibration.corpus)
+    opt.check_files(json, figure, inputs=inputs)
+    opt.check_report(report, inputs=inputs)
     result = measure(
         load(source),
         chosen,
@@ -79,12 +82,18 @@ def validate(
         calibration=calibration,
         layers=layers,
     )
+    result["provenance"] = provenance(model=model, calibration=result.pop("calibration"))
     if json is not None:
-        made = provenance(calibration=result.pop("calibration"))
-        write_artifact(json, "validation", result | {"provenance": made})
+        write_artifact(json, "validation", result)
     if result["rows"]:
         print_validation(result["summary"])
     if result["plans"]:
         print_plans(result["plans"])
     if figure is not None and result["rows"]:
         print_line(validation_figure(result["rows"], figure))
+    if report is not None:
+        from fasc.reporting.page.sources import Source
+        from fasc.reporting.page.write import write_page
+
+        title = f"How well forecasts predict {model}"
+        print_line(write_page(report, [Source(title, validation=result, provenance=result["provenance"])]))

@@ -1,6 +1,7 @@
-"""The Markdown report of a run folder."""
+"""The Markdown report: of a run folder, or of whatever models are given."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,16 @@ _EQ6 = """
 two and two, ranks directions by sampling noise, and its eigenvectors make no projector; the table shows what that does to a
 model. `fasc` solves Eq. 1 itself.
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """Where a part of the report comes from."""
+
+    name: str
+    provenance: Mapping[str, Any]
+    recipe: str = "recipe.toml"
+    """Where it lies."""
 
 
 def report(folder: str | Path) -> Path:
@@ -34,10 +45,27 @@ def report(folder: str | Path) -> Path:
     diagnosis_file = folder / "diagnosis.json"
     diagnosis = read_json(diagnosis_file) if diagnosis_file.is_file() else None
     figure = summary_figure(entries, diagnosis, folder / "figures" / "summary.png")
-    header, rows = comparison(entries)
     provenance = read_json(folder / "provenance.json") if (folder / "provenance.json").is_file() else {}
+    title = f"What compression kept: {provenance.get('model', folder.name)}"
+    figures = [("scores and forecast", figure.relative_to(folder).as_posix())]
+    return write_markdown(folder / "report.md", title, entries, figures, [Made("", provenance)])
+
+
+def write_markdown(
+    path: Path, title: str, entries: Sequence[Entry], figures: Sequence[tuple[str, str]], made: Sequence[Made]
+) -> Path:
+    """Write the report of some models.
+
+    Args:
+        path: of the file.
+        title: of the page.
+        entries: the models, dense ones first.
+        figures: what each shows, and its path from the file's folder.
+        made: how, a part each.
+    """
+    header, rows = comparison(entries)
     parts = [
-        f"# What compression kept: {provenance.get('model', folder.name)}",
+        f"# {title}",
         "",
         f"**{headline(entries)}**",
         "",
@@ -46,14 +74,13 @@ def report(folder: str | Path) -> Path:
         "In brackets: 95 % intervals. Rank fraction is rank ÷ smaller dimension of a layer (÷ width of the input for layers that "
         "share a projector); it is not a size: the columns after it are.",
         "",
-        f"![scores and forecast]({figure.relative_to(folder).as_posix()})",
+        *(f"![{words}]({place})\n" for words, place in figures),
         _EQ6 if any(entry.name.startswith("fasc-eq6") for entry in entries) else "",
         *_samples(entries),
-        *_relations(entries),
+        *_parts(entries),
         *_protocols(entries),
-        *_made(provenance, folder),
+        *(line for one in made for line in _made(one)),
     ]
-    path = folder / "report.md"
     with new_file(path) as scratch:
         scratch.write_text("\n".join(parts) + "\n", encoding="utf-8")
     return path
@@ -61,13 +88,13 @@ def report(folder: str | Path) -> Path:
 
 def _samples(entries: Sequence[Entry]) -> list[str]:
     """What each model wrote after the same prompts, word for word."""
-    writing = [entry for entry in entries if entry.samples]
-    if not writing:
-        return []
-    lines = ["## What each model writes", ""]
-    for index, sample in enumerate(writing[0].samples):
-        lines += [f"**{sample['prompt']} …**", "", "| model | continues |", "|---|---|"]
-        lines += [f"| {entry.name} | {_one_line(entry.samples[index]['continuation'])} |" for entry in writing]
+    prompts = list(dict.fromkeys(sample["prompt"] for entry in entries for sample in entry.samples))
+    lines = ["## What each model writes", ""] if prompts else []
+    for prompt in prompts:
+        lines += [f"**{_one_line(prompt)} …**", "", "| model | continues |", "|---|---|"]
+        for entry in entries:
+            texts = [sample["continuation"] for sample in entry.samples if sample["prompt"] == prompt]
+            lines += [f"| {entry.name} | {_one_line(text)} |" for text in texts[:1]]
         lines.append("")
     return lines
 
@@ -76,19 +103,21 @@ def _one_line(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|") or "(nothing)"
 
 
-def _relations(entries: Sequence[Entry]) -> list[str]:
+def _parts(entries: Sequence[Entry]) -> list[str]:
+    """Types and relations of facts."""
     lines: list[str] = []
     for benchmark in benchmarks_of(entries):
-        kinds = list(dict.fromkeys(kind for entry in entries for kind in entry.details(benchmark, "accuracy/relation=")))
-        if not kinds:
-            continue
-        header = [f"{benchmark}, by relation", "n", *(entry.name for entry in entries)]
-        rows = []
-        for kind in kinds:
-            scores = [entry.details(benchmark, "accuracy/relation=").get(kind) for entry in entries]
-            n = next((str(score["n"]) for score in scores if score), "–")
-            rows.append([kind, n, *(format_score(score) for score in scores)])
-        lines += [f"## {benchmark}", "", markdown_table(header, rows), ""]
+        for facet in ("type", "relation"):
+            details = [entry.details(benchmark, f"accuracy/{facet}=") for entry in entries]
+            kinds = list(dict.fromkeys(kind for one in details for kind in one))
+            if not kinds:
+                continue
+            header = [f"{benchmark}, by {facet}", "n", *(entry.name for entry in entries)]
+            rows = []
+            for kind in kinds:
+                n = next((str(one[kind]["n"]) for one in details if kind in one), "–")
+                rows.append([kind, n, *(format_score(one.get(kind)) for one in details)])
+            lines += [f"## {benchmark} by {facet}", "", markdown_table(header, rows), ""]
     return lines
 
 
@@ -97,17 +126,18 @@ def _protocols(entries: Sequence[Entry]) -> list[str]:
     return ["## How it was measured", "", *(f"- **{name}**: {text}" for name, text in sorted(words.items())), ""]
 
 
-def _made(provenance: Mapping[str, Any], folder: Path) -> list[str]:
+def _made(one: Made) -> list[str]:
+    provenance = one.provenance
     if not provenance:
         return []
     versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
     machine = provenance["machine"]
     return [
-        "## How it was made",
+        f"## How {one.name or 'it'} was made",
         "",
         f"- command: `{' '.join(provenance['command'])}`",
         f"- versions: {versions}",
         f"- machine: {machine['processor']}, {machine['cores']} cores",
-        f"- recipe: `{(folder / 'recipe.toml').name}` in this folder; digests of the model and of the calibration tokens are in "
-        "`provenance.json`",
+        f"- recipe: `{one.recipe}`; digests of the model and of the calibration tokens are in `provenance.json`",
+        "",
     ]

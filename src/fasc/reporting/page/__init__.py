@@ -1,0 +1,1 @@
+"""Runs and checkpoints → one HTML page that needs nothing but itself, and its plots as files. Never loads a model."""

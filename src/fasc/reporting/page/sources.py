@@ -1,0 +1,256 @@
+"""What a report is made of: the files of runs and of checkpoints, read and checked."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, FiniteFloat, NonNegativeInt
+
+from fasc.errors import StorageError, UsageError
+from fasc.options import parse
+from fasc.planning.one_width import asks_for_one_width
+from fasc.planning.plan import Plan
+from fasc.reporting.entries import DENSE, Entry, read_entries
+from fasc.serving.checkpoint import PLAN_FILE, PROVENANCE_FILE, RECIPE_FILE
+from fasc.storage import expanded, read_json
+
+_PARTS = ("scores", "samples", "speed", "diagnosis", "validation")
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One row of the report."""
+
+    name: str
+    """As it is shown; no two models of a report share one."""
+
+    run: str
+    entry: Entry
+    plan: Plan | None = None
+    """``None`` for the dense model."""
+
+    merged: bool = False
+    """Whether it is stored as an ordinary dense model again."""
+
+    dense_plan: Plan | None = None
+    """Of any compressed model beside it, for what the dense one weighs."""
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether nothing was done to it."""
+        return self.plan is None
+
+    @property
+    def bytes(self) -> int | None:
+        """Of the weights on disk."""
+        plan = self.plan or self.dense_plan
+        if plan is None:
+            return None
+        kept = self.plan is not None and not (self.merged and not asks_for_one_width(plan.options))
+        return int(plan.totals["bytes" if kept else "dense_bytes"] or 0)
+
+    @property
+    def multiply_adds(self) -> float | None:
+        """Of the layers that a plan may touch, for one token."""
+        plan = self.plan or self.dense_plan
+        if plan is None:
+            return None
+        dense = sum(layer.d_in * layer.d_out for layer in plan.layers)
+        return dense if self.plan is None or self.merged else dense * float(plan.totals["multiply_add_fraction"] or 0)
+
+    @property
+    def dense_bytes(self) -> int | None:
+        """Of the dense model's weights."""
+        return self.as_dense().bytes
+
+    def as_dense(self) -> "Model":
+        """The model that it was made of, without its scores."""
+        return replace(self, plan=None, dense_plan=self.plan or self.dense_plan, entry=Entry(DENSE, (), None))
+
+    @property
+    def series(self) -> str:
+        """What it has in common with the same method at other budgets."""
+        return self.entry.name.partition("@")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A run, a checkpoint, or a single result."""
+
+    name: str
+    models: tuple[Model, ...] = ()
+    diagnosis: Mapping[str, Any] | None = None
+    validation: Mapping[str, Any] | None = None
+    remarks: Sequence[str] = ()
+    """What a measurement of speed had to say."""
+
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    recipe: str = ""
+    """TOML."""
+
+
+class _Score(BaseModel):
+    benchmark: str
+    metric: str
+    value: FiniteFloat
+    low: FiniteFloat | None
+    high: FiniteFloat | None
+    n: NonNegativeInt
+    protocol: str = ""
+
+
+class _Speed(BaseModel):
+    what: str
+    unit: str
+    dense: FiniteFloat
+    compressed: FiniteFloat
+    ratio: FiniteFloat
+    low: FiniteFloat
+    high: FiniteFloat
+
+
+class _Sample(BaseModel):
+    prompt: str
+    continuation: str
+
+
+class _Energies(BaseModel):
+    curve: list[FiniteFloat] = Field(min_length=2)
+    directions: NonNegativeInt
+    predicted_loss: FiniteFloat | None = None
+
+
+class _Group(BaseModel):
+    block: int | None
+    kind: str
+    rho: FiniteFloat | None
+    rho_floor: FiniteFloat | None
+    rho_debiased: FiniteFloat | None
+    methods: dict[str, _Energies]
+
+
+class _Case(BaseModel):
+    method: str
+    group: str
+    half_j: FiniteFloat
+    kl: FiniteFloat
+    rank_fraction: FiniteFloat
+
+
+_ROWS: Mapping[str, tuple[str, type[BaseModel]]] = {
+    "scores": ("scores", _Score),
+    "samples": ("samples", _Sample),
+    "speed": ("comparisons", _Speed),
+    "diagnosis": ("groups", _Group),
+    "validation": ("rows", _Case),
+}
+"""By part: the key of its rows, and what each must hold."""
+
+
+def checked(part: str, content: Any, where: str) -> dict[str, Any]:
+    """The content of a file of ours, its rows seen to hold what the report reads.
+
+    Raises:
+        StorageError: it does not; names the row and the field.
+    """
+    key, row_type = _ROWS[part]
+    rows = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(rows, (list, tuple)):
+        raise StorageError(f"{where} holds no {part} of fasc", "name a folder that `fasc run` or `fasc compress` wrote")
+    for index, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise StorageError(f"{where}, row {index} of `{key}`: no object", "write the file again")
+        try:
+            parse(row_type, row, f"{where}, row {index} of `{key}`")
+        except UsageError as problem:
+            raise StorageError(problem.message, "write the file again") from problem
+    return dict(content)
+
+
+def read_source(folder: str | Path) -> Source:
+    """Everything a run or a checkpoint left.
+
+    A checkpoint's scores and the like lie beside it: ``small.scores.json`` for the folder ``small``.
+
+    Raises:
+        StorageError: it is neither, holds no scores, or a file is damaged; names the file.
+        FascError: a plan is damaged or of another version.
+    """
+    path = expanded(folder)
+    if not path.is_dir():
+        raise StorageError(f"`{path}` is no folder", "name a folder that `fasc run` or `fasc compress` wrote")
+    return _checkpoint(path) if (path / PLAN_FILE).is_file() else _run(path)
+
+
+def speed_source(checkpoint: str, found: Mapping[str, Any]) -> Source:
+    """What `fasc bench` measured of a checkpoint, with its plan if it is one of ours."""
+    folder = Path(checkpoint)
+    plan = Plan.load(folder / PLAN_FILE) if (folder / PLAN_FILE).is_file() else None
+    made = {**found["provenance"], "model": _facts(folder / PROVENANCE_FILE).get("model", checkpoint)}
+    remarks = [
+        f"The blocks hold {found['ideal']:.2f} × fewer parameters: the most that their saving can bring.",
+        *found["remarks"],
+    ]
+    model = Model(folder.name, folder.name, Entry(folder.name, (), None, speeds=found["comparisons"]), plan)
+    return Source(folder.name, (model,), remarks=remarks, provenance=made)
+
+
+def _run(folder: Path) -> Source:
+    entries = read_entries(folder)
+    plans = {}
+    for entry in entries:
+        for part, rows in (("scores", entry.scores), ("samples", entry.samples), ("speed", entry.speeds)):
+            checked(part, {_ROWS[part][0]: rows}, f"`{folder / entry.name / part}.json`")
+        if entry.plan is not None:
+            plans[entry.name] = Plan.from_dict(entry.plan, f"`{folder / entry.name / 'plan.json'}`")
+        elif entry.name != DENSE:
+            raise StorageError(f"`{folder / entry.name}` holds scores and no plan", "run `fasc run` again: it goes on there")
+    any_plan = next(iter(plans.values()), None)
+    name = folder.resolve().name
+    models = tuple(Model(entry.name, name, entry, plans.get(entry.name), dense_plan=any_plan) for entry in entries)
+    return Source(
+        name,
+        models,
+        diagnosis=_part(folder / "diagnosis.json", "diagnosis"),
+        provenance=_facts(folder / "provenance.json"),
+        recipe=_text(folder / "recipe.toml"),
+    )
+
+
+def _checkpoint(folder: Path) -> Source:
+    name, plan = folder.resolve().name, Plan.load(folder / PLAN_FILE)
+    parts = {part: _part(folder.resolve().with_name(f"{name}.{part}.json"), part) or {} for part in _PARTS}
+    provenance = _facts(folder / PROVENANCE_FILE)
+    entry = Entry(
+        name,
+        scores=parts["scores"].get("scores", ()),
+        plan=plan.to_dict(),
+        samples=parts["samples"].get("samples", ()),
+        speeds=parts["speed"].get("comparisons", ()),
+    )
+    return Source(
+        name,
+        (Model(name, name, entry, plan, merged=bool(provenance.get("merged"))),),
+        diagnosis=parts["diagnosis"] or None,
+        validation=parts["validation"] or None,
+        remarks=parts["speed"].get("remarks", ()),
+        provenance=provenance,
+        recipe=_text(folder / RECIPE_FILE),
+    )
+
+
+def _part(file: Path, part: str) -> dict[str, Any] | None:
+    return checked(part, read_json(file), f"`{file}`") if file.is_file() else None
+
+
+def _facts(file: Path) -> dict[str, Any]:
+    content = read_json(file) if file.is_file() else {}
+    return content if isinstance(content, dict) else {}
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8") if file.is_file() else ""
+    except (OSError, UnicodeDecodeError) as problem:
+        raise StorageError(f"cannot read `{file}`: {problem}", "check the file and its permissions") from problem

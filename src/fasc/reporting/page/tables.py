@@ -1,0 +1,33 @@
+"""A validation as rows of text."""
+
+from collections.abc import Mapping
+from typing import Any
+
+Rows = tuple[list[str], list[list[str]]]
+"""Titles and rows."""
+
+
+def summary_rows(validation: Mapping[str, Any]) -> Rows:
+    """How well each forecast predicted the measured KL divergence."""
+    head = ["forecast", "of", "rank fraction", "n", "Pearson", "Spearman", "median measured ÷ forecast"]
+    rows = []
+    for row in validation.get("summary", ()):
+        fraction = "all" if row["rank_fraction"] is None else f"{row['rank_fraction']:g}"
+        numbers = [_number(row[key], digits) for key, digits in (("pearson", 3), ("spearman", 3), ("median_ratio", 2))]
+        rows.append([row["forecast"], row["method"], fraction, str(row["n"]), *numbers])
+    return head, rows
+
+
+def plan_rows(validation: Mapping[str, Any]) -> Rows:
+    """What plans of the whole model were forecast to lose, and lost."""
+    head = ["method", "budget", "parameters", "Σ ½J", "on held-out text", "measured KL", "measured ÷ Σ ½J"]
+    rows = []
+    for row in validation.get("plans", ()):
+        kl = f"{row['kl']:.4f} ± {1.96 * row['kl_error']:.4f}"
+        numbers = [_number(row["half_j"], 4), _number(row["half_j_held_out"], 4), kl, _number(row["ratio"], 2)]
+        rows.append([row["method"], row["budget"], f"{row['param_fraction']:.1%}", *numbers])
+    return head, rows
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
