@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from fasc.edits.attention import Heads, Values
+from fasc.edits.attention import Heads
+from fasc.edits.attention import Values as ValueFeatures
 from fasc.edits.factor import Factor
 from fasc.edits.narrow import Narrow
 from fasc.edits.quantise import Quantise
@@ -50,29 +51,33 @@ def _found(sources: Mapping[str, Any], cells: Callable[[Any], list[Cell]]) -> di
     return {name: made for name, source in sources.items() if (made := cells(source))}
 
 
-def _gathered(
-    values: Mapping[tuple[int, str], Sequence[float]], words: Callable[[float], str], *, total: bool = False
-) -> list[Cell]:
-    """A cell for each place: the mean over a block's experts, or their sum."""
+Values = dict[tuple[int, str], list[tuple[float, str]]]
+"""By block and kind: a value, and its words, for each expert."""
+
+
+def _gathered(values: Values, form: str, *, total: bool = False) -> list[Cell]:
+    """A cell for each place, in its own words; of a block's experts the mean, or the sum, in the given form."""
     made = []
     for (block, kind), several in values.items():
-        value = sum(several) if total else fmean(several)
-        made.append((block, kind, float(f"{value:.4g}"), words(value)))
+        numbers = [value for value, _ in several]
+        value = sum(numbers) if total else fmean(numbers)
+        words = several[0][1] if len(several) == 1 and several[0][1] else form.format(value)
+        made.append((block, kind, float(f"{value:.4g}"), words))
     return made
 
 
-def _put(values: dict[tuple[int, str], list[float]], place: tuple[int | None, str], value: float) -> None:
+def _put(values: Values, place: tuple[int | None, str], value: float, words: str = "") -> None:
     if place[0] is not None:
-        values.setdefault((place[0], place[1]), []).append(value)
+        values.setdefault((place[0], place[1]), []).append((value, words))
 
 
 def _diagnosed(key: str) -> Callable[[Mapping[str, Any]], list[Cell]]:
     def cells(diagnosis: Mapping[str, Any]) -> list[Cell]:
-        values: dict[tuple[int, str], list[float]] = {}
+        values: Values = {}
         for row in diagnosis["groups"]:
             if row[key] is not None:
                 _put(values, (row["block"], row["kind"]), row[key])
-        return _gathered(values, lambda value: f"{value:.3f}")
+        return _gathered(values, "{:.3f}")
 
     return cells
 
@@ -84,12 +89,12 @@ def _place(name: str) -> tuple[int | None, str]:
 
 
 def _losses(plan: Plan) -> list[Cell]:
-    values: dict[tuple[int, str], list[float]] = {}
+    values: Values = {}
     for edit in plan.edits:
         if edit.predicted_loss is not None:
             name = edit.group if isinstance(edit, (Factor, Quantise)) else edit.touches[-1]
             _put(values, _place(name), edit.predicted_loss)
-    return _gathered(values, lambda value: f"{value:.2e} nats", total=True)
+    return _gathered(values, "{:.2e} nats", total=True)
 
 
 def _ranks(plan: Plan) -> list[Cell]:
@@ -98,39 +103,46 @@ def _ranks(plan: Plan) -> list[Cell]:
     skipped = {name for edit in plan.edits if isinstance(edit, Skip) for name in edit.touches}
     if not factored and not skipped:
         return []
-    values: dict[tuple[int, str], list[float]] = {}
+    values: Values = {}
     for layer in plan.layers:
         edit = factored.get(layer.name)
-        share = 0.0 if layer.name in skipped else 1.0 if edit is None else min(1.0, edit.rank / edit.unit.full_rank)
-        _put(values, (layer.block, layer.kind), share)
-    return _gathered(
-        values, lambda value: "left out" if value == 0 else "full rank" if value == 1 else f"{value:.1%} of the rank"
-    )
+        if layer.name in skipped:
+            _put(values, (layer.block, layer.kind), 0.0, "left out")
+        elif edit is None:
+            _put(values, (layer.block, layer.kind), 1.0, "full")
+        else:
+            full = edit.unit.full_rank
+            _put(values, (layer.block, layer.kind), min(1.0, edit.rank / full), f"{edit.rank} of {full}")
+    return _gathered(values, "{:.1%}")
 
 
 def _parts(plan: Plan) -> list[Cell]:
-    kept: dict[str, dict[int, float]] = {}
+    kept: dict[str, dict[int, tuple[int, int]]] = {}
     for edit in plan.edits:
-        share = _share_of(edit)
+        found = _count_of(edit)
         block = _place(edit.touches[-1])[0]
-        if share is not None and block is not None:
-            kept.setdefault(share[0], {})[block] = share[1]
-    blocks = sorted({layer.block for layer in plan.layers if layer.block is not None})
-    values = {(block, what): [found.get(block, 1.0)] for what, found in kept.items() for block in blocks}
-    return _gathered(values, lambda value: f"{value:.1%} stay")
+        if found is not None and block is not None:
+            kept.setdefault(found[0], {})[block] = found[1:]
+    values: Values = {}
+    for what, by_block in kept.items():
+        for block in sorted({layer.block for layer in plan.layers if layer.block is not None}):
+            left, all_of = by_block.get(block, (1, 1))
+            _put(values, (block, what), left / all_of, f"{left:,} of {all_of:,}" if block in by_block else "all")
+    return _gathered(values, "{:.1%}")
 
 
-def _share_of(edit: Any) -> tuple[str, float] | None:
+def _count_of(edit: Any) -> tuple[str, int, int] | None:
+    """What an edit leaves out parts of, how many stay, of how many."""
     if isinstance(edit, Narrow):
-        return "MLP channels", edit.width / edit.channels
+        return "MLP channels", edit.width, edit.channels
     if isinstance(edit, Heads):
-        return "heads", edit.count / edit.heads
-    if isinstance(edit, Values):
-        return "value features", edit.size / edit.width
+        return "heads", edit.count, edit.heads
+    if isinstance(edit, ValueFeatures):
+        return "value features", edit.size, edit.width
     if isinstance(edit, Remove):
-        return "MLP channels" if edit.part == "channels" else edit.part, edit.count / edit.parts
+        return "MLP channels" if edit.part == "channels" else edit.part, edit.count, edit.parts
     if isinstance(edit, Skip):
-        return "sublayers", 0.0
+        return "sublayers", 0, 1
     return None
 
 
@@ -138,7 +150,7 @@ def _bits(plan: Plan) -> list[Cell]:
     rounded = {name: edit.bits for edit in plan.edits if isinstance(edit, Quantise) for name in edit.touches}
     if not rounded:
         return []
-    values: dict[tuple[int, str], list[float]] = {}
+    values: Values = {}
     for layer in plan.layers:
         _put(values, (layer.block, layer.kind), rounded.get(layer.name, 8 * plan.model.bytes_per_parameter))
-    return _gathered(values, lambda value: f"{value:g} bits")
+    return _gathered(values, "{:.3g} bits")

@@ -80,7 +80,6 @@
   all("details").forEach((one) => one.addEventListener("toggle", drawSeen));
   addEventListener("beforeprint", () => {
     all(".panel").forEach((panel) => { panel.hidden = false; });
-    all("details.drawn").forEach((one) => { one.open = true; });
     drawSeen();
   });
   addEventListener("afterprint", () => {

@@ -17,7 +17,7 @@ from fasc.reporting.page.cells import fields_of
 from fasc.reporting.page.comparison import Cell, comparison_of, score_cell
 from fasc.reporting.page.forecasts import forecast_chart
 from fasc.reporting.page.heatmap import heatmap
-from fasc.reporting.page.pareto import pareto_charts
+from fasc.reporting.page.pareto import pareto_charts, shapes_of
 from fasc.reporting.page.rows import highlights, models_of
 from fasc.reporting.page.sources import Model, Source
 from fasc.reporting.page.spectra import spectra_of, spectrum
@@ -156,7 +156,14 @@ def _plots(sources: Sequence[Source], models: Sequence[Model], charts: list[Char
         bar = bars(models, highlights(models), benchmark, facet)
         charts.append(bar)
         facets.append({"name": facet, "chart": bar, "rows": parts_table(models, benchmark, facet)})
-    return {"pareto": pareto, "fields": fields, "spectrum": chart, "spectra_runs": list(curves), "facets": facets}
+    return {
+        "shapes": shapes_of(models),
+        "pareto": pareto,
+        "fields": fields,
+        "spectrum": chart,
+        "spectra_runs": list(curves),
+        "facets": facets,
+    }
 
 
 def samples_of(models: Sequence[Model]) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -27,7 +27,17 @@ COSTS = {
 }
 """Name of each axis, its title, and a model's place on it."""
 
+SHAPES = {"circle": "●", "square": "■", "triangle-up": "▲", "diamond": "◆", "triangle-down": "▼", "cross": "✚"}
+"""Of the points of each run, in order."""
+
 Row = dict[str, Any]
+
+
+def shapes_of(models: Sequence[Model]) -> list[tuple[str, str]]:
+    """A sign and the run that it stands for, where there are several."""
+    runs = list(dict.fromkeys(model.run for model in models))
+    signs = list(SHAPES.values())
+    return [(signs[place % len(signs)], run) for place, run in enumerate(runs)] if len(runs) > 1 else []
 
 
 def pareto_charts(models: Sequence[Model]) -> dict[str, list[Chart]]:
@@ -54,6 +64,7 @@ def _chart(models: Sequence[Model], benchmark: str, cost: str) -> Chart | None:
         rows = [{**row, "low": None if row["low"] is None else max(row["low"], least)} for row in rows]
     shown = {row["series"] for row in rows}
     colours = {series: colour for series, colour in series_colours(models).items() if series in shown}
+    runs = list(dict.fromkeys(model.run for model in models))
     dense = None if "dense" in shown else _dense_place(models, cost)
     better = "more is better" if rising else "less is better"
     return Chart(
@@ -61,7 +72,7 @@ def _chart(models: Sequence[Model], benchmark: str, cost: str) -> Chart | None:
         title=f"{column.title} by {'size' if cost == 'bytes' else cost}",
         words=f"Scatter plot of {column.title} ({better}) against {COSTS[cost][0]}, a point for each of {len(rows)} models "
         "with its 95 % interval; the line joins the best ones. The comparison table holds the same numbers.",
-        spec=_spec(_Drawing(rows, front_of(rows, rising=rising), colours, dense, log=log), column.plain, COSTS[cost][0]),
+        spec=_spec(_Drawing(rows, front_of(rows, rising=rising), colours, runs, dense, log=log), column.plain, COSTS[cost][0]),
         swatches=tuple(colours.items()),
     )
 
@@ -115,12 +126,13 @@ class _Drawing(NamedTuple):
     rows: list[Row]
     front: list[Row]
     colours: Mapping[str, str]
+    runs: list[str]
     dense: float | None
     log: bool
 
 
 def _spec(drawing: _Drawing, title: str, cost: str) -> dict[str, Any]:
-    rows, front, colours, dense, log = drawing
+    rows, front, colours, runs, dense, log = drawing
     scale = {"type": "log"} if log else {"zero": False, "nice": True}
     low, high = span_of([row["cost"] for row in rows] + ([] if dense is None else [dense]))
     domain = [low, high]
@@ -128,8 +140,7 @@ def _spec(drawing: _Drawing, title: str, cost: str) -> dict[str, Any]:
     above = {"titleAngle": 0, "titleAlign": "left", "titleAnchor": "end", "titleY": -8, "titleX": -30, "tickCount": 6}
     y = {"field": "value", "type": "quantitative", "title": title, "scale": scale, "axis": above}
     colour = {"field": "series", "type": "nominal", "title": None, "scale": colour_scale(colours)}
-    runs = list(dict.fromkeys(row["run"] for row in rows))
-    shape: dict[str, Any] = {"field": "run", "type": "nominal", "title": None, "scale": {"domain": runs}}
+    shape: dict[str, Any] = {"field": "run", "type": "nominal", "title": None, "scale": {"domain": runs, "range": list(SHAPES)}}
     names = {"model": "model", "score": title, "n": "n", "weights": "weights", "adds": "multiply-adds"}
     tooltip = [{"field": field, "title": words} for field, words in names.items()]
     points: dict[str, Any] = {"x": x, "y": y, "color": colour, "tooltip": tooltip, "description": {"field": "words"}}
