@@ -9,9 +9,12 @@ prefix is shared, no cache used, no candidate left out.
 import argparse
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+from transformers import PreTrainedModel
 
 from fasc.evaluation.benchmarks.lama import read_trex
 from fasc.evaluation.benchmarks.mmlu import read_mmlu
@@ -26,8 +29,10 @@ from fasc.storage import write_json
 from fasc.text.named import data_folder
 from fasc.text.statements import lama_file
 
+Result = TypeVar("Result")
 
-def naive(model, pairs, batch_tokens):
+
+def naive(model: PreTrainedModel, pairs: list[tuple[list[int], list[int]]], batch_tokens: int) -> list[float]:
     """Log-probability of each continuation behind its context, each pair a sequence of its own."""
     order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
     scores = [0.0] * len(pairs)
@@ -48,12 +53,14 @@ def naive(model, pairs, batch_tokens):
     return scores
 
 
-def timed(work):
+def timed(work: Callable[[], Result]) -> tuple[Result, float]:
+    """What it gives, and how many seconds it took."""
     start = time.perf_counter()
     return work(), time.perf_counter() - start
 
 
 def main() -> None:
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", nargs="?", default="smollm2-135m")
     parser.add_argument("--items", type=int, default=40)
@@ -83,7 +90,7 @@ def main() -> None:
             best.append((max(range(len(scores)), key=scores.__getitem__), scores[item.answer]))
         same = sum(a == b for (a, _), (b, _) in zip(fast, best, strict=True))
         apart = max(abs(a - b) for (_, a), (_, b) in zip(fast, best, strict=True))
-        rows.append(row("lama", len(lama), len(pairs), slow_s, fast_s, same, apart))
+        rows.append(row("lama", (len(lama), len(pairs)), (slow_s, fast_s), same, apart))
 
         mmlu = draw.sample(read_mmlu(config), given.items)
         texts = [pair for item in mmlu for pair in item.pairs]
@@ -97,7 +104,7 @@ def main() -> None:
             for s in (slow, [one.log_probability for one in found])
         ]
         same = sum(a == b for a, b in zip(*answers, strict=True))
-        rows.append(row(f"mmlu, {given.shots} shots", len(mmlu), len(texts), slow_s, fast_s, same, apart))
+        rows.append(row(f"mmlu, {given.shots} shots", (len(mmlu), len(texts)), (slow_s, fast_s), same, apart))
     print("| benchmark | items | pairs | naive items/s | items/s | ratio | same answers | largest difference, nats |")
     print("|---|--:|--:|--:|--:|--:|--:|--:|")
     for one in rows:
@@ -108,15 +115,15 @@ def main() -> None:
     write_json(given.json, {"rows": rows, "provenance": provenance(model=given.model)})
 
 
-def row(benchmark, items, pairs, naive_seconds, seconds, same, difference):
-    ratio = naive_seconds / seconds
+def row(benchmark: str, counts: tuple[int, int], seconds: tuple[float, float], same: int, difference: float) -> dict[str, Any]:
+    """One benchmark, naive and ours."""
     return {
         "benchmark": benchmark,
-        "items": items,
-        "pairs": pairs,
-        "naive_seconds": naive_seconds,
-        "seconds": seconds,
-        "ratio": ratio,
+        "items": counts[0],
+        "pairs": counts[1],
+        "naive_seconds": seconds[0],
+        "seconds": seconds[1],
+        "ratio": seconds[0] / seconds[1],
         "same": same,
         "difference": difference,
     }

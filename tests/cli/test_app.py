@@ -38,7 +38,7 @@ def test_every_verb_explains_each_of_its_options(done, verb):
     command = next(one for one in app.registered_commands if one.callback.__name__.replace("_", "-") == verb)
     assert out.startswith(f"Usage: fasc {verb}")
     for argument in command.callback.__annotations__:
-        if argument not in ("return", "recipe", "folder", "alias", "checkpoint", "model"):
+        if argument not in ("return", "recipe", "folder", "alias", "checkpoint", "model", "models", "runs"):
             flag = {"engine": "for", "form": "format", "kind": "type"}.get(argument, argument.replace("_", "-"))
             assert f"--{flag} " in out.replace("\n", " "), argument
     assert "``" not in out, "help is plain text"

@@ -141,7 +141,10 @@ def test_any_input_ends_well_or_in_one_clear_line(surface, seed, base, run, tall
         elif code != INTERRUPTED:
             require_clean(code, err)
         after = digest(tmp_path) | digest(base.text.parent) | digest(base.model)
-        changed = [file for file, value in before.items() if after.get(file) != value]
+        cards = (
+            [place / "small" / "README.md"] if command[0] == "evaluate" else []
+        )  # scores go into the card of a checkpoint of ours
+        changed = [file for file, value in before.items() if after.get(file) != value and file not in cards]
         if changed:
             raise NotGoodError("silent", f"changed: {changed}")
         named = [(place / part).resolve() for part in command if "\0" not in part]  # `--out ../x` means what it says
