@@ -35,7 +35,7 @@ def test_the_front_holds_exactly_what_none_beats(rising):
 
 def test_equal_sizes_stand_on_an_axis_that_does_not_tell_them_apart():
     low, high = span_of([453.1, 453.2])
-    assert low < 453.1 < 453.2 < high and high - low > 40
+    assert low < 453.1 and high > 453.2 and high - low > 40
 
 
 def test_the_heat_maps_hold_every_layer_and_the_whole_forecast(run):
