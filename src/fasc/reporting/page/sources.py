@@ -173,7 +173,8 @@ def checked(part: str, content: Any, where: str) -> dict[str, Any]:
 def read_source(folder: str | Path) -> Source:
     """Everything a run or a checkpoint left.
 
-    A checkpoint's scores and the like lie beside it: ``small.scores.json`` for the folder ``small``.
+    A checkpoint's scores and the like lie beside it: ``small.scores.json`` for the folder ``small``. A diagnosis or validation
+    beside a run's folder is taken, too.
 
     Raises:
         StorageError: it is neither, holds no scores, or a file is damaged; names the file.
@@ -218,7 +219,8 @@ def _run(folder: Path) -> Source:
     return Source(
         name,
         models,
-        diagnosis=_part(folder / "diagnosis.json", "diagnosis"),
+        diagnosis=_beside(folder, "diagnosis") or _part(folder / "diagnosis.json", "diagnosis"),
+        validation=_beside(folder, "validation"),
         provenance=_facts(folder / "provenance.json"),
         recipe=_text(folder / "recipe.toml"),
     )
@@ -226,7 +228,7 @@ def _run(folder: Path) -> Source:
 
 def _checkpoint(folder: Path) -> Source:
     name, plan = folder.resolve().name, Plan.load(folder / PLAN_FILE)
-    parts = {part: _part(folder.resolve().with_name(f"{name}.{part}.json"), part) or {} for part in _BESIDE}
+    parts = {part: _beside(folder, part) or {} for part in _BESIDE}
     provenance = _facts(folder / PROVENANCE_FILE)
     entry = Entry(
         name,
@@ -243,6 +245,12 @@ def _checkpoint(folder: Path) -> Source:
         provenance=provenance,
         recipe=_text(folder / RECIPE_FILE),
     )
+
+
+def _beside(folder: Path, part: str) -> dict[str, Any] | None:
+    """What lies beside a folder: ``small.diagnosis.json`` for ``small``."""
+    place = folder.resolve()
+    return _part(place.with_name(f"{place.name}.{part}.json"), part)
 
 
 def _part(file: Path, part: str) -> dict[str, Any] | None:
