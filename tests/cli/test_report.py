@@ -32,6 +32,17 @@ def test_a_run_has_its_report_in_its_own_folder_and_again(done, run):
     assert (run / "report.html").is_file() and "| fasc@params0.8 |" in (run / "report.md").read_text()
 
 
+def test_a_diagnosis_beside_a_run_is_taken_before_its_own(done, run, model_folder, text_file):
+    whole = json.loads((run / "diagnosis.json").read_text())
+    poor = {**whole, "groups": [row | {"rho": None, "rho_debiased": None} for row in whole["groups"]]}
+    write(run / "diagnosis.json", poor)
+    done("report", run)
+    assert "dependence of inputs and gradients" not in (run / "report.html").read_text()
+    done("diagnose", model_folder, "--corpus", text_file, *CALIBRATION, "--json", run.with_name("run.diagnosis.json"))
+    done("report", run)
+    assert "dependence of inputs and gradients" in (run / "report.html").read_text()
+
+
 def test_a_checkpoint_without_scores_shows_its_plan_and_says_that_nothing_is_measured(done, compressed, tmp_path):
     done("report", compressed, "--out", tmp_path / "report")
     html = (tmp_path / "report" / "report.html").read_text()

@@ -85,4 +85,4 @@ def diagnose(
 
         found = {"groups": diagnosis.rows, "meta": diagnosis.meta}
         made = provenance(model=model, statistics=dict(diagnosis.meta))
-        print_line(write_page(report, [Source(f"Diagnosis of {model}", diagnosis=found, provenance=made)]))
+        print_line(write_page(report, [Source(f"Diagnosis of {Path(model).name}", diagnosis=found, provenance=made)]))

@@ -99,8 +99,8 @@ def report(
 ) -> None:
     """Compare runs and checkpoints in one page that opens from the disk: report.html, report.md, and plots as SVG and PNG.
 
-    A checkpoint's scores and the like lie beside it: `small.scores.json` for the folder `small`; so `speed`, `samples`,
-    `diagnosis` and `validation`.
+    A checkpoint's scores and the like lie beside it: `small.scores.json` for the folder `small`; so `speed`, `diagnosis` and
+    `validation`.
     """
     from fasc.reporting.console import print_line, print_results
     from fasc.reporting.page.write import MARKDOWN

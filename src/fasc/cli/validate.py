@@ -95,5 +95,5 @@ def validate(
         from fasc.reporting.page.sources import Source
         from fasc.reporting.page.write import write_page
 
-        title = f"How well forecasts predict {model}"
+        title = f"How well forecasts predict {Path(model).name}"
         print_line(write_page(report, [Source(title, validation=result, provenance=result["provenance"])]))

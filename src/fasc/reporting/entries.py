@@ -52,19 +52,25 @@ def read_entries(folder: Path) -> list[Entry]:
     files = sorted(folder.glob("*/scores.json"), key=lambda file: (file.parent.name != DENSE, file.stat().st_mtime))
     entries = []
     for file in files:
-        parts = {name: _read(file.parent / f"{name}.json") for name in ("plan", "samples", "speed")}
         scores = read_json(file)
         if not isinstance(scores, dict) or not isinstance(scores.get("scores"), list):
             raise StorageError(f"`{file}` holds no scores of fasc", "name a folder that `fasc run` left")
-        samples, speeds = parts["samples"] or {"samples": ()}, parts["speed"] or {"comparisons": ()}
-        entries.append(Entry(file.parent.name, scores["scores"], parts["plan"], samples["samples"], speeds["comparisons"]))
+        place = file.parent
+        plan = read_json(place / "plan.json") if (place / "plan.json").is_file() else None
+        samples, speeds = _rows(place / "samples.json", "samples"), _rows(place / "speed.json", "comparisons")
+        entries.append(Entry(place.name, scores["scores"], plan, samples, speeds))
     if not entries:
         raise StorageError(f"`{folder}` holds no scores", "run `fasc run recipe.toml --out FOLDER` first")
     return entries
 
 
-def _read(file: Path) -> Any:
-    return read_json(file) if file.is_file() else None
+def _rows(file: Path, key: str) -> Sequence[Any]:
+    """Of a file that may be absent."""
+    content = read_json(file) if file.is_file() else {key: ()}
+    if not isinstance(content, dict) or not isinstance(content.get(key), (list, tuple)):
+        raise StorageError(f"`{file}` holds no `{key}` of fasc", "name a folder that `fasc run` left")
+    found: Sequence[Any] = content[key]
+    return found
 
 
 def benchmarks_of(entries: Sequence[Entry]) -> list[str]:

@@ -1,5 +1,6 @@
 """The Markdown report: of a run folder, or of whatever models are given."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,17 +128,35 @@ def _protocols(entries: Sequence[Entry]) -> list[str]:
 
 
 def _made(one: Made) -> list[str]:
-    provenance = one.provenance
-    if not provenance:
+    if not one.provenance:
         return []
-    versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
-    machine = provenance["machine"]
+    command = command_of(one.provenance)
     return [
         f"## How {one.name or 'it'} was made",
         "",
-        f"- command: `{' '.join(provenance['command'])}`",
-        f"- versions: {versions}",
-        f"- machine: {machine['processor']}, {machine['cores']} cores",
-        f"- recipe: `{one.recipe}`; digests of the model and of the calibration tokens are in `provenance.json`",
+        *([f"- command: `{command}`"] if command else []),
+        *(f"- {name}: {words}" for name, words in facts_of(one.provenance)),
+        f"- recipe: `{one.recipe}`; what else is known is in `provenance.json`",
         "",
     ]
+
+
+def command_of(made: Mapping[str, Any]) -> str:
+    """What to type to do it again."""
+    command = made.get("command")
+    return shlex.join(map(str, command)).replace("__main__.py", "fasc", 1) if isinstance(command, list) else ""
+
+
+def facts_of(made: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Model, time, versions, machine and digests of a provenance, as far as it holds them."""
+    names = {"model": "model", "created": "made", "git_revision": "revision"}
+    facts = [(words, str(made[key])) for key, words in names.items() if made.get(key)]
+    for key in ("versions", "machine"):
+        if isinstance(made.get(key), Mapping):
+            facts.append((key, ", ".join(f"{name} {value}" for name, value in made[key].items())))
+    statistics = made.get("statistics")
+    if isinstance(statistics, Mapping):
+        facts += [
+            (key.replace("_", " "), str(statistics[key])) for key in sorted(statistics) if "digest" in key or key == "tokens"
+        ]
+    return facts

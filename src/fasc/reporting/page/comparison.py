@@ -98,7 +98,12 @@ def _forecast(model: Model) -> Cell:
 
 def _weights(model: Model) -> Cell:
     own, dense = model.bytes, model.dense_bytes
-    return NOTHING if not own or not dense else Cell(f"{own / 1e6:,.0f}", f"{own / dense:.0%}", own)
+    return NOTHING if not own or not dense else Cell(megabytes(own), f"{own / dense:.0%}", own)
+
+
+def megabytes(size: float) -> str:
+    """Bytes in MB, with a digit after the point where there are few."""
+    return f"{size / 1e6:,.{0 if size >= 10e6 else 1 if size >= 1e6 else 3}f}"
 
 
 def _share(model: Model, name: str) -> Cell:

@@ -1,7 +1,6 @@
 """The page: what the sources hold, put into the template."""
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
@@ -24,6 +23,7 @@ from fasc.reporting.page.spectra import spectra_of, spectrum
 from fasc.reporting.page.tables import plan_rows, summary_rows
 from fasc.reporting.page.vega import Chart, compiled, runtime
 from fasc.reporting.page.words import summary_of, title_of
+from fasc.reporting.report import command_of, facts_of
 
 Context = dict[str, Any]
 
@@ -100,7 +100,7 @@ def _sections(parts: Mapping[str, Any]) -> list[tuple[str, str]]:
 def title_for(sources: Sequence[Source]) -> str:
     """What the page is about: the dense models, or the sources where nobody knows them."""
     known = [str(source.provenance.get("model") or source.name) for source in sources]
-    names = list(dict.fromkeys(known))
+    names = list(dict.fromkeys(Path(name).name if Path(name).is_absolute() else name for name in known))
     return f"What compression kept: {', '.join(names[:3])}{' and others' if len(names) > 3 else ''}"
 
 
@@ -197,18 +197,4 @@ def protocols_of(models: Sequence[Model]) -> list[tuple[str, str]]:
 def made_of(source: Source) -> Context:
     """Command, versions, machine and digests of a source."""
     made = source.provenance
-    facts: list[tuple[str, str]] = []
-    for key, words in (("model", "model"), ("created", "made"), ("git_revision", "revision")):
-        if made.get(key):
-            facts.append((words, str(made[key])))
-    for key in ("versions", "machine"):
-        if isinstance(made.get(key), Mapping):
-            facts.append((key, ", ".join(f"{name} {value}" for name, value in made[key].items())))
-    statistics = made.get("statistics")
-    if isinstance(statistics, Mapping):
-        facts += [
-            (key.replace("_", " "), str(statistics[key])) for key in sorted(statistics) if "digest" in key or key == "tokens"
-        ]
-    command = made.get("command")
-    words = shlex.join(map(str, command)) if isinstance(command, list) and command else ""
-    return {"name": source.name, "command": words.replace("__main__.py", "fasc", 1), "facts": facts, "recipe": source.recipe}
+    return {"name": source.name, "command": command_of(made), "facts": facts_of(made), "recipe": source.recipe}

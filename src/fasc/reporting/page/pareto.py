@@ -5,7 +5,7 @@ from math import floor, log10
 from typing import Any, NamedTuple
 
 from fasc.reporting.entries import benchmarks_of
-from fasc.reporting.page.comparison import score_cell, score_column
+from fasc.reporting.page.comparison import megabytes, score_cell, score_column
 from fasc.reporting.page.rows import series_colours
 from fasc.reporting.page.sources import Model
 from fasc.reporting.page.vega import GREY, Chart, colour_scale
@@ -91,7 +91,7 @@ def _rows(models: Sequence[Model], benchmark: str, cost: str) -> list[Row]:
         low, high = (None if score[key] is None else scale * score[key] for key in ("low", "high"))
         cell, size = score_cell(score), model.bytes or 0
         row = {"model": model.name, "series": model.series, "run": model.run, "cost": place, "low": low, "high": high}
-        row |= {"value": scale * score["value"], "score": cell.plain, "n": score["n"], "weights": f"{size / 1e6:,.0f} MB"}
+        row |= {"value": scale * score["value"], "score": cell.plain, "n": score["n"], "weights": f"{megabytes(size)} MB"}
         row["adds"] = f"{(model.multiply_adds or 0) / 1e6:,.1f} M"
         row["words"] = f"{model.name}: {benchmark} {cell.plain}, {row['weights']}, {row['adds']} multiply-adds"
         rows.append(row)

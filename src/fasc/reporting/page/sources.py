@@ -15,7 +15,8 @@ from fasc.reporting.entries import DENSE, Entry, read_entries
 from fasc.serving.checkpoint import PLAN_FILE, PROVENANCE_FILE, RECIPE_FILE
 from fasc.storage import expanded, read_json
 
-_PARTS = ("scores", "samples", "speed", "diagnosis", "validation")
+_BESIDE = ("scores", "speed", "diagnosis", "validation")
+"""What lies beside a checkpoint: ``small.scores.json``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,20 +159,22 @@ def checked(part: str, content: Any, where: str) -> dict[str, Any]:
     rows = content.get(key) if isinstance(content, dict) else None
     if not isinstance(rows, (list, tuple)):
         raise StorageError(f"{where} holds no {part} of fasc", "name a folder that `fasc run` or `fasc compress` wrote")
+    seen = []
     for index, row in enumerate(rows):
         if not isinstance(row, dict):
             raise StorageError(f"{where}, row {index} of `{key}`: no object", "write the file again")
         try:
-            parse(row_type, row, f"{where}, row {index} of `{key}`")
+            seen.append(row | parse(row_type, row, f"{where}, row {index} of `{key}`").model_dump())
         except UsageError as problem:
             raise StorageError(problem.message, "write the file again") from problem
-    return dict(content)
+    return {**content, key: seen}
 
 
 def read_source(folder: str | Path) -> Source:
     """Everything a run or a checkpoint left.
 
-    A checkpoint's scores and the like lie beside it: ``small.scores.json`` for the folder ``small``.
+    A checkpoint's scores and the like lie beside it: ``small.scores.json`` for the folder ``small``. A diagnosis or validation
+    beside a run's folder is taken, too.
 
     Raises:
         StorageError: it is neither, holds no scores, or a file is damaged; names the file.
@@ -197,22 +200,27 @@ def speed_source(checkpoint: str, found: Mapping[str, Any]) -> Source:
 
 
 def _run(folder: Path) -> Source:
-    entries = read_entries(folder)
-    plans = {}
-    for entry in entries:
-        for part, rows in (("scores", entry.scores), ("samples", entry.samples), ("speed", entry.speeds)):
-            checked(part, {_ROWS[part][0]: rows}, f"`{folder / entry.name / part}.json`")
+    entries, plans = [], {}
+    for entry in read_entries(folder):
+        place = folder / entry.name
+        rows = {
+            part: checked(part, {_ROWS[part][0]: found}, f"`{place / part}.json`")[_ROWS[part][0]]
+            for part, found in (("scores", entry.scores), ("samples", entry.samples), ("speed", entry.speeds))
+        }
         if entry.plan is not None:
-            plans[entry.name] = Plan.from_dict(entry.plan, f"`{folder / entry.name / 'plan.json'}`")
+            plans[entry.name] = Plan.from_dict(entry.plan, f"`{place / 'plan.json'}`")
         elif entry.name != DENSE:
-            raise StorageError(f"`{folder / entry.name}` holds scores and no plan", "run `fasc run` again: it goes on there")
+            raise StorageError(f"`{place}` holds scores and no plan", "run `fasc run` again: it goes on there")
+        plan = plans[entry.name].to_dict() if entry.name in plans else None
+        entries.append(Entry(entry.name, rows["scores"], plan, rows["samples"], rows["speed"]))
     any_plan = next(iter(plans.values()), None)
     name = folder.resolve().name
     models = tuple(Model(entry.name, name, entry, plans.get(entry.name), dense_plan=any_plan) for entry in entries)
     return Source(
         name,
         models,
-        diagnosis=_part(folder / "diagnosis.json", "diagnosis"),
+        diagnosis=_beside(folder, "diagnosis") or _part(folder / "diagnosis.json", "diagnosis"),
+        validation=_beside(folder, "validation"),
         provenance=_facts(folder / "provenance.json"),
         recipe=_text(folder / "recipe.toml"),
     )
@@ -220,13 +228,12 @@ def _run(folder: Path) -> Source:
 
 def _checkpoint(folder: Path) -> Source:
     name, plan = folder.resolve().name, Plan.load(folder / PLAN_FILE)
-    parts = {part: _part(folder.resolve().with_name(f"{name}.{part}.json"), part) or {} for part in _PARTS}
+    parts = {part: _beside(folder, part) or {} for part in _BESIDE}
     provenance = _facts(folder / PROVENANCE_FILE)
     entry = Entry(
         name,
         scores=parts["scores"].get("scores", ()),
         plan=plan.to_dict(),
-        samples=parts["samples"].get("samples", ()),
         speeds=parts["speed"].get("comparisons", ()),
     )
     return Source(
@@ -238,6 +245,12 @@ def _checkpoint(folder: Path) -> Source:
         provenance=provenance,
         recipe=_text(folder / RECIPE_FILE),
     )
+
+
+def _beside(folder: Path, part: str) -> dict[str, Any] | None:
+    """What lies beside a folder: ``small.diagnosis.json`` for ``small``."""
+    place = folder.resolve()
+    return _part(place.with_name(f"{place.name}.{part}.json"), part)
 
 
 def _part(file: Path, part: str) -> dict[str, Any] | None:

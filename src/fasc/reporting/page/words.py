@@ -6,6 +6,7 @@ from math import exp
 from typing import Any
 
 from fasc.reporting.entries import benchmarks_of
+from fasc.reporting.page.comparison import megabytes
 from fasc.reporting.page.rows import dense_of, divergence_of
 from fasc.reporting.page.sources import Model
 from fasc.reporting.table import base_name, format_score, is_share
@@ -62,7 +63,7 @@ def _size(model: Model) -> str:
     own, dense = model.bytes, model.dense_bytes
     if not own or not dense:
         return "Not known: there is no plan."
-    words = f"{own / 1e6:,.0f} MB of weights instead of {dense / 1e6:,.0f} MB: {own / dense:.0%}."
+    words = f"{megabytes(own)} MB of weights instead of {megabytes(dense)} MB: {own / dense:.0%}."
     if model.plan is not None and not model.merged:
         adds = model.plan.totals["multiply_add_fraction"] or 0
         words += f" Its compressed layers do {adds:.0%} of the multiply-adds."

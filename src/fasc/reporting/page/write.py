@@ -28,8 +28,8 @@ def report(*runs: str | Path, out: str | Path | None = None) -> Path:
     Writes ``report.html``, ``report.md`` and ``figures/`` with every plot as SVG and PNG.
 
     Args:
-        *runs: folders that ``fasc run`` or ``fasc compress`` left. A checkpoint's scores, speed, samples, diagnosis and
-            validation lie beside it, named like ``small.scores.json`` for the folder ``small``.
+        *runs: folders that ``fasc run`` or ``fasc compress`` left. A checkpoint's scores, speed, diagnosis and validation
+            lie beside it, named like ``small.scores.json`` for the folder ``small``.
         out: the report's folder; by default that of the run if it is one run, ``fasc-report`` otherwise.
 
     Returns:
