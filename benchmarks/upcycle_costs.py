@@ -21,11 +21,14 @@ from fasc.evaluation.score import mean_interval
 from fasc.linalg.divergence import kl_divergence
 from fasc.model.experts import expert_layers
 from fasc.model.load import LoadedModel, load_model
+from fasc.model.options import LayersConfig
 from fasc.planning.needs import needs_for
-from fasc.planning.options import MethodConfig
+from fasc.planning.options import BudgetConfig, MethodConfig
+from fasc.planning.plan import Plan
 from fasc.planning.table import composition
 from fasc.provenance import provenance
 from fasc.stages.compress import compress
+from fasc.stages.plan import groups_of, make_plan
 from fasc.statistics.collect import collect_moments
 from fasc.statistics.moments import Statistics
 from fasc.statistics.options import CalibrationConfig
@@ -58,13 +61,18 @@ def divergences(dense: Any, small: Any, tokens: Tensor) -> list[float]:
     return found
 
 
-def costs(
-    loaded: LoadedModel, statistics: Statistics, texts: dict[str, Tensor], share: float, way: dict[str, Any]
-) -> dict[str, Any]:
-    """One way at one share, on a copy."""
+def planned(model: Any, statistics: Statistics, share: float, way: dict[str, Any], known: dict[str, Any]) -> Plan:
+    """One way at one share; ways of one method share their forecasts."""
+    options = MethodConfig(name=way["method"])
+    budget = BudgetConfig(param_fraction=share, **{key: value for key, value in way.items() if key != "method"})
+    with expert_layers(model):
+        return make_plan(model, groups_of(model, statistics, LayersConfig()), options, budget, statistics, known=known)
+
+
+def costs(loaded: LoadedModel, statistics: Statistics, texts: dict[str, Tensor], made: Plan) -> dict[str, Any]:
+    """What a plan costs, on a copy of the model."""
     started = time.perf_counter()
     small = copy.deepcopy(loaded.model)
-    made = plan(small, statistics, param_fraction=share, **way)
     done = compress(small, statistics, made)
     seconds = time.perf_counter() - started
     kl: dict[str, Any] = {}
@@ -117,9 +125,8 @@ def main() -> None:
         results["models"][name] = entry
         known: dict[str, Any] = {}
         for label, way in chosen.items():
-            started = time.perf_counter()
             made = planned(loaded.model, statistics, asked.share, way, known)
-            row = costs(loaded, statistics, texts, made, started)
+            row = costs(loaded, statistics, texts, made)
             entry["ways"][label] = row
             write_json(asked.out, results)
             whole = row["kl"]["all"]
