@@ -3,11 +3,13 @@
 import pytest
 import torch
 
-from fasc.model.experts import expert_layers
+from fasc.errors import ModelError
+from fasc.model.experts import expert_layers, hearing_all
 from fasc.model.groups import find_groups
 from fasc.model.options import LayersConfig
 from fasc.statistics.collect import collect_moments
 from fasc.statistics.options import CalibrationConfig
+from fasc.statistics.pooling import _renamed, pooled
 from tests.statistics.needs import COVARIANCES, EVERYTHING, INPUTS
 from tests.statistics.tensors import tensors_of
 
@@ -70,3 +72,123 @@ def test_statistics_hold_the_layers_that_the_model_has_now(mixture, tokens):
     outside = statistics.present_in(mixture).groups
     assert outside.keys() < statistics.groups.keys()
     assert not any("experts" in name for name in outside)
+
+
+def experts_of(statistics, block=1, kind="gate_up_proj"):
+    return [one for one in statistics.groups.values() if (one.group.block, one.group.kind) == (block, kind)]
+
+
+def with_floor(mixture, tokens, floor, needs=EVERYTHING):
+    with expert_layers(mixture):
+        return collect_moments(mixture, tokens, needs, calibration=CalibrationConfig(batch_tokens=160, expert_floor=floor))
+
+
+def test_a_floor_that_every_expert_reaches_changes_nothing(mixture, tokens, capsys):
+    plain = with_floor(mixture, tokens, 0)
+    least = min(group.tokens for group in plain.groups.values())
+    values = dict(tensors_of(with_floor(mixture, tokens, least)))
+    for key, value in tensors_of(plain):
+        assert torch.equal(values[key], value), key
+    assert "pooled" not in capsys.readouterr().err
+
+
+def test_an_expert_below_the_floor_has_the_tokens_that_it_lacks_from_its_block(mixture, tokens, capsys):
+    """As if T − n tokens of the block's experts, by their tokens, had come to its n: mean and covariance of that text."""
+    plain = with_floor(mixture, tokens, 0)
+    floor = max(one.tokens for one in experts_of(plain)) + 40
+    pooled = with_floor(mixture, tokens, floor)
+    ones = experts_of(plain)
+    counts = torch.tensor([one.tokens for one in ones], dtype=torch.float64)
+    means = torch.stack([one.input.mean.double() for one in ones])
+    seconds = torch.stack([one.input.matrix.double() + torch.outer(one.input.mean, one.input.mean).double() for one in ones])
+    mean = (counts[:, None] * means).sum(0) / counts.sum()
+    second = (counts[:, None, None] * seconds).sum(0) / counts.sum()
+    for own, drawn in zip(ones, experts_of(pooled), strict=True):
+        part = own.tokens / floor
+        expected = part * own.input.mean.double() + (1 - part) * mean
+        torch.testing.assert_close(drawn.input.mean.double(), expected, rtol=1e-4, atol=1e-5)
+        whole = part * (own.input.matrix.double() + torch.outer(own.input.mean, own.input.mean).double()) + (1 - part) * second
+        torch.testing.assert_close(drawn.input.matrix.double(), whole - torch.outer(expected, expected), rtol=1e-3, atol=1e-4)
+        assert (drawn.tokens, drawn.text_tokens, drawn.sequences, drawn.group) == (
+            own.tokens,
+            own.text_tokens,
+            own.sequences,
+            own.group,
+        )
+    assert pooled.meta["pooled"].keys() >= {one.group.name for one in ones}
+    said = capsys.readouterr().err
+    assert f"fewer than {floor} tokens" in said
+    assert f"{ones[0].group.name.rpartition('.')[0]} ({ones[0].tokens})" in said
+    dense = [name for name, one in pooled.groups.items() if one.group.layers[0].expert is None]
+    plain_values, values = dict(tensors_of(plain)), dict(tensors_of(pooled))
+    assert dense
+    assert all(torch.equal(values[key], plain_values[key]) for key in values if key.startswith(tuple(dense)))
+
+
+def test_an_idle_expert_has_the_mean_of_its_block_and_counts_as_one_token(mixture, tokens, tmp_path):
+    short = tokens[:1, :3]
+    plain, pooled = (with_floor(mixture, short, floor) for floor in (0, 10))
+    idle = set(pooled.groups) - set(plain.groups)
+    assert idle
+    assert list(pooled.groups) == pooled.meta["groups"]
+    assert all(pooled.groups[name].tokens == 1 and pooled.meta["pooled"][name] == 0 for name in idle)
+    pooled.save(tmp_path / "pooled.safetensors")
+    again = type(pooled).load(tmp_path / "pooled.safetensors")
+    assert list(again.groups) == list(pooled.groups)
+    name = min(idle)
+    others = [one for one in plain.groups.values() if one.group.kind == pooled.groups[name].group.kind]
+    others = [
+        one for one in others if one.group.block == pooled.groups[name].group.block and one.group.layers[0].expert is not None
+    ]
+    weights = torch.tensor([one.tokens for one in others], dtype=torch.float64)
+    mean = (weights[:, None] * torch.stack([one.input.mean.double() for one in others])).sum(0) / weights.sum()
+    torch.testing.assert_close(pooled.groups[name].input.mean.double(), mean, rtol=1e-4, atol=1e-6)
+
+
+def test_equal_moments_stay_what_they_are_when_they_are_pooled(mixture, tokens):
+    """Copies of one expert's statistics under the others' names: the block's mean is each of them."""
+    statistics = with_floor(mixture, tokens, 0)
+    one = experts_of(statistics)[0]
+    alike = {
+        group.group.name: _renamed(one, group.group) if group in experts_of(statistics) else group
+        for group in statistics.groups.values()
+    }
+    drawn, few = pooled(alike, [group.group for group in statistics.groups.values()], one.tokens + 1)
+    assert set(few) >= {group.group.name for group in experts_of(statistics)}
+    for group in experts_of(statistics):
+        torch.testing.assert_close(drawn[group.group.name].input.matrix, one.input.matrix, rtol=1e-5, atol=1e-6)
+        for before, after in zip(one.gradients.values(), drawn[group.group.name].gradients.values(), strict=True):
+            torch.testing.assert_close(after.covariance.matrix, before.covariance.matrix, rtol=1e-5, atol=1e-9)
+
+
+def test_experts_that_are_given_all_tokens_say_the_same_and_lose_by_their_share(mixture, tokens):
+    """Inputs are means over all tokens; gradients are 0 where a token was not routed, so their sums are those of routed ones."""
+    with expert_layers(mixture):
+        expected = mixture(input_ids=tokens).logits.detach()
+        with hearing_all(mixture):
+            torch.testing.assert_close(mixture(input_ids=tokens).logits.detach(), expected, rtol=1e-4, atol=1e-4)
+        routed = collect_moments(mixture, tokens, COVARIANCES)
+        every = collect_moments(mixture, tokens, COVARIANCES, calibration=CalibrationConfig(route_all=True))
+        torch.testing.assert_close(mixture(input_ids=tokens).logits.detach(), expected)
+    assert every.meta["nll"] == pytest.approx(routed.meta["nll"], rel=1e-5)
+    blocks = {}
+    for name, group in every.groups.items():
+        if group.group.layers[0].expert is None:
+            continue
+        assert group.tokens == tokens.numel()
+        if group.group.kind == "gate_up_proj":
+            blocks.setdefault(group.group.block, []).append(group.input.matrix)
+        own = routed.groups[name]
+        for unit, gradient in group.gradients.items():
+            mean, matrix = (getattr(own.gradients[unit].covariance, part).double() for part in ("mean", "matrix"))
+            second = own.share * (matrix + torch.outer(mean, mean))
+            torch.testing.assert_close(gradient.covariance.mean.double(), own.share * mean, rtol=1e-3, atol=1e-6)
+            found = gradient.covariance.matrix.double() + own.share**2 * torch.outer(mean, mean)
+            torch.testing.assert_close(found, second, rtol=1e-3, atol=1e-6 + 1e-4 * float(second.abs().max()))
+    for matrices in blocks.values():
+        assert all(torch.allclose(one, matrices[0], rtol=1e-4, atol=1e-5) for one in matrices)
+
+
+def test_a_model_without_experts_cannot_give_them_all_tokens(model, tokens):
+    with pytest.raises(ModelError, match="no experts"):
+        collect_moments(model, tokens, INPUTS, calibration=CalibrationConfig(route_all=True))

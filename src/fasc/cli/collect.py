@@ -27,6 +27,8 @@ def collect(
     batch_tokens: opt.BatchTokens = None,
     gradient_checkpointing: opt.Checkpointing = None,
     mixed_precision: opt.MixedCalibration = None,
+    expert_floor: opt.ExpertFloor = None,
+    route_all: opt.RouteAll = None,
     diagnosis: Annotated[
         bool, typer.Option("--diagnosis", help="Also measure what ρ, its interval, ½J and selections need.")
     ] = False,

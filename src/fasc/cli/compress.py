@@ -79,6 +79,8 @@ def compress(
     include: opt.Include = None,
     exclude: opt.Exclude = None,
     batch_tokens: opt.BatchTokens = None,
+    expert_floor: opt.ExpertFloor = None,
+    route_all: opt.RouteAll = None,
     gradient_checkpointing: opt.Checkpointing = None,
     mixed_precision: opt.MixedCalibration = None,
     dtype: opt.DTypeName = None,

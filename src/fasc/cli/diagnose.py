@@ -35,6 +35,8 @@ def diagnose(
     chat_template: opt.ChatTemplate = None,
     data_dir: opt.DataDir = None,
     batch_tokens: opt.BatchTokens = None,
+    expert_floor: opt.ExpertFloor = None,
+    route_all: opt.RouteAll = None,
     damping: opt.Damping = None,
     dtype: opt.DTypeName = None,
     device: opt.Device = None,

@@ -181,6 +181,8 @@ MixedCalibration = Annotated[
     bool | None,
     option(CalibrationConfig, "mixed_precision", "--mixed-precision/--no-mixed-precision"),
 ]
+ExpertFloor = Annotated[int | None, option(CalibrationConfig, "expert_floor", "--expert-floor")]
+RouteAll = Annotated[bool | None, option(CalibrationConfig, "route_all", "--route-all/--no-route-all")]
 ChatTemplate = Annotated[
     bool | None,
     option(CalibrationConfig, "chat_template", "--chat-template/--no-chat-template"),

@@ -41,6 +41,8 @@ def validate(
     chat_template: opt.ChatTemplate = None,
     data_dir: opt.DataDir = None,
     batch_tokens: opt.BatchTokens = None,
+    expert_floor: opt.ExpertFloor = None,
+    route_all: opt.RouteAll = None,
     damping: opt.Damping = None,
     include: opt.Include = None,
     exclude: opt.Exclude = None,

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from fasc.compression.propagate import compress_in_order
 from fasc.edits import Edit
 from fasc.edits.factor import Factor
-from fasc.edits.remove import require_loadable
+from fasc.edits.remove import experts_apart, require_loadable
 from fasc.edits.structure import parsed, structure_of
 from fasc.errors import ModelError
 from fasc.planning.plan import Plan
@@ -47,17 +47,18 @@ def carried_out(
     """
     if structure_of(model) is not None:
         raise ModelError("the model is compressed already", "compress the dense model; `fasc recover` trains a compressed one")
-    plan.check(model)
-    for edit in plan.edits:
-        edit.require(statistics)
-    require_loadable(model, plan.edits)
-    if propagate:
-        compress_in_order(model, statistics, plan, work)
-    else:
-        with progress(f"compressing with {plan.method}", len(plan.edits), "edits") as advance:
-            for edit in plan.edits:
-                statistics = edit.apply(model, statistics)
-                advance()
+    with experts_apart(model, plan.edits):
+        plan.check(model)
+        for edit in plan.edits:
+            edit.require(statistics)
+        require_loadable(model, plan.edits)
+        if propagate:
+            compress_in_order(model, statistics, plan, work)
+        else:
+            with progress(f"compressing with {plan.method}", len(plan.edits), "edits") as advance:
+                for edit in plan.edits:
+                    statistics = edit.apply(model, statistics)
+                    advance()
     return plan.with_edits(_as_made(model, plan)), statistics
 
 

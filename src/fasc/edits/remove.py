@@ -1,6 +1,7 @@
 """Remove: whole heads or channels of a block go without a refit, the same number in every block (structured pruning)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import ClassVar, Literal
 
@@ -12,7 +13,8 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from fasc.edits._registry import Edit, Layers, edit_kind, require_layers
 from fasc.edits.narrow import Shape
 from fasc.errors import ModelError
-from fasc.model.coupling import Coupling, Part, head_sizes
+from fasc.model.coupling import Coupling, Part, head_sizes, rows_of
+from fasc.model.experts import Expert, fuse, is_fused, unfuse
 from fasc.pruning import get_structured
 from fasc.statistics.moments import Statistics
 
@@ -84,7 +86,7 @@ class Remove(Edit):
         stay = self._importance(statistics).argsort(descending=True, stable=True)[: self.count].sort().values.to(model.device)
         for producer in self.producers:
             module = model.get_submodule(producer.name)
-            rows = _positions(stay, producer.d_out // self.parts)
+            rows = self._rows_of(producer, stay)
             module.weight, module.out_features = _rows(module.weight, rows, 0), len(rows)
             if producer.bias:
                 module.bias = _rows(module.bias, rows, 0)
@@ -93,6 +95,12 @@ class Remove(Edit):
         module.weight, module.in_features = _rows(module.weight, columns, 1), len(columns)
         self._resize(model.config.get_text_config())
         return statistics
+
+    def _rows_of(self, producer: Shape, stay: Tensor) -> Tensor:
+        """A head's rows lie together; those of a channel in a fused ``gate_up`` do not."""
+        if self.part == "heads":
+            return _positions(stay, producer.d_out // self.parts)
+        return rows_of(stay, self.parts, producer.d_out)
 
     def _importance(self, statistics: Statistics) -> Tensor:
         """Of each part, [parts]; the consumer is the one layer of its group."""
@@ -105,7 +113,8 @@ class Remove(Edit):
             served = self.consumer.d_in // self.parts // width  # query heads for each key-value head
             config.num_attention_heads, config.num_key_value_heads, config.head_dim = self.count * served, self.count, width
         else:
-            config.intermediate_size = self.count
+            own = self.consumer.layer.expert is not None and hasattr(config, "moe_intermediate_size")
+            setattr(config, "moe_intermediate_size" if own else "intermediate_size", self.count)
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """Of the tensors that stay, by their names in the model's state."""
@@ -140,6 +149,9 @@ def require_loadable(model: PreTrainedModel, edits: Sequence[Edit]) -> None:
         left |= edit._shapes()
     with torch.device("meta"):
         fresh = AutoModelForCausalLM.from_config(config)
+        if any(isinstance(module, Expert) for module in model.modules()):
+            for module in [one for one in fresh.modules() if is_fused(one)]:
+                unfuse(module, empty=True)
     expected = {name: tuple(tensor.shape) for name, tensor in fresh.state_dict().items()}
     for name, shape in left.items():
         if expected.get(name) != shape:
@@ -147,6 +159,20 @@ def require_loadable(model: PreTrainedModel, edits: Sequence[Edit]) -> None:
                 f"`{name}` is {shape} after pruning and {expected.get(name)} by the smaller config",
                 f"structured pruning does not know how {type(model).__name__} is built, or the plan is damaged",
             )
+
+
+@contextmanager
+def experts_apart(model: nn.Module, edits: Sequence[Edit]) -> Iterator[None]:
+    """Let parts be removed from the experts of a mixture, as many from each: they are fused again when the body is done."""
+    touched = {name for edit in edits if isinstance(edit, Remove) for name in edit.touches}
+    holders = [one for name, one in model.named_modules() if is_fused(one) and any(x.startswith(f"{name}.") for x in touched)]
+    for experts in holders:
+        unfuse(experts)
+    try:
+        yield
+    finally:
+        for experts in holders:
+            fuse(experts)
 
 
 def _rows(parameter: nn.Parameter, stay: Tensor, axis: int) -> nn.Parameter:

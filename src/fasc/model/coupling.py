@@ -205,11 +205,17 @@ def _one_head_less(coupling: Coupling) -> tuple[Mapping[str, Callable[..., Tenso
 
 
 def separable(model: PreTrainedModel, candidates: Sequence[Coupling], inputs: Mapping[str, Tensor], change: Change) -> bool:
-    """Whether every consumer is given the same where the producers' change must not be seen."""
+    """Whether every consumer is given the same where the producers' change must not be seen.
+
+    An expert that hears none of the few tokens says nothing; it is built as the others are.
+    """
     same: dict[str, bool] = {}
+    idle = {one.consumer.name for one in candidates if one.consumer.name in inputs and not inputs[one.consumer.name].numel()}
 
     def compare(name: str, stay: Tensor) -> Callable[..., Any]:
         def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            if name in idle:
+                return (inputs[name], *args[1:])
             expected = inputs[name][..., stay.to(inputs[name].device)]
             now = args[0] if args[0].shape == expected.shape else args[0][..., : len(stay)]
             whole = args[0].shape in (expected.shape, inputs[name].shape)
@@ -228,7 +234,7 @@ def separable(model: PreTrainedModel, candidates: Sequence[Coupling], inputs: Ma
         _run(model, checks, changes)
     except (RuntimeError, ValueError, IndexError, AssertionError):  # shapes that do not fit together: not separable
         return False
-    return all(same.get(name, False) for name in checks)
+    return len(idle) < len(candidates) and all(same.get(name, False) for name in checks.keys() - idle)
 
 
 def _run(model: PreTrainedModel, before: Mapping[str, Callable[..., Any]], after: Mapping[str, Callable[..., Any]]) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fasc.errors import ModelError
+
 
 class ExpertLinear(nn.Linear):
     """One projection of one expert: a view of the fused weights, without parameters of its own."""
@@ -165,7 +167,32 @@ def fused_sizes(model: nn.Module) -> dict[str, dict[str, Any]]:
     return sizes
 
 
-def _forward(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+@contextmanager
+def hearing_all(model: nn.Module) -> Iterator[None]:
+    """Every expert reads every token, and those that were not routed to it count nothing in the output.
+
+    The gradient at an expert's output is 0 for these, so a mean over all tokens is that over routed tokens times their share.
+
+    Args:
+        model: with its experts as layers (:func:`expert_layers`).
+
+    Raises:
+        ModelError: it has none.
+    """
+    holders = [module for module in model.modules() if any(isinstance(part, Expert) for part in module.children())]
+    if not holders:
+        raise ModelError(f"{type(model).__name__} has no experts that could be given all tokens", "leave --route-all out")
+    before = [experts.forward for experts in holders]
+    for experts in holders:
+        experts.forward = partial(_forward, experts, every=True)
+    try:
+        yield
+    finally:
+        for experts, forward in zip(holders, before, strict=True):
+            experts.forward = forward
+
+
+def _forward(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor, *, every: bool = False) -> Tensor:
     """What the experts compute, one after the other.
 
     Args:
@@ -173,10 +200,17 @@ def _forward(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_wei
         hidden_states: [tokens, d].
         top_k_index: [tokens, k], which experts a token goes to.
         top_k_weights: [tokens, k].
+        every: let each expert read all tokens, with a weight of 0 where it is not among them.
     """
     result = torch.zeros_like(hidden_states)
     for index, part in enumerate(one for one in experts.children() if isinstance(one, Expert)):
-        token, position = torch.where(top_k_index == index)
+        routed = top_k_index == index
+        if every:
+            token = torch.arange(len(hidden_states), device=hidden_states.device)
+            weights = (top_k_weights * routed).sum(1, keepdim=True)
+        else:
+            token, position = torch.where(routed)
+            weights = top_k_weights[token, position, None]
         part.positions = token
         if len(token) == 0 and torch.is_grad_enabled():
             continue  # without gradients it is called, so that the layers of an idle expert are seen as well
@@ -185,6 +219,6 @@ def _forward(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_wei
         outputs = part.get_submodule("down_proj")(inner)
         if experts.has_post_expert_norm:
             outputs = experts.post_expert_norm(outputs)
-        weighted = outputs * top_k_weights[token, position, None]
+        weighted = outputs * weights
         result = result.index_add(0, token, weighted.to(result.dtype))
     return result

@@ -10,6 +10,7 @@ from fasc.edits.mask import Mask
 from fasc.edits.remove import Remove
 from fasc.errors import BudgetError, ModelError, UsageError
 from fasc.model.coupling import Coupling, Part, find_channels, find_heads
+from fasc.model.experts import ExpertLinear
 from fasc.model.groups import InputGroup
 from fasc.planning.candidates import step_of
 from fasc.planning.options import BudgetConfig, MethodConfig
@@ -133,6 +134,7 @@ def _all_parts(model: PreTrainedModel, groups: Sequence[InputGroup], name: str) 
             f"{name} removes the same heads and channels from every layer of a block, and in {type(model).__name__} {what}",
             "it needs blocks of separate q, k, v projections and one MLP, and no --include or --exclude",
         )
-    if not all(type(model.get_submodule(layer.name)) is nn.Linear for group in groups for layer in group.layers):
+    kinds = {type(model.get_submodule(layer.name)) for group in groups for layer in group.layers}
+    if not kinds <= {nn.Linear, ExpertLinear}:
         raise ModelError(f"{name} cuts nn.Linear layers, and {type(model).__name__} has others", "use another method")
     return attentions, mlps

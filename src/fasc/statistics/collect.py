@@ -1,6 +1,6 @@
 """The loop: batches through the model, moments out, the model left as it was."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Protocol
@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from fasc.errors import CorpusError, ModelError, NonFiniteError
 from fasc.model.blocks import block_names
-from fasc.model.groups import find_groups
+from fasc.model.experts import hearing_all
+from fasc.model.groups import InputGroup, find_groups
 from fasc.model.load import model_fingerprint
 from fasc.model.options import LayersConfig
 from fasc.model.scopes import evaluating, forwarding, frozen
@@ -24,8 +25,12 @@ from fasc.statistics.hooks import capturing
 from fasc.statistics.moments import GroupStatistics, Need, Statistics, text_identity, without_gradient
 from fasc.statistics.objective import label_seed, summed_nll
 from fasc.statistics.options import CalibrationConfig, Labels
+from fasc.statistics.pooling import pooled
 from fasc.statistics.vocabulary import VOCABULARY, VocabularyCapture, VocabularyMoments
 from fasc.text.limits import require_length, require_tokens
+
+_LISTED = 8
+"""Experts that a message names, at most."""
 
 
 def collect_moments(
@@ -79,12 +84,16 @@ def collect_moments(
     with capturing(model, captures), evaluating(model), _gradients_of_activations(model), ExitStack() as stack:
         if ends is not None:
             stack.enter_context(ends.hooks(model))
+        if calibration.route_all:
+            stack.enter_context(hearing_all(model))
         if calibration.gradient_checkpointing:
             for name in block_names(model, [group.layers[0].name for group in groups]):
                 block = model.get_submodule(name)
                 stack.enter_context(forwarding(block, _recomputing(block.forward)))
         nll, scored, read = _run(model, captures if ends is None else [*captures, ends], tokens, mask, calibration)
     published = _published(captures)
+    published, few = pooled(published, groups, calibration.expert_floor)
+    _say_experts(groups, published, few, calibration.expert_floor)
     constant = without_gradient(published.values())
     if constant:
         say(f"the loss does not depend on {len(constant)} layers, the first is `{constant[0]}`: they have no gradient moments")
@@ -99,6 +108,7 @@ def collect_moments(
         "processes": len(read),
         "tokens_by_process": read,
         "without_gradient": constant,
+        "pooled": few,
         "calibration": calibration.model_dump(mode="json", exclude_none=True),
         "provenance": provenance(),
     }
@@ -131,7 +141,6 @@ class Capture(Protocol):
 def _published(captures: list[GroupCapture]) -> dict[str, GroupStatistics]:
     """The moments of every group that got a token, at the first process; each group's sums are freed as its moments are made."""
     published: dict[str, GroupStatistics] = {}
-    idle: list[str] = []
     while captures:
         capture = captures.pop(0)
         capture.reduce(current())
@@ -139,12 +148,22 @@ def _published(captures: list[GroupCapture]) -> dict[str, GroupStatistics]:
             continue
         if capture.tokens:
             published[capture.group.name] = capture.publish()
-        else:
-            idle.append(capture.group.name)
         del capture
-    if idle:
-        say(f"{len(idle)} groups got no token and have no moments, the first is `{idle[0]}`: give more text to hear all experts")
     return published
+
+
+def _say_experts(
+    groups: Sequence[InputGroup], published: Mapping[str, GroupStatistics], few: Mapping[str, int], floor: int
+) -> None:
+    """Name groups without moments, and experts whose moments are in part those of their block."""
+    idle = [group.name for group in groups if group.name not in published]
+    if idle:
+        say(f"{len(idle)} groups got no token and have no moments, the first is `{idle[0]}`: give more text, or --expert-floor")
+    experts = {name.rpartition(".")[0]: tokens for name, tokens in few.items()}
+    if experts:
+        listed = ", ".join(f"{name} ({tokens:,})" for name, tokens in list(experts.items())[:_LISTED])
+        rest = f" and {len(experts) - _LISTED} more" if len(experts) > _LISTED else ""
+        say(f"{len(experts)} experts got fewer than {floor:,} tokens and are pooled with their block: {listed}{rest}")
 
 
 def _run(

@@ -40,6 +40,12 @@ class CalibrationConfig(Options):
     data_dir: Path | None = None
     """Folder that holds the named corpora; the hub is asked otherwise. Also read from FASC_DATA."""
 
+    expert_floor: Annotated[int, Field(ge=0)] = 0
+    """Experts with fewer tokens than this have what they lack from the mean of their block's experts; 0 pools none."""
+
+    route_all: bool = False
+    """Let every expert of a mixture read every token, for the moments of its inputs; the model's outputs stay as they are."""
+
     batch_tokens: PositiveInt = 256
     """Tokens per forward and backward pass: memory against speed, no effect on the result."""
 
