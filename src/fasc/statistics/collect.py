@@ -65,10 +65,7 @@ def collect_moments(
         NonFiniteError: a loss or a moment is NaN or infinite; names the batch or the layer.
     """
     calibration = calibration or CalibrationConfig()
-    if tokens.numel() == 0 or (mask is not None and not bool(mask.any())):
-        raise CorpusError("there are no calibration tokens", "give more text or raise --sequences")
-    require_tokens(model, tokens)
-    require_length(model, tokens.shape[1])
+    _require_text(model, tokens, mask)
     groups = find_groups(model, layers or LayersConfig())
     fingerprint = model_fingerprint(model)
     if current().count > 1:
@@ -120,6 +117,13 @@ def _vocabulary(ends: VocabularyCapture | None) -> VocabularyMoments | None:
         return None
     ends.reduce(current())
     return ends.publish() if current().first else None
+
+
+def _require_text(model: PreTrainedModel, tokens: Tensor, mask: Tensor | None) -> None:
+    if tokens.numel() == 0 or (mask is not None and not bool(mask.any())):
+        raise CorpusError("there are no calibration tokens", "give more text or raise --sequences")
+    require_tokens(model, tokens)
+    require_length(model, tokens.shape[1])
 
 
 class Capture(Protocol):
