@@ -88,7 +88,7 @@ def test_debug_shows_the_traceback_wherever_it_stands(fasc, model_folder):
         (["evaluate", "MODEL", "--device", "meta"], ["meta"]),
         (["evaluate", "MODEL", "--device", "mps"], ["mps"]),
         (["pull", "smollm3"], ["unknown embedded model"]),
-        (["report", "OUT"], ["no scores"]),
+        (["report", "OUT"], ["is no folder"]),
         (["run", "nowhere.toml", "--out", "OUT"], ["does not exist"]),
         (["recover", "MODEL", "--out", "OUT"], ["no checkpoint of fasc"]),
         (["compress", "nowhere.gguf", "--out", "OUT"], ["does not exist"]),
@@ -131,7 +131,7 @@ def test_what_is_raised_becomes_one_line_and_an_exit_code(fasc, monkeypatch, pro
     def fails(*_arguments, **_options):
         raise problem
 
-    monkeypatch.setattr("fasc.reporting.report.report", fails)
+    monkeypatch.setattr("fasc.reporting.page.write.report", fails)
     returned, out, err = fasc("report", "folder")
     assert returned == code
     assert not out

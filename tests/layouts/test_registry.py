@@ -17,6 +17,7 @@ WORDS = {
 
 ANOTHER_MEANING = {
     ("stages/recover.py", "merged"): "a key of the provenance: whether the checkpoint is an ordinary dense one again",
+    ("reporting/page/sources.py", "merged"): "the same key, read",
     ("cli/run.py", "factors"): "the demo's recipe, as a user writes it",
 }
 
