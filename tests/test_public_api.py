@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 
@@ -33,9 +34,12 @@ def test_every_name_is_shown_and_exists():
         _ = fasc.no_such_name
 
 
-def test_the_stubs_for_type_checkers_have_the_same_names():
+def test_the_stubs_for_type_checkers_name_the_same_things():
     stub = (Path(fasc.__file__).parent / "__init__.pyi").read_text(encoding="utf-8")
-    assert set(fasc.__all__) == {line.split(" as ")[1].strip() for line in stub.splitlines() if " as " in line}
+    lines = [line.split() for line in stub.splitlines() if " as " in line]  # from MODULE import NAME as NAME
+    assert set(fasc.__all__) == {line[-1] for line in lines}
+    for _from, module, _import, name, _as, _name in lines:
+        assert getattr(import_module(module), name) is getattr(fasc, name), f"{module}.{name}"
 
 
 def test_importing_is_light():

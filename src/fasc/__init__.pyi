@@ -10,7 +10,7 @@ from fasc.methods import method as method
 from fasc.model.load import load_model as load_model
 from fasc.planning.plan import Plan as Plan
 from fasc.recipe import Recipe as Recipe
-from fasc.reporting.report import report as report
+from fasc.reporting.page.write import report as report
 from fasc.runner import run as run
 from fasc.stages.calibrate import collect as collect
 from fasc.stages.compress import Compressed as Compressed
