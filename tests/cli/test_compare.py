@@ -32,6 +32,7 @@ def test_it_prints_writes_and_draws(models, tmp_path):
     done = fasc(
         "compare", *models[1:], "--dense", models[0], "--benchmarks", "facts", "--limit", 60,
         "--json", tmp_path / "c.json", "--figure", tmp_path / "c.png",
+        "--report", tmp_path / "c.html",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "lost" in done.stdout
@@ -42,6 +43,9 @@ def test_it_prints_writes_and_draws(models, tmp_path):
         (models[1], models[2]),
     ]
     assert all(one["lost"] >= 0 and one["n"] == 60 for one in found["pairs"])
+    page = (tmp_path / "c.html").read_text()
+    assert "What was kept, item by item" in page and "facts, n = 60" in page
+    assert all(f"<td>{one['verdict']}</td>" in page for one in found["pairs"])
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -26,6 +26,7 @@ def compare(
     figure: Annotated[
         Path | None, typer.Option("--figure", help="Also draw the differences into this PNG file.", show_default=False)
     ] = None,
+    report: opt.Report = None,
     card: Annotated[
         bool, typer.Option("--card/--no-card", help="Write what was kept into the cards of checkpoints of ours.")
     ] = True,
@@ -41,17 +42,26 @@ def compare(
     source = opt.take(ModelConfig, given, model=models[0])
     from fasc.outputs import write_artifact
     from fasc.provenance import provenance
-    from fasc.reporting.compared import draw_compared, print_compared
+    from fasc.reporting.compared import draw_compared, print_compared, short
     from fasc.reporting.kept_card import write_certificates
     from fasc.stages.compare import compare as compared
 
-    opt.check_files(json, figure, inputs=(*models, dense, config.corpus))
+    inputs = (*models, dense, config.corpus)
+    opt.check_files(json, figure, inputs=inputs)
+    opt.check_report(report, inputs=inputs)
     result = compared(models, config, source, dense=dense)
+    made = provenance(evaluation=config.model_dump(mode="json", exclude_none=True))
     if json is not None:
-        made = provenance(evaluation=config.model_dump(mode="json", exclude_none=True))
         write_artifact(json, "comparison", result.to_dict() | {"provenance": made})
     if figure is not None:
         draw_compared(result, figure)
     if card:
         write_certificates(result)
     print_compared(result)
+    if report is not None:
+        from fasc.reporting.console import print_line
+        from fasc.reporting.page.sources import Source
+        from fasc.reporting.page.write import write_page
+
+        title = f"What {', '.join(short(name) for name in result.names[1:])} kept of {short(result.names[0])}"
+        print_line(write_page(report, [Source(title, comparison=result, provenance=made)]))

@@ -70,24 +70,32 @@ def print_compared(result: Compared) -> None:
     print_results(NOTE)
 
 
+GROUP_HEADER = ("group", "n", "model", "its %", "model's %", "lost", "gained", "Δ log-probability", "kept")
+
+
+def group_cells(row: Mapping[str, Any]) -> list[str]:
+    """A row: the model against the reference, in one group of items."""
+    return [
+        f"{row['kind']}: {row['group']}",
+        f"{row['n']:,}",
+        short(row["model"]),
+        _share(row["reference_accuracy"]),
+        _share(row["accuracy"]),
+        str(row["lost"]),
+        str(row["gained"]),
+        _difference(row["log_probability_difference"], row["log_probability_interval"]),
+        row["verdict"],
+    ]
+
+
 def _print_groups(rows: Sequence[Mapping[str, Any]]) -> None:
     if not rows:
         return
     table = Table(title="by group", title_justify="left")
-    for title in ("group", "n", "model", "its %", "model's %", "lost", "gained", "Δ log-probability", "kept"):
+    for title in GROUP_HEADER:
         table.add_column(title, justify="left" if title in ("group", "model", "kept") else "right", overflow="fold")
     for row in rows:
-        table.add_row(
-            f"{row['kind']}: {row['group']}",
-            f"{row['n']:,}",
-            short(row["model"]),
-            _share(row["reference_accuracy"]),
-            _share(row["accuracy"]),
-            str(row["lost"]),
-            str(row["gained"]),
-            _difference(row["log_probability_difference"], row["log_probability_interval"]),
-            row["verdict"],
-        )
+        table.add_row(*group_cells(row))
     print_results(table)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
+from fasc.reporting.compared import NOTE
 from fasc.reporting.page.bars import bars, facets_of, parts_table
 from fasc.reporting.page.cells import fields_of
 from fasc.reporting.page.comparison import Cell, comparison_of, score_cell
@@ -20,7 +21,7 @@ from fasc.reporting.page.pareto import pareto_charts, shapes_of
 from fasc.reporting.page.rows import highlights, models_of
 from fasc.reporting.page.sources import Model, Source
 from fasc.reporting.page.spectra import spectra_of, spectrum
-from fasc.reporting.page.tables import plan_rows, summary_rows
+from fasc.reporting.page.tables import compared_rows, plan_rows, summary_rows
 from fasc.reporting.page.vega import Chart, compiled, runtime
 from fasc.reporting.page.words import summary_of, title_of
 from fasc.reporting.report import command_of, facts_of
@@ -41,6 +42,8 @@ def page_of(sources: Sequence[Source]) -> str:
         **_answers(sources, models),
         **_table(models),
         **_plots(sources, models, charts, payload),
+        "kept": [table for source in sources if source.comparison is not None for table in compared_rows(source.comparison)],
+        "kept_note": NOTE,
         "samples": samples_of(models),
         "speeds": [(model.name, row) for model in models for row in model.entry.speeds],
         "remarks": [remark for source in sources for remark in source.remarks],
@@ -81,6 +84,7 @@ def _embedded(value: Any) -> str:
 _SECTIONS = {
     "answers": ("summaries", "In plain words"),
     "compare": ("rows", "Comparison"),
+    "kept": ("kept", "What was kept"),
     "trade": ("pareto", "Loss against size"),
     "where": ("fields", "Where"),
     "spectra": ("spectrum", "Spectra"),

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, Field, FiniteFloat, NonNegativeInt
 
 from fasc.errors import StorageError, UsageError
+from fasc.evaluation.compared import Compared
 from fasc.options import parse
 from fasc.planning.one_width import asks_for_one_width
 from fasc.planning.plan import Plan
@@ -83,6 +84,9 @@ class Source:
     models: tuple[Model, ...] = ()
     diagnosis: Mapping[str, Any] | None = None
     validation: Mapping[str, Any] | None = None
+    comparison: Compared | None = None
+    """Models item by item."""
+
     remarks: Sequence[str] = ()
     """What a measurement of speed had to say."""
 

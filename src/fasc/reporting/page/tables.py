@@ -1,7 +1,10 @@
-"""A validation as rows of text."""
+"""A validation and a comparison as rows of text."""
 
 from collections.abc import Mapping
 from typing import Any
+
+from fasc.evaluation.compared import Compared
+from fasc.reporting.compared import GROUP_HEADER, HEADER, cells, group_cells
 
 Rows = tuple[list[str], list[list[str]]]
 """Titles and rows."""
@@ -27,6 +30,18 @@ def plan_rows(validation: Mapping[str, Any]) -> Rows:
         numbers = [_number(row["half_j"], 4), _number(row["half_j_held_out"], 4), kl, _number(row["ratio"], 2)]
         rows.append([row["method"], row["budget"], f"{row['param_fraction']:.1%}", *numbers])
     return head, rows
+
+
+def compared_rows(result: Compared) -> list[tuple[str, Rows]]:
+    """What each model kept, item by item: a table for each benchmark, and one for each that has groups."""
+    found: list[tuple[str, Rows]] = []
+    for benchmark in dict.fromkeys(one.benchmark for one in result.pairs):
+        pairs = [one for one in result.pairs if one.benchmark == benchmark]
+        found.append((f"{benchmark}, n = {pairs[0].n:,}", (list(HEADER), [cells(one) for one in pairs])))
+        groups = [group_cells(row) for row in result.groups if row["benchmark"] == benchmark]
+        if groups:
+            found.append((f"{benchmark} by group", (list(GROUP_HEADER), groups)))
+    return found
 
 
 def _number(value: float | None, digits: int) -> str:
