@@ -41,8 +41,6 @@ def bench(
         write_artifact(json, "speed", found.to_dict() | {"provenance": made})
     print_speed(found)
     if report is not None:
-        from fasc.reporting.console import print_line
         from fasc.reporting.page.sources import speed_source
-        from fasc.reporting.page.write import write_page
 
-        print_line(write_page(report, [speed_source(checkpoint, found.to_dict() | {"provenance": made})]))
+        opt.write_report(report, speed_source(checkpoint, found.to_dict() | {"provenance": made}))

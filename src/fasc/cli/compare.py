@@ -59,9 +59,7 @@ def compare(
         write_certificates(result)
     print_compared(result)
     if report is not None:
-        from fasc.reporting.console import print_line
         from fasc.reporting.page.sources import Source
-        from fasc.reporting.page.write import write_page
 
         title = f"What {', '.join(short(name) for name in result.names[1:])} kept of {short(result.names[0])}"
-        print_line(write_page(report, [Source(title, comparison=result, provenance=made)]))
+        opt.write_report(report, Source(title, comparison=result, provenance=made))

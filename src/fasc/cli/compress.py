@@ -131,9 +131,8 @@ def compress(
     print_outcome(small.plan, out, recipe.source.model, merged=merge, model_type=small.model.config.model_type)
     if report is not None:
         from fasc.reporting.page.sources import read_source
-        from fasc.reporting.page.write import write_page
 
-        print_line(write_page(report, [read_source(out)]))
+        opt.write_report(report, read_source(out))
     print_line(out)
 
 

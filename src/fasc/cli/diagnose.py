@@ -83,8 +83,7 @@ def diagnose(
     if report is not None:
         from fasc.provenance import provenance
         from fasc.reporting.page.sources import Source
-        from fasc.reporting.page.write import write_page
 
         found = {"groups": diagnosis.rows, "meta": diagnosis.meta}
         made = provenance(model=model, statistics=dict(diagnosis.meta))
-        print_line(write_page(report, [Source(f"Diagnosis of {Path(model).name}", diagnosis=found, provenance=made)]))
+        opt.write_report(report, Source(f"Diagnosis of {Path(model).name}", diagnosis=found, provenance=made))

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from pydantic import BaseModel, ValidationError
@@ -14,6 +14,9 @@ from fasc.model.options import LayersConfig, ModelConfig
 from fasc.options import explain
 from fasc.planning.options import BudgetConfig, MethodConfig
 from fasc.statistics.options import CalibrationConfig
+
+if TYPE_CHECKING:
+    from fasc.reporting.page.sources import Source
 
 Part = TypeVar("Part", bound=BaseModel)
 
@@ -136,6 +139,14 @@ def check_report(file: Path | None, *, inputs: Sequence[str | Path | None], out:
     check_files(file, inputs=inputs)
     if out is not None and out.resolve() in file.resolve().parents:
         raise UsageError(f"--report is `{file}`, inside --out", "a checkpoint's folder holds nothing else: choose another place")
+
+
+def write_report(file: Path, source: "Source") -> None:
+    """Write the page of a verb's own result, and say where it is."""
+    from fasc.reporting.console import print_line
+    from fasc.reporting.page.write import write_page
+
+    print_line(write_page(file, [source]))
 
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, Hugging Face folder, .gguf file or `smollm2-135m`.")]

@@ -95,7 +95,6 @@ def validate(
         print_line(validation_figure(result["rows"], figure))
     if report is not None:
         from fasc.reporting.page.sources import Source
-        from fasc.reporting.page.write import write_page
 
         title = f"How well forecasts predict {Path(model).name}"
-        print_line(write_page(report, [Source(title, validation=result, provenance=result["provenance"])]))
+        opt.write_report(report, Source(title, validation=result, provenance=result["provenance"]))

@@ -62,13 +62,16 @@ def print_compared(result: Compared) -> None:
         rows = [one for one in result.pairs if one.benchmark == benchmark]
         table = Table(title=f"{benchmark}, n = {rows[0].n:,}", title_justify="left")
         for title in HEADER:
-            table.add_column(title, justify="left" if title in ("model", "against", "kept") else "right", overflow="fold")
+            table.add_column(title, justify="left" if title in WORDS else "right", overflow="fold")
         for one in rows:
             table.add_row(*cells(one))
         print_results(table)
         _print_groups([row for row in result.groups if row["benchmark"] == benchmark])
     print_results(NOTE)
 
+
+WORDS = ("group", "model", "against", "kept")
+"""Columns of words; all others hold numbers."""
 
 GROUP_HEADER = ("group", "n", "model", "its %", "model's %", "lost", "gained", "Δ log-probability", "kept")
 
@@ -93,7 +96,7 @@ def _print_groups(rows: Sequence[Mapping[str, Any]]) -> None:
         return
     table = Table(title="by group", title_justify="left")
     for title in GROUP_HEADER:
-        table.add_column(title, justify="left" if title in ("group", "model", "kept") else "right", overflow="fold")
+        table.add_column(title, justify="left" if title in WORDS else "right", overflow="fold")
     for row in rows:
         table.add_row(*group_cells(row))
     print_results(table)

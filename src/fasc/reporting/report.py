@@ -88,16 +88,22 @@ def write_markdown(
 
 
 def _samples(entries: Sequence[Entry]) -> list[str]:
-    """What each model wrote after the same prompts, word for word."""
-    prompts = list(dict.fromkeys(sample["prompt"] for entry in entries for sample in entry.samples))
-    lines = ["## What each model writes", ""] if prompts else []
-    for prompt in prompts:
+    written = samples_of(entries)
+    lines = ["## What each model writes", ""] if written else []
+    for prompt, texts in written:
         lines += [f"**{_one_line(prompt)} …**", "", "| model | continues |", "|---|---|"]
-        for entry in entries:
-            texts = [sample["continuation"] for sample in entry.samples if sample["prompt"] == prompt]
-            lines += [f"| {entry.name} | {_one_line(text)} |" for text in texts[:1]]
+        lines += [f"| {name} | {_one_line(text)} |" for name, text in texts]
         lines.append("")
     return lines
+
+
+def samples_of(entries: Sequence[Entry]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """By prompt: what each model wrote after it, word for word."""
+    found: dict[str, dict[str, str]] = {}
+    for entry in entries:
+        for sample in entry.samples:
+            found.setdefault(sample["prompt"], {}).setdefault(entry.name, sample["continuation"].strip())
+    return [(prompt, list(texts.items())) for prompt, texts in found.items()]
 
 
 def _one_line(text: str) -> str:
@@ -123,8 +129,16 @@ def _parts(entries: Sequence[Entry]) -> list[str]:
 
 
 def _protocols(entries: Sequence[Entry]) -> list[str]:
-    words = {s["benchmark"]: f"{s['protocol']}; n = {s['n']:,}" for e in entries for s in reversed(e.scores)}
-    return ["## How it was measured", "", *(f"- **{name}**: {text}" for name, text in sorted(words.items())), ""]
+    return ["## How it was measured", "", *(f"- **{name}**: {text}" for name, text in protocols_of(entries)), ""]
+
+
+def protocols_of(entries: Sequence[Entry]) -> list[tuple[str, str]]:
+    """How each benchmark was asked, by its name."""
+    found: dict[str, str] = {}
+    for entry in entries:
+        for score in entry.scores:
+            found.setdefault(score["benchmark"], f"{score['protocol']}; n = {score['n']:,}".lstrip("; "))
+    return sorted(found.items())
 
 
 def _made(one: Made) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
-from fasc.reporting.compared import NOTE
+from fasc.reporting.compared import NOTE, WORDS
 from fasc.reporting.page.bars import bars, facets_of, parts_table
 from fasc.reporting.page.cells import fields_of
 from fasc.reporting.page.comparison import Cell, comparison_of, score_cell
@@ -24,7 +24,7 @@ from fasc.reporting.page.spectra import spectra_of, spectrum
 from fasc.reporting.page.tables import compared_rows, plan_rows, summary_rows
 from fasc.reporting.page.vega import Chart, compiled, runtime
 from fasc.reporting.page.words import summary_of, title_of
-from fasc.reporting.report import command_of, facts_of
+from fasc.reporting.report import command_of, facts_of, protocols_of, samples_of
 
 Context = dict[str, Any]
 
@@ -36,6 +36,7 @@ def page_of(sources: Sequence[Source]) -> str:
         UsageError: the plotting library is not installed.
     """
     models = models_of(sources)
+    entries = [model.results for model in models]
     charts: list[Chart] = []
     payload: Context = {}
     parts: Context = {
@@ -44,11 +45,12 @@ def page_of(sources: Sequence[Source]) -> str:
         **_plots(sources, models, charts, payload),
         "kept": [table for source in sources if source.comparison is not None for table in compared_rows(source.comparison)],
         "kept_note": NOTE,
-        "samples": samples_of(models),
+        "kept_words": WORDS,
+        "samples": samples_of(entries),
         "speeds": [(model.name, row) for model in models for row in model.entry.speeds],
         "remarks": [remark for source in sources for remark in source.remarks],
         "forecasts": _forecasts(sources, charts),
-        "protocols": protocols_of(models),
+        "protocols": protocols_of(entries),
         "made": [made_of(source) for source in sources],
     }
     payload["charts"] = {chart.name: compiled(chart) for chart in charts}
@@ -170,15 +172,6 @@ def _plots(sources: Sequence[Source], models: Sequence[Model], charts: list[Char
     }
 
 
-def samples_of(models: Sequence[Model]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """By prompt: what each model wrote."""
-    found: dict[str, list[tuple[str, str]]] = {}
-    for model in models:
-        for sample in model.entry.samples:
-            found.setdefault(sample["prompt"], []).append((model.name, sample["continuation"].strip()))
-    return list(found.items())
-
-
 def _forecasts(sources: Sequence[Source], charts: list[Chart]) -> list[Context]:
     found: list[Context] = []
     for source in sources:
@@ -187,15 +180,6 @@ def _forecasts(sources: Sequence[Source], charts: list[Chart]) -> list[Context]:
             charts += [] if chart is None else [chart]
             found.append({"chart": chart, "tables": [summary_rows(source.validation), plan_rows(source.validation)]})
     return found
-
-
-def protocols_of(models: Sequence[Model]) -> list[tuple[str, str]]:
-    """How each benchmark was asked."""
-    found: dict[str, str] = {}
-    for model in models:
-        for score in model.entry.scores:
-            found.setdefault(score["benchmark"], f"{score['protocol']}; n = {score['n']:,}".lstrip("; "))
-    return sorted(found.items())
 
 
 def made_of(source: Source) -> Context:

@@ -39,6 +39,11 @@ class Model:
     """Of any compressed model beside it, for what the dense one weighs."""
 
     @property
+    def results(self) -> Entry:
+        """What was measured of it, under the name that it has here."""
+        return replace(self.entry, name=self.name)
+
+    @property
     def is_dense(self) -> bool:
         """Whether nothing was done to it."""
         return self.plan is None

@@ -50,7 +50,7 @@ def report(*runs: str | Path, out: str | Path | None = None) -> Path:
     own = target / FIGURES / "report"
     shutil.rmtree(own, ignore_errors=True)
     figures = [(chart.title, save_chart(chart, own)[0].relative_to(target).as_posix()) for chart in charts]
-    entries = [replace(model.entry, name=model.name) for model in models_of(sources)]
+    entries = [model.results for model in models_of(sources)]
     made = [Made(source.name if len(sources) > 1 else "", source.provenance) for source in sources]
     write_markdown(target / MARKDOWN, title_for(sources), entries, figures, made)
     return _write(target / PAGE, page)
