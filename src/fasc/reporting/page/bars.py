@@ -7,7 +7,7 @@ from fasc.reporting.entries import benchmarks_of
 from fasc.reporting.page.comparison import Cell, score_cell
 from fasc.reporting.page.rows import series_colours
 from fasc.reporting.page.sources import Model
-from fasc.reporting.page.vega import Chart, colour_scale, colours_of
+from fasc.reporting.page.vega import Chart, colour_scale, colours_of, file_name, tooltips
 
 FACETS = ("type", "relation", "language", "template", "popularity", "speech", "field")
 """What metrics such as ``accuracy/type=geographic`` may be parts by, the most telling first; others follow in their order."""
@@ -58,7 +58,7 @@ def bars(models: Sequence[Model], first: Sequence[Model], benchmark: str, facet:
     colours = {model.name: series[model.series] for model in drawn} if alone else colours_of([model.name for model in drawn])
     parts = list(dict.fromkeys(row["part"] for row in rows))
     return Chart(
-        name="".join(c if c.isalnum() or c in "-_" else "-" for c in f"{benchmark}-by-{facet}"),
+        name=file_name(f"{benchmark}-by-{facet}"),
         title=f"{benchmark} by {facet}",
         words=f"Bars of the right answers on {benchmark} in percent, with 95 % intervals, for each of {len(parts)} parts "
         f"by {facet} and each of {len(drawn)} models. The table below holds the values.",
@@ -83,7 +83,6 @@ def _spec(rows: Sequence[Mapping[str, Any]], parts: Sequence[str], colours: Mapp
     colour = {"field": "model", "type": "nominal", "title": None, "scale": colour_scale(colours)}
     x = {"field": "value", "type": "quantitative", "title": "right answers, %", "scale": {"domainMin": 0, "nice": True}}
     names = {"part": facet, "model": "model", "score": "right, %", "n": "n"}
-    tooltip = [{"field": field, "title": title} for field, title in names.items()]
     ends = {"x": {"field": "low", "type": "quantitative"}, "x2": {"field": "high"}}
     return {
         "height": {"step": _BAR * len(colours) + _GAP, "for": "position"},
@@ -92,7 +91,7 @@ def _spec(rows: Sequence[Mapping[str, Any]], parts: Sequence[str], colours: Mapp
         "layer": [
             {
                 "mark": {"type": "bar", "height": {"band": 0.9}},
-                "encoding": {"x": x, "color": colour, "tooltip": tooltip, "description": {"field": "words"}},
+                "encoding": {"x": x, "color": colour, "tooltip": tooltips(names), "description": {"field": "words"}},
             },
             {
                 "transform": [{"filter": "datum.low !== null && datum.high !== null"}],

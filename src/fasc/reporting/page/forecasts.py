@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fasc.reporting.page.vega import Chart, colour_scale, colours_of
+from fasc.reporting.page.vega import Chart, colour_scale, colours_of, tooltips
 
 
 def forecast_chart(validation: Mapping[str, Any]) -> Chart | None:
@@ -28,7 +28,7 @@ def forecast_chart(validation: Mapping[str, Any]) -> Chart | None:
     x = {"field": "forecast", "type": "quantitative", "title": "forecast ½J, nats per token", "scale": {"type": "log"}}
     y = {"field": "kl", "type": "quantitative", "title": "measured KL", "scale": {"type": "log"}}
     names = {"group": "group", "method": "method", "fraction": "rank fraction", "forecast": "½J", "kl": "KL"}
-    tooltip = [{"field": field, "title": title} for field, title in names.items()]
+    tooltip = tooltips(names)
     for one in tooltip[3:]:
         one["format"] = ".3g"
     points = {"x": x, "y": y, "tooltip": tooltip, "description": {"field": "words"}}

@@ -5,7 +5,7 @@ from itertools import chain
 from typing import Any
 
 from fasc.reporting.page.cells import Cell, Field
-from fasc.reporting.page.vega import Chart
+from fasc.reporting.page.vega import Chart, file_name, tooltips
 
 _ROW = 26
 """Height of a row, in pixels."""
@@ -25,8 +25,7 @@ def heatmap(field: Field, cells: Sequence[Cell], subject: str = "") -> Chart:
     """
     rows = [as_row(cell, field) for cell in cells]
     return Chart(
-        name=f"{field.name}-by-block"
-        + ("-" + "".join(c if c.isalnum() or c in "-_." else "-" for c in subject) if subject else ""),
+        name=f"{field.name}-by-block" + (f"-{file_name(subject, also='.')}" if subject else ""),
         title=f"{field.title} by block" + (f": {subject}" if subject else ""),
         words=f"Heat map of {field.words}, by block and kind of layer. The table below holds the values.",
         spec=_spec(field, rows),
@@ -45,7 +44,6 @@ def _spec(field: Field, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     kinds = list(dict.fromkeys(cell[1] for cell in every))
     step = max(1, -(-len(blocks) // _TICKS))
     legend = {"gradientLength": 220, "gradientThickness": 12, "title": field.words, "titleLimit": 400}
-    tooltip = [{"field": name, "title": title} for name, title in (("block", "block"), ("kind", "kind"), ("is", field.title))]
     return {
         "height": {"step": _ROW},
         "data": {"name": "cells", "values": list(rows)},
@@ -60,7 +58,7 @@ def _spec(field: Field, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
             },
             "y": {"field": "kind", "type": "nominal", "title": None, "scale": {"domain": kinds, "paddingInner": 0.08}},
             "color": {"field": "value", "type": "quantitative", "scale": _colours(field, every), "legend": legend},
-            "tooltip": tooltip,
+            "tooltip": tooltips({"block": "block", "kind": "kind", "is": field.title}),
             "description": {"field": "words"},
         },
     }

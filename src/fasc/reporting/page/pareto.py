@@ -8,7 +8,7 @@ from fasc.reporting.entries import benchmarks_of
 from fasc.reporting.page.comparison import megabytes, score_cell, score_column
 from fasc.reporting.page.rows import series_colours
 from fasc.reporting.page.sources import Model
-from fasc.reporting.page.vega import GREY, Chart, colour_scale
+from fasc.reporting.page.vega import GREY, Chart, colour_scale, file_name, tooltips
 from fasc.reporting.table import is_share
 
 _FEW = 8
@@ -68,17 +68,13 @@ def _chart(models: Sequence[Model], benchmark: str, cost: str) -> Chart | None:
     dense = None if "dense" in shown else _dense_place(models, cost)
     better = "more is better" if rising else "less is better"
     return Chart(
-        name=f"{_file(benchmark)}-by-{cost}",
+        name=f"{file_name(benchmark)}-by-{cost}",
         title=f"{column.title} by {'size' if cost == 'bytes' else cost}",
         words=f"Scatter plot of {column.title} ({better}) against {COSTS[cost][0]}, a point for each of {len(rows)} models "
         "with its 95 % interval; the line joins the best ones. The comparison table holds the same numbers.",
         spec=_spec(_Drawing(rows, front_of(rows, rising=rising), colours, runs, dense, log=log), column.plain, COSTS[cost][0]),
         swatches=tuple(colours.items()),
     )
-
-
-def _file(benchmark: str) -> str:
-    return "".join(character if character.isalnum() or character in "-_" else "-" for character in benchmark)
 
 
 def _rows(models: Sequence[Model], benchmark: str, cost: str) -> list[Row]:
@@ -142,8 +138,7 @@ def _spec(drawing: _Drawing, title: str, cost: str) -> dict[str, Any]:
     colour = {"field": "series", "type": "nominal", "title": None, "scale": colour_scale(colours)}
     shape: dict[str, Any] = {"field": "run", "type": "nominal", "title": None, "scale": {"domain": runs, "range": list(SHAPES)}}
     names = {"model": "model", "score": title, "n": "n", "weights": "weights", "adds": "multiply-adds"}
-    tooltip = [{"field": field, "title": words} for field, words in names.items()]
-    points: dict[str, Any] = {"x": x, "y": y, "color": colour, "tooltip": tooltip, "description": {"field": "words"}}
+    points: dict[str, Any] = {"x": x, "y": y, "color": colour, "tooltip": tooltips(names), "description": {"field": "words"}}
     if len(runs) > 1:
         points["shape"] = shape
     layers: list[dict[str, Any]] = [

@@ -41,6 +41,16 @@ class Chart:
     """Names and colours of a legend that the page writes itself, where it can break lines."""
 
 
+def file_name(text: str, also: str = "") -> str:
+    """A text as part of the name of an element and of a file: letters, digits, ``-``, ``_`` and what else is allowed."""
+    return "".join(character if character.isalnum() or character in f"-_{also}" else "-" for character in text)
+
+
+def tooltips(titles: Mapping[str, str]) -> list[dict[str, str]]:
+    """What a point says when it is pointed at: field ↦ title."""
+    return [{"field": field, "title": title} for field, title in titles.items()]
+
+
 def colours_of(names: Sequence[str]) -> dict[str, str]:
     """A colour each, in order; the dense model is grey."""
     found: dict[str, str] = {}
