@@ -99,6 +99,9 @@ def test_a_scale_is_laid_over_the_rest(recipes):
         ('parts = ["a/x.toml", "b/x.toml"]', "two files called `x`"),
         ("[scale.huge]\n[source]", "scale `small` of huge"),
         ("[evaluation]\nlimit = 0", "limit"),
+        ('verb = "validate"\nsweep = 3', "`sweep` is no option with its values"),
+        ('verb = "validate"\n[sweep]\nseed = 3', "`sweep` is no option with its values"),
+        ('verb = "validate"\n[sweep]\nseed = [1]\nsequences = [8]', "`sweep` is no option with its values"),
     ],
 )
 def test_a_wrong_recipe_is_refused_before_anything_is_done(tmp_path, text, message):
@@ -109,6 +112,19 @@ def test_a_wrong_recipe_is_refused_before_anything_is_done(tmp_path, text, messa
     with pytest.raises(UsageError, match=message):
         study.run_study(tmp_path / "recipe.toml", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_sweep_is_one_work_for_each_value(tmp_path):
+    (tmp_path / "s.toml").write_text(
+        'verb = "diagnose"\n[options]\nmethods = "svd"\n[sweep]\nseed = [1, 2]\n[scale.paper]\nmodels = ["a/b", "c/d"]'
+    )
+    small = study.works(tmp_path / "s.toml", "small", "owner/model")
+    assert [work.name for work in small] == ["s-1", "s-2"]
+    assert [work.command for work in small] == [
+        ("diagnose", "owner/model", "--methods", "svd", "--seed", str(seed)) for seed in (1, 2)
+    ]
+    paper = [(work.name, work.model) for work in study.works(tmp_path / "s.toml", "paper", None)]
+    assert paper == [("s-1", "a/b"), ("s-1", "c/d"), ("s-2", "a/b"), ("s-2", "c/d")]
 
 
 def test_a_verb_that_fails_says_so_and_leaves_no_result(recipes, model_folder):

@@ -1,7 +1,8 @@
 """Recipes of the paper's tables and figures: files that name a verb, files that list other files, and two scales of each.
 
 Any recipe may hold tables ``[scale.small]`` and ``[scale.paper]``, which are laid over the rest. A recipe with ``verb`` runs a
-verb of the command line with its ``[options]``; one with ``parts`` runs others, and then writes the verdicts.
+verb of the command line with its ``[options]``, once for each value of the option in its ``[sweep]``; one with ``parts`` runs
+others, and then writes the verdicts.
 """
 
 import subprocess
@@ -142,8 +143,29 @@ def works(path: Path, scale: str, model: str | None) -> list[Work]:
     models = values.pop("models", None) or [values.get("source", {}).get("model") or values.get("model") or "smollm2-135m"]
     models = [model] if model is not None else models
     if "verb" in values:
-        return [Work(path.stem, one, None, _command(values, one, path)) for one in models]
+        sweep = _sweep(values.pop("sweep", {}), path)
+        return [
+            Work(path.stem + name, one, None, _command(_laid_over(deepcopy(values), more), one, path))
+            for name, more in sweep.items()
+            for one in models
+        ]
     return [Work(path.stem, one, recipe_of(_laid_over(deepcopy(values), {"source": {"model": one}}), path), ()) for one in models]
+
+
+def _sweep(asked: Any, path: Path) -> dict[str, dict[str, Any]]:
+    """What each value of a sweep adds to a recipe's name, and lays over its values; without one nothing, once.
+
+    Raises:
+        UsageError: it is no option with a list of numbers or words.
+    """
+    if asked == {}:
+        return {"": {}}
+    values = next(iter(asked.values())) if isinstance(asked, dict) and len(asked) == 1 else None
+    if not isinstance(values, list) or not values or not all(isinstance(one, (int, float, str)) for one in values):
+        raise UsageError(
+            f"recipe `{path}`: `sweep` is no option with its values", "[sweep] with one line, such as seed = [1, 2, 3]"
+        )
+    return {f"-{value}": {"options": {option: value}} for option in asked for value in values}
 
 
 def _command(values: Mapping[str, Any], model: str, path: Path) -> tuple[str, ...]:

@@ -6,6 +6,8 @@ import torch
 from fasc.compression.compress import carry_out
 from fasc.diagnosis.diagnose import diagnosis_needs
 from fasc.diagnosis.validate import held_out_moments, summarise, validate, validate_plans
+from fasc.layouts import LAYOUTS
+from fasc.methods import METHODS
 from fasc.planning.needs import needs_for
 from fasc.planning.options import BudgetConfig, MethodConfig
 from fasc.stages.plan import plan
@@ -95,3 +97,31 @@ def test_validation_of_a_whole_plan_is_that_of_the_compressed_model(statistics, 
     assert row["kl"] == pytest.approx(divergence(p, q), rel=1e-3)
     taken = (p - q)[:, :-1].gather(-1, held_out[:, 1:, None])
     assert row["nll_increase"] == pytest.approx(float(taken.mean()), rel=1e-3)
+
+
+def test_by_block_all_groups_of_a_block_are_compressed_at_once_and_scored_while_they_are(statistics, held_out):
+    model = tiny_model()
+    seen = []
+
+    def look():
+        seen.append(log_probabilities(model, held_out))
+        return {"kept": len(seen)}
+
+    dense = log_probabilities(model, held_out)
+    rows = validate(model, statistics, held_out, BOTH, [0.5], by="block", look=look)
+    assert [(row["group"], row["method"], row["kept"]) for row in rows] == [
+        ("block 0", "fasc", 1),
+        ("block 0", "svd", 2),
+        ("block 1", "fasc", 3),
+        ("block 1", "svd", 4),
+    ]
+    for row, compressed in zip(rows, seen, strict=True):
+        assert row["kl"] == pytest.approx(divergence(dense, compressed), rel=1e-3)
+        small = tiny_model()
+        layout = next(name for name, one in LAYOUTS.items() if one.asks_for == METHODS[row["method"]].scope)
+        method = MethodConfig(name=row["method"], damping=1e-3, layouts=(layout,))
+        made = plan(small, statistics, method=method, rank_fraction=0.5, include=(f"*.{row['block']}.*",))
+        halves = [edit.model_copy(update={"rank": edit.unit.full_rank // 2}) for edit in made.edits]
+        carry_out(small, statistics, made.with_edits(halves))
+        assert row["kl"] == pytest.approx(divergence(dense, log_probabilities(small, held_out)), rel=1e-3)
+    assert torch.equal(log_probabilities(model, held_out), dense)

@@ -5,7 +5,7 @@ import torch
 
 from fasc.compression.compress import carry_out
 from fasc.compression.trial import Trial
-from fasc.errors import StatisticsError, UsageError
+from fasc.errors import BudgetError, StatisticsError, UsageError
 from fasc.methods import METHODS
 from fasc.paper.selection import select_methods
 from fasc.planning.needs import needs_for, selection_needs
@@ -98,3 +98,32 @@ def test_what_a_selection_needs_and_does_not_have_is_said(statistics, made, toke
         select_methods(model, bare, made, selecting("rho"))
     assert "--diagnosis" in refused.value.hint
     assert select_methods(model, bare, made, selecting("none")) is made
+
+
+@pytest.mark.parametrize("share", [0.01, 0.25, 0.5, 1.0])
+def test_a_share_takes_so_many_units_with_the_highest_or_the_lowest_rho_and_leaves_the_others(statistics, made, share):
+    model = tiny_model()
+    everything = select_methods(model, statistics, made, selecting("rho", 0.0))
+    ordered = sorted(everything.edits, key=lambda edit: edit.selection["score"])
+    count = max(1, round(share * len(ordered)))
+    for by, expected in (("rho", ordered[-count:]), ("low-rho", ordered[:count])):
+        chosen = select_methods(model, statistics, made, selecting(by, selection_share=share, selection_else="none"))
+        assert {edit.unit for edit in chosen.edits} == {edit.unit for edit in expected}
+        assert {edit.method for edit in chosen.edits} == {"fasc"}
+
+
+def test_units_that_a_selection_leaves_keep_their_weights(statistics, made):
+    model, dense = tiny_model(), tiny_model().state_dict()
+    chosen = select_methods(model, statistics, made, selecting("low-rho", selection_share=0.25, selection_else="none"))
+    carry_out(model, statistics, chosen)
+    small = model.state_dict()
+    changed = [name for name in dense if name not in small or not torch.equal(dense[name], small[name])]
+    layers = {f"{layer}.weight" for edit in chosen.edits for layer in edit.places}
+    assert layers
+    assert set(changed) == layers
+
+
+@pytest.mark.parametrize("wrong", [{"selection_share": 0.2}, {"selection_else": "none"}])
+def test_a_share_or_no_other_method_needs_a_selection_by_rho(wrong):
+    with pytest.raises(BudgetError, match="`predicted`"):
+        selection_needs(selecting("predicted", **wrong))

@@ -54,6 +54,7 @@ def compress(
     method_option: opt.MethodOption = None,
     selection: opt.Selection = None,
     selection_threshold: opt.SelectionThreshold = None,
+    selection_share: opt.SelectionShare = None,
     selection_else: opt.SelectionElse = None,
     corpus: opt.Corpus = None,
     sequences: opt.Sequences = None,

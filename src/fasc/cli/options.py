@@ -241,6 +241,7 @@ Engine = Annotated[
 Propagate = Annotated[bool | None, option(MethodConfig, "propagate", "--propagate/--no-propagate")]
 Selection = Annotated[str | None, option(MethodConfig, "selection", "--selection")]
 SelectionThreshold = Annotated[float | None, option(MethodConfig, "selection_threshold", "--selection-threshold")]
+SelectionShare = Annotated[float | None, option(MethodConfig, "selection_share", "--selection-share")]
 SelectionElse = Annotated[str | None, option(MethodConfig, "selection_else", "--selection-else")]
 
 RankFraction = Annotated[float | None, option(BudgetConfig, "rank_fraction", "--rank-fraction")]

@@ -44,6 +44,7 @@ def plan(
     method_option: opt.MethodOption = None,
     selection: opt.Selection = None,
     selection_threshold: opt.SelectionThreshold = None,
+    selection_share: opt.SelectionShare = None,
     selection_else: opt.SelectionElse = None,
     include: opt.Include = None,
     exclude: opt.Exclude = None,

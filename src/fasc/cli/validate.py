@@ -1,17 +1,18 @@
 """``fasc validate``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from fasc.cli import options as opt
 from fasc.cli.collect import DEFAULT_METHODS
+from fasc.evaluation.options import EvaluationConfig
 from fasc.model.options import LayersConfig, ModelConfig
 from fasc.statistics.options import CalibrationConfig
 
 
-def validate(
+def validate(  # noqa: PLR0915 - a statement for each part of what was asked
     model: opt.Model,
     methods: opt.Methods = None,
     rank_fractions: Annotated[
@@ -26,6 +27,14 @@ def validate(
     ] = "none",
     layouts: opt.Layouts = None,
     bits: opt.Bits = None,
+    by: Annotated[Literal["group", "block"], typer.Option("--by", help="What is compressed at a time.")] = "group",
+    benchmarks: Annotated[
+        str | None,
+        typer.Option(
+            "--benchmarks", help="Score each on these as well, item by item beside the dense model.", show_default=False
+        ),
+    ] = None,
+    limit: Annotated[int | None, opt.option(EvaluationConfig, "limit", "--limit")] = None,
     held_out: Annotated[int, typer.Option("--held-out", min=1, help="Held-out sequences, from the same corpus.")] = 8,
     statistics: opt.StatisticsFile = None,
     json: opt.Json = None,
@@ -49,7 +58,7 @@ def validate(
     dtype: opt.DTypeName = None,
     device: opt.Device = None,
 ) -> None:
-    """Compress one group at a time, measure the true KL on held-out text, and report how well ρ and ½J predicted it.
+    """Compress one group or block at a time, measure the true KL on held-out text, and report how well ρ and ½J predicted it.
 
     Then the whole model at several sizes: forecast against measured.
     """
@@ -63,10 +72,14 @@ def validate(
     budgets = [*whole, *opt.fractions(max_kls, "max_kl")]
     source = opt.take(ModelConfig, given)
     layers = opt.take(LayersConfig, given)
+    scored = opt.names(benchmarks)
+    evaluation = None
+    if scored:
+        evaluation = opt.build(EvaluationConfig, benchmarks=scored, limit=limit, data_dir=data_dir)
     from fasc.outputs import write_artifact
     from fasc.provenance import provenance
     from fasc.reporting.console import print_line
-    from fasc.reporting.validation import print_plans, print_validation, validation_figure
+    from fasc.reporting.validation import print_parts, print_plans, print_validation, validation_figure
     from fasc.stages.compress import load, needs_of
     from fasc.stages.diagnose import validate as measure
 
@@ -83,12 +96,16 @@ def validate(
         held_out=held_out,
         calibration=calibration,
         layers=layers,
+        by=by,
+        evaluation=evaluation,
     )
     result["provenance"] = provenance(model=model, calibration=result.pop("calibration"))
     if json is not None:
         write_artifact(json, "validation", result)
     if result["rows"]:
         print_validation(result["summary"])
+    if by == "block" or scored:
+        print_parts(result["rows"])
     if result["plans"]:
         print_plans(result["plans"])
     if figure is not None and result["rows"]:

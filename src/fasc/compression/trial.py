@@ -52,12 +52,15 @@ class Trial:
         self._dense = self._runner.logits
         self._dense_nll = self._nll(self._dense)
 
-    def measure(self, edits: Sequence[Edit], make: Callable[[], None] | None = None) -> MeasuredLoss:
+    def measure(
+        self, edits: Sequence[Edit], make: Callable[[], None] | None = None, look: Callable[[], None] | None = None
+    ) -> MeasuredLoss:
         """What these edits cost, everything else dense.
 
         Args:
             edits: in order.
             make: makes them; by default each is applied to what the one before it left.
+            look: called while they stand.
 
         Raises:
             NonFiniteError: the edited model's logits are not finite.
@@ -71,6 +74,8 @@ class Trial:
             (make or (lambda: self._apply(edits)))()
             first = [name for name in self._blocks if any(layer.startswith(f"{name}.") for layer in layers)]
             logits = self._runner.logits_from(first[0] if first else None)
+            if look is not None:
+                look()
         if not bool(torch.isfinite(logits).all()):
             raise NonFiniteError(f"the logits with `{layers[0]}` compressed", "raise --damping")
         by_sequence = kl_divergence(logits.flatten(0, 1), self._dense.flatten(0, 1)).view(len(logits), -1).double().mean(1)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,25 +29,28 @@ from fasc.planning.options import BudgetConfig, MethodConfig
 from fasc.planning.plan import Plan
 from fasc.progress import Advance, progress
 from fasc.statistics.collect import collect_moments
-from fasc.statistics.moments import Need, Statistics
+from fasc.statistics.moments import GroupStatistics, Need, Statistics
 from fasc.statistics.narrowing import narrowed
 from fasc.statistics.options import CalibrationConfig
 from fasc.statistics.reduction import reduced
 
 Row = dict[str, Any]
+Part = Literal["group", "block"]
 
 _EQUAL = 1e-9
 """Relative spread of numbers that are the same."""
 
 
-def validate(
+def validate(  # noqa: PLR0913 - what is measured, and on what
     model: PreTrainedModel,
     statistics: Statistics,
     tokens: Tensor,
     methods: Sequence[MethodConfig],
     rank_fractions: Sequence[float],
     *,
+    by: Part = "group",
     held_out: Statistics | None = None,
+    look: Callable[[], Row] | None = None,
 ) -> list[Row]:
     """Compress every group alone, with each method and at each rank fraction, and measure the KL divergence on held-out text.
 
@@ -57,23 +60,29 @@ def validate(
         tokens: held-out text, [sequences, length].
         methods: to compare.
         rank_fractions: of ``d_in`` for a shared projector, of ``min(d_in, d_out)`` for a layer.
+        by: what is compressed at a time: one group of layers, or all groups of one block (the paper's Figure 2).
         held_out: moments of the held-out text, see :func:`held_out_moments`.
+        look: called while each is compressed; what it gives stands in the row.
 
     Returns:
-        A row per group, method and fraction: ``half_j``, ``half_j_held_out`` (if there are such moments), ``kl``, ``kl_error``
-        (standard error) in nats per token, ``rho``, ``rho_debiased``.
+        A row per group or block, method and fraction: ``half_j``, ``half_j_held_out`` (if there are such moments), ``kl``,
+        ``kl_error`` (standard error) in nats per token, and for a group ``rho`` and ``rho_debiased``.
     """
     trial = Trial(model, statistics, tokens)
-    total = len(statistics.groups) * len(methods)
+    parts: dict[str, list[GroupStatistics]] = {}
+    for name, group in statistics.groups.items():
+        parts.setdefault(name if by == "group" else f"block {group.group.block}", []).append(group)
     rows: list[Row] = []
-    with progress("compressing groups one at a time", total, "groups") as advance, torch.no_grad():
-        for group in statistics.groups.values():
-            dependence = group_dependence(model, group)
+    with progress(f"compressing {by}s one at a time", len(parts) * len(methods), f"{by}s") as advance, torch.no_grad():
+        for name, groups in parts.items():
+            dependence = group_dependence(model, groups[0]) if by == "group" else None
             scores = {"rho": dependence and dependence.rho, "rho_debiased": dependence and dependence.debiased}
+            kind = groups[0].group.kind if by == "group" else by
+            named = {"group": name, "block": groups[0].group.block, "kind": kind}
             for options in methods:
-                solutions = solutions_of(model, statistics, group.group, solver_of(options))
+                solutions = [one for group in groups for one in solutions_of(model, statistics, group.group, solver_of(options))]
                 for fraction in rank_fractions:
-                    rows.append(_measure(model, (statistics, held_out), solutions, fraction, trial) | scores)
+                    rows.append(named | _measure(model, (statistics, held_out), solutions, fraction, trial, look) | scores)
                 advance()
     return rows
 
@@ -167,8 +176,9 @@ def _measure(
     solutions: Sequence[Solution],
     fraction: float,
     trial: Trial,
+    look: Callable[[], Row] | None,
 ) -> Row:
-    statistics, held_out = moments
+    _, held_out = moments
     edits: list[Factor] = []
     half_j, unseen = 0.0, 0.0
     for one in solutions:
@@ -184,18 +194,16 @@ def _measure(
         for edit, one in zip(edits, solutions, strict=True):
             edit.place(model, one.problem, AtRank(one.full))
 
-    measured = trial.measure(edits, make)
-    group = statistics.group(solutions[0].unit.group).group
+    seen: Row = {}
+    measured = trial.measure(edits, make, None if look is None else lambda: seen.update(look()))
     return {
-        "group": group.name,
-        "block": group.block,
-        "kind": group.kind,
         "method": solutions[0].solver.name,
         "rank_fraction": fraction,
         "half_j": half_j,
         "half_j_held_out": None if held_out is None else unseen,
         "kl": measured.nats,
         "kl_error": measured.error,
+        **seen,
     }
 
 

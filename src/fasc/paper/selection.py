@@ -1,19 +1,22 @@
 """Method selection: which of two methods each unit of a plan gets. ρ is the paper's selector (arXiv:2601.07197 §2.4)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from math import inf
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from fasc.compression.trial import Trial
 from fasc.diagnosis.dependence import group_dependence
+from fasc.edits import Edit
 from fasc.edits.factor import Factor, Problem
 from fasc.errors import StatisticsError, UsageError
 from fasc.forecast.half_j import loss_curve
 from fasc.linalg.decomposition import Decomposition
 from fasc.methods import AtRank, Solver, get_method, solver
 from fasc.model.groups import stacked_weight
-from fasc.planning.needs import solver_of
+from fasc.planning.needs import BY_RHO, NOTHING, solver_of
 from fasc.planning.options import MethodConfig
 from fasc.planning.plan import Plan
 from fasc.progress import progress
@@ -44,14 +47,41 @@ def select_methods(
         return plan
     if options.selection == "kl" and trial is None:
         raise UsageError("the selection `kl` measures on held-out text and was given none", "use `fasc compress` or `fasc run`")
-    own, other = solver_of(options), _other(options)
+    chosen = [edit for edit in plan.edits if isinstance(edit, Factor)]
+    scores = {edit.unit: _rho(model, statistics, edit.group) for edit in chosen} if options.selection in BY_RHO else {}
+    threshold = _threshold(list(scores.values()), options)
+    own, other = solver_of(options), None if options.selection_else == NOTHING else _other(options)
     measured = trial() if trial is not None and options.selection == "kl" else None
-    edits = []
+    why = {"by": options.selection, "own": own.name}
+    edits: list[Edit] = []
     with progress(f"selecting methods by {options.selection}", len(plan.edits), "units") as advance, torch.no_grad():
         for edit in plan.edits:
-            edits.append(_select(model, statistics, edit, (own, other), options, measured) if isinstance(edit, Factor) else edit)
+            if not isinstance(edit, Factor):
+                edits.append(edit)
+            elif options.selection in BY_RHO:
+                score = scores[edit.unit]
+                picked = own if (score > threshold) == (options.selection == "rho") else other
+                edits += (
+                    []
+                    if picked is None
+                    else [_with(edit, picked, _loss(model, statistics, edit, picked), {"score": score, **why})]
+                )
+            else:
+                assert other is not None  # noqa: S101 - a comparison of losses has two methods (selection_needs)
+                edits.append(_better(model, statistics, edit, (own, other), measured, why))
             advance()
     return plan.with_edits(edits)
+
+
+def _threshold(scores: Sequence[float], options: MethodConfig) -> float:
+    """The ρ above which units count as high; with a share, the one that so many of them are on the right side of."""
+    share = options.selection_share
+    if share is None or not scores:
+        return options.selection_threshold
+    ordered, count = sorted(scores), max(1, round(share * len(scores)))
+    if options.selection == "rho":
+        return -inf if count == len(ordered) else ordered[-count - 1]
+    return ordered[count - 1]
 
 
 def _other(options: MethodConfig) -> Solver:
@@ -60,36 +90,36 @@ def _other(options: MethodConfig) -> Solver:
     return solver(options.selection_else, {key: value for key, value in options.own.items() if key in declared})
 
 
-def _select(
+def _better(
     model: PreTrainedModel,
     statistics: Statistics,
     edit: Factor,
     pair: tuple[Solver, Solver],
-    options: MethodConfig,
     trial: Trial | None,
+    why: dict[str, Any],
 ) -> Factor:
+    """The method with the lower forecast loss, or with a trial the lower measured one."""
     own, other = pair
     weight, unit = stacked_weight(model, edit.unit), statistics.unit(edit.unit)
     solutions = {one.name: one.decompose(weight, unit) for one in pair}
     losses = {one.name: float(loss_curve(one, solutions[one.name], weight, unit)[edit.rank]) for one in pair}
-    if options.selection == "rho":
-        score = _rho(model, statistics, edit.group)
-        chosen = own if score > options.selection_threshold else other
-    else:
-        worth = losses
-        if trial is not None:
-            problem = Problem(weight, unit)
-            worth = {name: _measured(trial, model, edit, problem, full) for name, full in solutions.items()}
-        score = worth[own.name] - worth[other.name]
-        chosen = own if score <= 0 else other
-    return edit.model_copy(
-        update={
-            "method": chosen.name,
-            "options": chosen.options.model_dump(mode="json"),
-            "predicted_loss": losses[chosen.name],
-            "selection": {"by": options.selection, "score": score, "own": own.name},
-        }
-    )
+    worth = losses
+    if trial is not None:
+        problem = Problem(weight, unit)
+        worth = {name: _measured(trial, model, edit, problem, full) for name, full in solutions.items()}
+    score = worth[own.name] - worth[other.name]
+    chosen = own if score <= 0 else other
+    return _with(edit, chosen, losses[chosen.name], {"score": score, **why})
+
+
+def _with(edit: Factor, method: Solver, loss: float, why: dict[str, Any]) -> Factor:
+    options = method.options.model_dump(mode="json")
+    return edit.model_copy(update={"method": method.name, "options": options, "predicted_loss": loss, "selection": why})
+
+
+def _loss(model: PreTrainedModel, statistics: Statistics, edit: Factor, method: Solver) -> float:
+    weight, unit = stacked_weight(model, edit.unit), statistics.unit(edit.unit)
+    return float(loss_curve(method, method.decompose(weight, unit), weight, unit)[edit.rank])
 
 
 def _measured(trial: Trial, model: PreTrainedModel, edit: Factor, problem: Problem, full: Decomposition) -> float:

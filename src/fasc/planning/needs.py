@@ -155,9 +155,28 @@ def check_bits(options: MethodConfig, budget: BudgetConfig | None) -> None:
         raise BudgetError("bits go with no selection of methods and no propagation", "leave --selection and --propagate out")
 
 
+BY_RHO = ("rho", "low-rho")
+"""Selections that go by ρ alone."""
+
+NOTHING = "none"
+"""Instead of the other method of a selection: those units stay as they are."""
+
+
 def selection_needs(options: MethodConfig) -> frozenset[Need]:
-    """The moments that a selection of methods needs beside the method's own, per group."""
+    """The moments that a selection of methods needs beside the method's own, per group.
+
+    Raises:
+        BudgetError: a share, or no other method, where the selection does not go by ρ.
+    """
     if options.selection == "none":
         return frozenset()
-    needs = get_method(options.selection_else).needs | {Need("gradient", "group")}
-    return needs | {Need("cross", "group")} if options.selection == "rho" else needs
+    by_rho = options.selection in BY_RHO
+    if options.selection_share is not None and not by_rho:
+        raise BudgetError(
+            f"a share of the units has no meaning for the selection `{options.selection}`", f"use {' or '.join(BY_RHO)}"
+        )
+    if options.selection_else == NOTHING and not by_rho:
+        raise BudgetError(f"the selection `{options.selection}` compares two methods and has one", f"use {' or '.join(BY_RHO)}")
+    other = frozenset() if options.selection_else == NOTHING else get_method(options.selection_else).needs
+    needs = other | {Need("gradient", "group")}
+    return needs | {Need("cross", "group")} if by_rho else needs

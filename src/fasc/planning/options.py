@@ -8,7 +8,7 @@ from pydantic import ByteSize, ConfigDict, Field, NonNegativeInt, PositiveInt, T
 from fasc.options import Options
 
 AllocationName = Literal["uniform", "fisher"]
-SelectionName = Literal["none", "rho", "predicted", "kl"]
+SelectionName = Literal["none", "rho", "low-rho", "predicted", "kl"]
 
 
 class MethodConfig(Options, extra="allow"):
@@ -47,14 +47,17 @@ class MethodConfig(Options, extra="allow"):
 
     selection: SelectionName = "none"
     """Which method each unit gets: `none`: this one everywhere. `rho`: this one where ρ is above the threshold, else the other
-    (the paper's). `predicted`: the one with the lower forecast loss. `kl`: the one with the lower measured KL divergence on
-    held-out text, compressing one unit at a time."""
+    (the paper's). `low-rho`: this one where ρ is not above it. `predicted`: the one with the lower forecast loss. `kl`: the one
+    with the lower measured KL divergence on held-out text, compressing one unit at a time."""
 
     selection_threshold: Annotated[float, Field(ge=0)] = 0.3
-    """Of ρ, for the selection `rho`."""
+    """Of ρ, for the selections `rho` and `low-rho`."""
+
+    selection_share: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Instead of a threshold: so many of all units get this method, those with the highest ρ, or under `low-rho` the lowest."""
 
     selection_else: str = "svd"
-    """The other method of a selection."""
+    """The other method of a selection; `none` leaves these units as they are."""
 
     label: str | None = None
     """Name of the row in a run's tables, where the method's own would not tell two rows apart."""

@@ -24,11 +24,13 @@ def short(name: str) -> str:
     return Path(name).name if Path(name).exists() else name
 
 
-def _share(value: float | None) -> str:
+def share(value: float | None) -> str:
+    """Of one, in percent."""
     return "–" if value is None else f"{100 * value:.1f} %"
 
 
-def _difference(value: float | None, interval: Sequence[float | None], scale: float = 1, digits: int = 3) -> str:
+def difference(value: float | None, interval: Sequence[float | None], scale: float = 1, digits: int = 3) -> str:
+    """With its interval."""
     if value is None:
         return "–"
     low, high = interval
@@ -42,13 +44,13 @@ def cells(one: Paired) -> list[str]:
     return [
         short(one.model),
         short(one.reference),
-        _share(one.reference_accuracy),
-        _share(one.accuracy),
+        share(one.reference_accuracy),
+        share(one.accuracy),
         str(one.lost) if flips else "–",
         str(one.gained) if flips else "–",
         "–" if one.p is None else f"{one.p:.2g}",
-        _difference(one.accuracy_difference, one.accuracy_interval, 100, 1),
-        _difference(one.log_probability_difference, one.log_probability_interval),
+        difference(one.accuracy_difference, one.accuracy_interval, 100, 1),
+        difference(one.log_probability_difference, one.log_probability_interval),
         one.verdict,
     ]
 
@@ -82,11 +84,11 @@ def group_cells(row: Mapping[str, Any]) -> list[str]:
         f"{row['kind']}: {row['group']}",
         f"{row['n']:,}",
         short(row["model"]),
-        _share(row["reference_accuracy"]),
-        _share(row["accuracy"]),
+        share(row["reference_accuracy"]),
+        share(row["accuracy"]),
         str(row["lost"]),
         str(row["gained"]),
-        _difference(row["log_probability_difference"], row["log_probability_interval"]),
+        difference(row["log_probability_difference"], row["log_probability_interval"]),
         row["verdict"],
     ]
 

@@ -10,13 +10,18 @@ import numpy as np
 
 from fasc.evaluation.outcome import Outcome, outcomes_from
 from fasc.evaluation.paired import Paired, by_group, paired
+from fasc.reporting.compared import difference, share
 from fasc.reporting.entries import DENSE, Entry, read_entries
 from fasc.reporting.scores import ITEMS
 from fasc.reporting.table import format_score, markdown_table
 from fasc.storage import read_json
 
-TABLE_1, TABLE_4, TABLE_8, TABLE_9, FIGURE_3 = "table-1", "table-4", "table-8", "table-9", "figure-3"
-SUBSPACES, EMERGENCE, APPENDIX_E = "subspaces", "emergence", "appendix-e"
+TABLE_1, TABLE_4, TABLE_7, TABLE_8, TABLE_9 = "table-1", "table-4", "table-7", "table-8", "table-9"
+FIGURE_2, FIGURE_3, SUBSPACES, EMERGENCE = "figure-2", "figure-3", "subspaces", "emergence"
+EQUAL_SIZE = "table-1-equal-size"
+SEEDS, APPENDIX_E = "table-9-seeds", "appendix-e"
+"""A folder for each value of the sweep."""
+
 _FIFTH = 5
 
 
@@ -35,20 +40,25 @@ class Results:
         self._outcomes = cache(self._read_outcomes)
         self._result = cache(self._read_result)
 
+    def _of(self, table: str) -> Path:
+        """The folder of a table; where it was made of several models, that of the first by name."""
+        several = sorted(self._folder.glob(f"{table} *"))
+        return self._folder / table if (self._folder / table).is_dir() or not several else several[0]
+
     def _read_entries(self, table: str) -> dict[str, Entry]:
-        folder = self._folder / table
+        folder = self._of(table)
         if not folder.is_dir():
             raise FileNotFoundError(f"{table} was not run")
         return {entry.name: entry for entry in read_entries(folder)}
 
     def _read_outcomes(self, table: str, name: str) -> dict[str, list[Outcome]]:
-        file = self._folder / table / name / ITEMS
+        file = self._of(table) / name / ITEMS
         if not file.is_file():
             raise FileNotFoundError(f"{table} has no items of {name}")
         return {benchmark: outcomes_from(rows) for benchmark, rows in read_json(file)["items"].items()}
 
     def _read_result(self, table: str) -> dict[str, Any]:
-        file = self._folder / table / "result.json"
+        file = self._of(table) / "result.json"
         if not file.is_file():
             raise FileNotFoundError(f"{table} was not run")
         found: dict[str, Any] = read_json(file)
@@ -77,18 +87,34 @@ class Results:
         except (KeyError, FileNotFoundError):
             return None
 
-    def machines(self) -> dict[str, str]:
-        """Which machine made each table."""
-        found: dict[str, str] = {}
-        for file in sorted(self._folder.glob("*/*.json")):
-            if file.name in ("provenance.json", "result.json"):
-                made = read_json(file)
-                made = made.get("provenance", made)
+    def machines(self) -> dict[str, list[str]]:
+        """Which machines made each table, of a run those of its results."""
+        found: dict[str, list[str]] = {}
+        for name in ("*/result.json", "*/*/timing.json"):
+            for file in sorted(self._folder.glob(name)):
+                made = _made(read_json(file))
                 if "machine" in made:
                     one = made["machine"]
                     gpu = f", {one['accelerator']}" if "accelerator" in one else ""
-                    found[file.parent.name] = f"{one['processor']}, {one['cores']} cores{gpu}"
+                    machines = found.setdefault(file.relative_to(self._folder).parts[0], [])
+                    text = f"{one['processor']}, {one['cores']} cores{gpu}"
+                    machines += [] if text in machines else [text]
         return found
+
+    def model(self) -> str:
+        """The model of Table 1, or of the first table that was made."""
+        for table in (TABLE_1, TABLE_4, TABLE_7, TABLE_8):
+            file = self._of(table) / "provenance.json"
+            if file.is_file() and (named := read_json(file).get("model")):
+                return Path(named).name
+        return "the model of this run"
+
+    def gains_by_model(self) -> dict[str, Paired]:
+        """FASC against SVD on LAMA, for each model that Table 1 was made of (Table 2)."""
+        folders = sorted(self._folder.glob(f"{TABLE_1} *"))
+        if not folders:
+            raise FileNotFoundError(f"{TABLE_1} was run on one model")
+        return {folder.name.removeprefix(f"{TABLE_1} "): self.paired("lama", "fasc", "svd", folder.name) for folder in folders}
 
     def rates(self, benchmark: str) -> dict[float, Paired]:
         """FASC against SVD at each rate, the smallest first."""
@@ -144,8 +170,12 @@ class Results:
             parts[("early", "middle", "late")[min(2, 3 * row["block"] // blocks)]].append(row["rho_debiased"])
         return {name: mean(values) for name, values in parts.items()}
 
-    def _gains(self) -> list[dict[str, float]]:
-        """Of each group: ρ, and the logarithm of KL of svd ÷ KL of fasc, and of the same ratio of ½J; medians over ranks."""
+    def _gains(self, rho: Mapping[str, float] | None = None) -> list[dict[str, float]]:
+        """Of each group: ρ, and the logarithm of KL of svd ÷ KL of fasc, and of the same ratio of ½J; medians over ranks.
+
+        Args:
+            rho: of each group, instead of that of the text on which the gains were measured.
+        """
         cases: dict[tuple[str, float], dict[str, Mapping[str, Any]]] = {}
         for row in self._result(TABLE_9)["rows"]:
             cases.setdefault((row["group"], row["rank_fraction"]), {})[row["method"]] = row
@@ -154,9 +184,12 @@ class Results:
             ours, theirs = both.get("fasc"), both.get("svd")
             if ours is None or theirs is None or ours["rho"] is None or min(ours["kl"], theirs["kl"]) <= 0:
                 continue
+            if rho is not None and group not in rho:
+                continue
             gain = float(np.log(theirs["kl"] / ours["kl"]))
             forecast = float(np.log(theirs["half_j"] / ours["half_j"]))
-            found.setdefault(group, []).append({"rho": ours["rho"], "gain": gain, "half_j": forecast})
+            score = ours["rho"] if rho is None else rho[group]
+            found.setdefault(group, []).append({"rho": score, "gain": gain, "half_j": forecast})
         if len(found) < _FIFTH:
             raise KeyError("rows of table-9")
         return [{key: median(row[key] for row in rows) for key in rows[0]} for rows in found.values()]
@@ -164,22 +197,25 @@ class Results:
     def correlation(self, what: str) -> dict[str, Any]:
         """Pearson's r of a forecast with the gain, over groups, with Fisher's interval."""
         rows = self._gains()
-        r = float(np.corrcoef([row[what] for row in rows], [row["gain"] for row in rows])[0, 1])
+        r = _correlation(rows, what)
         half = 1.96 / np.sqrt(len(rows) - 3)
         z = np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12))
         return {"r": r, "n": len(rows), "interval": (float(np.tanh(z - half)), float(np.tanh(z + half)))}
 
+    def seeds(self) -> list[dict[str, float]]:
+        """By draw of calibration text: r of ρ with the gains, and the best threshold (Table 9)."""
+        found = []
+        for folder in sorted(self._folder.glob(f"{SEEDS}-*")):
+            rho = {row["group"]: row["rho"] for row in self._result(folder.name)["groups"] if row["rho"] is not None}
+            rows = self._gains(rho)
+            found.append({"r": _correlation(rows, "rho"), "threshold": _best_threshold(rows)})
+        if len(found) < 2:
+            raise FileNotFoundError(f"{SEEDS} was not run")
+        return found
+
     def best_threshold(self) -> float:
-        """The ρ that tells best where FASC gains more than the median (the paper's grid search), by balanced accuracy."""
-        rows = self._gains()
-        middle = median(row["gain"] for row in rows)
-
-        def accuracy(at: float) -> float:
-            above = [row["rho"] > at for row in rows if row["gain"] > middle]
-            below = [row["rho"] <= at for row in rows if row["gain"] <= middle]
-            return (mean(above) + mean(below)) / 2
-
-        return max((step / 50 for step in range(1, 30)), key=accuracy)
+        """The ρ that tells best where FASC gains more than the median (the paper's grid search)."""
+        return _best_threshold(self._gains())
 
     def critical(self) -> dict[str, dict[str, float]]:
         """Median KL of svd ÷ KL of fasc in the fifth of the groups with the highest and with the lowest ρ."""
@@ -190,13 +226,30 @@ class Results:
             for name, part in (("critical", rows[-fifth:]), ("safe", rows[:fifth]))
         }
 
-    def sensitivity(self) -> dict[int, dict[str, float]]:
-        """Σ KL of one block's groups, each compressed alone at half rank, by method (Figure 2)."""
-        found: dict[int, dict[str, float]] = {}
-        for row in self._result(TABLE_9)["rows"]:
-            if row["rank_fraction"] == 0.5:
-                block = found.setdefault(int(row["block"]), {})
-                block[row["method"]] = block.get(row["method"], 0.0) + row["kl"]
+    def layer_types(self) -> dict[str, dict[str, Paired]]:
+        """The fifths of the groups with the highest and the lowest ρ, each alone: FASC against SVD, both against dense."""
+        pairs = (("gain", "fasc", "svd"), ("fasc", "fasc", None), ("svd", "svd", None))
+        return {
+            kind: {
+                name: self.paired("lama", f"{kind}-{method}", DENSE if other is None else f"{kind}-{other}", TABLE_7)
+                for name, method, other in pairs
+            }
+            for kind in ("critical", "safe")
+        }
+
+    def sensitivity(self) -> dict[int, dict[str, dict[str, Any]]]:
+        """What one block compressed alone at half rank costs, by method (Figure 2): KL, and facts beside the dense model's."""
+        found: dict[int, dict[str, dict[str, Any]]] = {}
+        for row in self._result(FIGURE_2)["rows"]:
+            facts = row["kept"]["lama"]
+            found.setdefault(int(row["block"]), {})[row["method"]] = {
+                "kl": row["kl"],
+                "accuracy": facts["accuracy"],
+                "dense": facts["reference_accuracy"],
+                "log_probability": facts["log_probability_difference"],
+                "interval": facts["log_probability_interval"],
+                "n": facts["n"],
+            }
         return dict(sorted(found.items()))
 
     def thresholds(self) -> dict[str, dict[str, float]]:
@@ -204,7 +257,7 @@ class Results:
         found = {}
         for name, entry in self._entries(TABLE_8).items():
             score = entry.score("kl")
-            timing = self._folder / TABLE_8 / name / "timing.json"
+            timing = self._of(TABLE_8) / name / "timing.json"
             if score is not None and timing.is_file():
                 found[name] = {"kl": score["value"], "seconds": sum(read_json(timing)["seconds"].values())}
         return found
@@ -217,12 +270,12 @@ class Results:
 
     def rho_widths(self) -> dict[int, dict[str, float]]:
         """By tokens of calibration: median width of ρ's interval, and correlation with ρ at the most tokens."""
-        found: dict[int, dict[str, float]] = {}
-        tables = [path.name for path in self._folder.glob(f"{APPENDIX_E}-*") if (path / "result.json").is_file()]
+        tables = [folder.name for folder in self._folder.glob(f"{APPENDIX_E}-*")]
         if len(tables) < 2:
             raise FileNotFoundError(f"{APPENDIX_E} was not run")
-        sizes = {int(table.rpartition("-")[2]): {row["group"]: row for row in self.groups(table)} for table in tables}
+        sizes = {_tokens(self._result(table)): {row["group"]: row for row in self.groups(table)} for table in tables}
         most = sizes[max(sizes)]
+        found: dict[int, dict[str, float]] = {}
         for tokens, rows in sorted(sizes.items()):
             common = [name for name in rows if name in most]
             r = np.corrcoef([rows[name]["rho"] for name in common], [most[name]["rho"] for name in common])[0, 1]
@@ -255,9 +308,8 @@ class Results:
     def numbers(self) -> dict[str, Any]:
         """Every table as plain values, for benchmarks/results."""
         found: dict[str, Any] = {}
-        for table in (TABLE_1, TABLE_4, TABLE_8):
-            folder = self._folder / table
-            if folder.is_dir():
+        for table in _RUNS:
+            if self._of(table).is_dir():
                 found[table] = {
                     name: {"scores": list(entry.scores), "totals": (entry.plan or {}).get("totals"), "speeds": list(entry.speeds)}
                     for name, entry in self._entries(table).items()
@@ -266,6 +318,10 @@ class Results:
             "correlation": lambda: {what: self.correlation(what) for what in ("rho", "half_j")},
             "best_threshold": self.best_threshold,
             "critical": self.critical,
+            "seeds": self.seeds,
+            "layer_types": lambda: {
+                kind: {name: one.to_dict() for name, one in row.items()} for kind, row in self.layer_types().items()
+            },
             "sensitivity": self.sensitivity,
             "rho_by_third": self.rho_by_third,
             "rho_widths": self.rho_widths,
@@ -281,12 +337,114 @@ class Results:
         return found
 
     def tables(self) -> list[str]:
-        """The tables of scores in Markdown."""
+        """The tables of scores in Markdown, and those that are compared item by item."""
         lines: list[str] = []
-        for table, title in ((TABLE_1, "Tables 1, 3 and 6: half rank"), (TABLE_4, "Table 4: other rates"), (TABLE_8, "Table 8")):
-            if (self._folder / table).is_dir():
+        for table, title in _RUNS.items():
+            if self._of(table).is_dir():
                 lines += [f"## {title}", "", _scores_table(list(self._entries(table).values())), ""]
+        for make in (self._table_3, self._table_6, self._table_7, self._figure_2):
+            try:
+                lines += make()
+            except (KeyError, FileNotFoundError):
+                continue
         return lines
+
+    def _table_3(self) -> list[str]:
+        """Grammar and facts, both methods against the dense model."""
+        rows = []
+        for benchmark in ("blimp", "mlama", "nq_open"):
+            for method in ("fasc", "svd"):
+                rows.append([benchmark, method, *_paired_cells(self.paired(benchmark, method, DENSE))])
+        return ["## Table 3, item by item against the dense model", "", markdown_table(("", "", *_PAIRED), rows), ""]
+
+    def _table_6(self) -> list[str]:
+        """Types of relations, likewise."""
+        rows = [
+            [kind, name, *_paired_cells(one)] for kind, row in self.types("relation_types").items() for name, one in row.items()
+        ]
+        return ["## Table 6, item by item against the dense model", "", markdown_table(("", "", *_PAIRED), rows), ""]
+
+    def _table_7(self) -> list[str]:
+        rows = [
+            [kind, name, *_paired_cells(one)]
+            for kind, row in self.layer_types().items()
+            for name, one in row.items()
+            if name != "gain"
+        ]
+        return ["## Table 7, LAMA item by item against the dense model", "", markdown_table(("", "", *_PAIRED), rows), ""]
+
+    def _figure_2(self) -> list[str]:
+        """A row per block."""
+        rows = []
+        for block, methods in self.sensitivity().items():
+            cells = [str(block)]
+            for name in ("svd", "fasc"):
+                one = methods[name]
+                low, high = one["interval"]
+                cells += [
+                    f"{one['kl']:.4f}",
+                    f"{100 * one['accuracy']:.1f} %",
+                    f"{one['log_probability']:+.3f} [{low:+.3f}, {high:+.3f}]",
+                ]
+            rows.append(cells)
+        header = ["block"]
+        for name in ("svd", "fasc"):
+            header += [f"{name}: KL", "LAMA", "Δ log-probability, nats"]
+        return ["## Figure 2: one block at a time", "", markdown_table(header, rows), ""]
+
+
+_RUNS = {
+    TABLE_1: "Tables 1, 3 and 6: half rank",
+    EQUAL_SIZE: "Table 1 at equal bytes",
+    TABLE_4: "Table 4: other rates",
+    TABLE_7: "Table 7: the fifths with the highest and the lowest ρ, each compressed alone",
+    TABLE_8: "Table 8: thresholds of ρ",
+}
+"""Tables that are runs of methods."""
+
+_PAIRED = ("n", "dense", "kept", "lost", "gained", "Δ points", "Δ log-probability")
+
+
+def _paired_cells(one: Paired) -> list[str]:
+    return [
+        f"{one.n:,}",
+        share(one.reference_accuracy),
+        share(one.accuracy),
+        str(one.lost),
+        str(one.gained),
+        difference(one.accuracy_difference, one.accuracy_interval, 100, 1),
+        difference(one.log_probability_difference, one.log_probability_interval),
+    ]
+
+
+def _correlation(rows: Sequence[Mapping[str, float]], what: str) -> float:
+    return float(np.corrcoef([row[what] for row in rows], [row["gain"] for row in rows])[0, 1])
+
+
+def _best_threshold(rows: Sequence[Mapping[str, float]]) -> float:
+    """By balanced accuracy."""
+    middle = median(row["gain"] for row in rows)
+
+    def accuracy(at: float) -> float:
+        above = [row["rho"] > at for row in rows if row["gain"] > middle]
+        below = [row["rho"] <= at for row in rows if row["gain"] <= middle]
+        return (mean(above) + mean(below)) / 2
+
+    return max((step / 50 for step in range(1, 30)), key=accuracy)
+
+
+def _made(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The provenance of a result; a diagnosis has it among its facts."""
+    for inner in (found.get("meta", {}), found):
+        if "provenance" in inner:
+            made: Mapping[str, Any] = inner["provenance"]
+            return made
+    return {}
+
+
+def _tokens(result: Mapping[str, Any]) -> int:
+    """Of calibration."""
+    return int(sum(result["meta"]["tokens_by_process"]))
 
 
 def _scores_table(entries: Sequence[Entry]) -> str:

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from fasc.reporting.compared import difference, share
 from fasc.reporting.console import print_results
 from fasc.reporting.drawing import save_png
 
@@ -28,6 +29,25 @@ def print_validation(summary: Rows) -> None:
             scores = [f"{row[key]:.3f} ({row[f'{key}_p']:.1g})" for key in ("pearson", "spearman")]
         ratio = "–" if row["median_ratio"] is None else f"{row['median_ratio']:.2f}"
         table.add_row(row["forecast"], row["method"], fraction, str(row["n"]), *scores, ratio)
+    print_results(table)
+
+
+def print_parts(rows: Rows) -> None:
+    """A row per group or block: what compressing it alone costs."""
+    table = Table(title="one at a time, everything else dense", title_justify="left")
+    scored = list(dict.fromkeys(name for row in rows for name in row.get("kept", {})))
+    titles = ["", "method", "rank fraction", "½J", "measured KL"]
+    titles += [title for name in scored for title in (name, "Δ", "Δ log-probability")]
+    for place, title in enumerate(titles):
+        table.add_column(title, justify="left" if place < 2 else "right", overflow="fold")
+    for row in rows:
+        cells = [row["group"], row["method"], f"{row['rank_fraction']:g}", f"{row['half_j']:.4f}"]
+        cells.append(f"{row['kl']:.4f} ± {1.96 * row['kl_error']:.4f}")
+        for name in scored:
+            one = row["kept"][name]
+            cells += [share(one["accuracy"]), difference(one["accuracy_difference"], one["accuracy_interval"], 100, 1)]
+            cells.append(difference(one["log_probability_difference"], one["log_probability_interval"]))
+        table.add_row(*cells)
     print_results(table)
 
 

@@ -41,7 +41,7 @@ def verdict_page(folder: Path, made: Mapping[str, Any]) -> tuple[str, dict[str, 
     versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
     command = " ".join(made["command"])
     lines += ["", f"Written by `{command}` with {versions}. Machines of the parts:", ""]
-    lines += [*(f"- {table}: {machine}" for table, machine in results.machines().items()), ""]
+    lines += [*(f"- {table}: {'; '.join(machines)}" for table, machines in results.machines().items()), ""]
     return "\n".join(lines), {
         "verdicts": [asdict(one) for one in found],
         "missing": missing,

@@ -1,6 +1,6 @@
 """Statistics → diagnosis, validation, overlaps of subspaces."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,9 +11,15 @@ from fasc.diagnosis.dependence import DEPENDENCE_NEEDS, group_dependence
 from fasc.diagnosis.diagnose import Diagnosis, diagnosis_needs
 from fasc.diagnosis.diagnose import diagnose as diagnose_groups
 from fasc.diagnosis.overlap import compare_subspaces, reading_bases, summarise_overlaps
-from fasc.diagnosis.validate import held_out_moments, summarise, validate_plans
+from fasc.diagnosis.validate import Part, held_out_moments, summarise, validate_plans
 from fasc.diagnosis.validate import validate as validate_groups
 from fasc.errors import UsageError
+from fasc.evaluation.evaluate import Record
+from fasc.evaluation.evaluate import evaluate as score
+from fasc.evaluation.options import EvaluationConfig
+from fasc.evaluation.outcome import Outcomes
+from fasc.evaluation.paired import paired
+from fasc.evaluation.registry import get_benchmark
 from fasc.model.experts import expert_layers
 from fasc.model.load import LoadedModel
 from fasc.model.options import LayersConfig
@@ -104,23 +110,58 @@ def validate(  # noqa: PLR0913 - what is measured, and on what
     held_out: int,
     calibration: CalibrationConfig,
     layers: LayersConfig,
+    by: Part = "group",
+    evaluation: EvaluationConfig | None = None,
 ) -> dict[str, Any]:
-    """Compress one group at a time, then whole models, and report how well ρ and ½J predicted the measured KL divergence.
+    """Compress one group or block at a time, then whole models; report how well ρ and ½J predicted the measured KL divergence.
+
+    With benchmarks each of the former is scored on the same items as the dense model (``kept``, see
+    :class:`~fasc.evaluation.paired.Paired`).
 
     Returns:
         ``rows`` (group × method × fraction), ``summary``, ``plans`` (budget), ``calibration``.
+
+    Raises:
+        UsageError: a benchmark has no items.
     """
+    look = None if evaluation is None else _looking(loaded, evaluation)
     needs = diagnosis_needs(methods)
     if budgets:
         needs |= needs_of(tuple(methods[:1]), tuple(budgets))
     moments = measured_or_stored(loaded, statistics, needs, calibration, layers)
     tokens = held_out_tokens(loaded, calibration, held_out)
     unseen = held_out_moments(loaded.model, moments, tokens, calibration)
-    rows = validate_groups(loaded.model, moments, tokens, methods, rank_fractions, held_out=unseen) if rank_fractions else []
+    rows = []
+    if rank_fractions:
+        rows = validate_groups(loaded.model, moments, tokens, methods, rank_fractions, by=by, held_out=unseen, look=look)
     plans = validate_plans(loaded.model, moments, tokens, methods[0], budgets, held_out=unseen)
     names = [options.name for options in methods]
     summary = summarise(rows, better=names[0], worse=names[-1])
     return {"rows": rows, "summary": summary, "plans": plans, "calibration": dict(moments.meta["calibration"])}
+
+
+def _looking(loaded: LoadedModel, config: EvaluationConfig) -> Callable[[], dict[str, Any]]:
+    """Scores the model as it then is, beside what it is now, item by item.
+
+    Raises:
+        UsageError: a benchmark has no items.
+    """
+    for name in config.benchmarks:
+        if get_benchmark(name).needs_text:
+            raise UsageError(f"`{name}` has no items that two models could be compared on", "name others, such as facts or lama")
+
+    def answers() -> Outcomes:
+        record = Record(keep=False)
+        score(*loaded, config, record=record)
+        return record.outcomes
+
+    before = answers()
+
+    def look() -> dict[str, Any]:
+        pairs = {name: paired(name, ("compressed", "as it was"), after, before[name]) for name, after in answers().items()}
+        return {"kept": {name: one.to_dict() for name, one in pairs.items()}}
+
+    return look
 
 
 def subspace_overlap(  # noqa: PLR0913 - what is compared, and on what

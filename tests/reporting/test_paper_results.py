@@ -1,0 +1,126 @@
+"""The numbers of the paper's tables are read off results that are known."""
+
+import json
+
+import pytest
+
+from fasc.evaluation.outcome import Outcome
+from fasc.reporting import claims
+from fasc.reporting.paper_results import Results
+from fasc.reporting.verdicts import verdict_page
+
+PLACE = {"machine": {"processor": "a processor", "cores": 2}}
+
+
+def put(folder, name, value):
+    file = folder / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(value))
+
+
+def answers(right, log):
+    """Facts of which so many of forty are known; the log-probability of each."""
+    rows = [Outcome(f"item {i}", f"r{i % 4}", f"s{i}", "t", i < right, log).to_dict() for i in range(40)]
+    return {"items": {"lama": rows}}
+
+
+def run(folder, **models):
+    for name, (right, log) in models.items():
+        place = name.replace("_", "-")
+        put(folder, f"{place}/scores.json", {"scores": []})
+        put(folder, f"{place}/items.json", answers(right, log))
+        put(folder, f"{place}/timing.json", {"seconds": {"plan": 1.0}, "provenance": PLACE})
+
+
+@pytest.fixture
+def gains(tmp_path):
+    """Groups whose gain is the number of the group, and whose ρ grows with it."""
+    rows = [
+        {"group": f"g{i}", "rank_fraction": 0.5, "method": method, "kl": kl, "half_j": kl, "rho": i / 20, "block": i}
+        for i in range(10)
+        for method, kl in (("fasc", 1.0), ("svd", 2.0**i))
+    ]
+    put(tmp_path, "table-9/result.json", {"rows": rows})
+    return tmp_path
+
+
+def seed(folder, number, rho):
+    groups = [{"group": f"g{i}", "rho": value, "excluded": None} for i, value in enumerate(rho)]
+    put(folder, f"table-9-seeds-{number}/result.json", {"groups": groups})
+
+
+def test_the_spread_over_draws_is_that_of_rho_with_the_same_gains(gains):
+    seed(gains, 1, [i / 20 for i in range(10)])
+    with pytest.raises(FileNotFoundError, match="table-9-seeds was not run"):
+        Results(gains).seeds()
+    seed(gains, 2, [(9 - i) / 20 for i in range(10)])
+    up, down = Results(gains).seeds()
+    assert (up["r"], down["r"]) == (pytest.approx(1), pytest.approx(-1))
+    assert 0.2 <= up["threshold"] < 0.25, "between the fifth ρ and the sixth"
+    assert claims.spread(Results(gains)).verdict == claims.NOT
+    seed(gains, 2, [i / 20 for i in range(10)])
+    assert claims.spread(Results(gains)).verdict == claims.REPRODUCED
+
+
+def test_table_7_compares_the_methods_in_each_fifth(gains):
+    models = {"critical_fasc": (30, -1.0), "critical_svd": (4, -3.0), "safe_fasc": (31, -1.0), "safe_svd": (31, -1.0)}
+    run(gains / "table-7", dense=(32, -0.5), **models)
+    rows = Results(gains).layer_types()
+    assert rows["critical"]["gain"].accuracy_difference == pytest.approx(26 / 40)
+    assert rows["critical"]["svd"].log_probability_difference == pytest.approx(-2.5)
+    assert rows["safe"]["gain"].accuracy_difference == 0
+    assert claims.critical(Results(gains)).verdict == claims.REPRODUCED
+    run(gains / "table-7", safe_svd=(4, -3.0))
+    assert claims.critical(Results(gains)).verdict == claims.NOT
+    page, _ = verdict_page(gains, {"versions": {}, "command": []})
+    assert "| critical | svd | 40 | 80.0 % | 10.0 % | 28 | 0 |" in page
+    assert "- table-7: a processor, 2 cores" in page
+
+
+def test_figure_2_is_judged_by_thirds_of_the_blocks(tmp_path):
+    def kept(log):
+        return {"lama": {"accuracy": 0.3, "reference_accuracy": 0.4, "log_probability_difference": log, "n": 40}}
+
+    def rows(svd):
+        return [
+            {"block": block, "method": method, "kl": -log, "kept": kept(log)}
+            for block, bad in enumerate(svd)
+            for method, log in (("svd", bad), ("fasc", bad / 10))
+        ]
+
+    for row in (found := rows([-0.1, -0.1, -2.0, -3.0, -1.0, -1.0])):
+        row["kept"]["lama"]["log_probability_interval"] = [-1, 1]
+    put(tmp_path, "figure-2/result.json", {"rows": found})
+    one = claims.sensitivity(Results(tmp_path))
+    assert one.verdict == claims.CORRECTED
+    assert "svd -0.10, -2.50, -1.00; fasc -0.01, -0.25, -0.10" in one.ours
+    assert "6 of 6 blocks (n = 40 facts)" in one.ours
+    for row in (found := rows([-3.0, -2.0, -0.1, -0.1, -0.1, -0.1])):
+        row["kept"]["lama"]["log_probability_interval"] = [-1, 1]
+    put(tmp_path, "figure-2/result.json", {"rows": found})
+    assert claims.sensitivity(Results(tmp_path)).verdict == claims.NOT
+
+
+def test_tables_of_several_models_are_found_and_compared(tmp_path):
+    for name in ("first", "second"):
+        run(tmp_path / f"table-1 {name}", dense=(36, -0.5), fasc=(30, -1.0), svd=(10, -2.0))
+    put(tmp_path / "table-1 first", "provenance.json", {"model": "owner/first"})
+    results = Results(tmp_path)
+    assert set(results.gains_by_model()) == {"first", "second"}
+    assert claims.architectures(results).verdict == claims.CORRECTED
+    assert claims.facts(results).protocol.startswith("first for Mistral-7B")
+    with pytest.raises(FileNotFoundError, match="one model"):
+        Results(tmp_path / "table-1 first").gains_by_model()
+
+
+def test_widths_of_rho_are_by_tokens_whatever_the_folders_are_called(tmp_path):
+    for name, tokens, half in (("8", 1024, 0.05), ("64", 8192, 0.01)):
+        groups = [
+            {"group": f"g{i}", "excluded": None, "rho": i / 10, "rho_low": i / 10 - half, "rho_high": i / 10 + half}
+            for i in range(6)
+        ]
+        put(tmp_path, f"appendix-e-{name}/result.json", {"groups": groups, "meta": {"tokens_by_process": [tokens // 2] * 2}})
+    widths = Results(tmp_path).rho_widths()
+    assert list(widths) == [1024, 8192]
+    assert widths[1024] == {"width": pytest.approx(0.1), "r": pytest.approx(1)}
+    assert claims.sizes(Results(tmp_path)).verdict == claims.REPRODUCED
