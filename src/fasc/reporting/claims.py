@@ -439,7 +439,7 @@ def emergence(results: Results) -> Verdict:
         "no number",
         f"mean debiased ρ from first to last checkpoint: {row['first']:.3f} → {row['last']:.3f} while facts rise to "
         f"{100 * row['accuracy']:.0f} %; with shuffled facts {row['control_first']:.3f} → {row['control_last']:.3f} at "
-        f"{100 * row['control_accuracy']:.0f} %",
+        f"{100 * row['control_accuracy']:.0f} %; means over {row['seeds']:.0f} seed(s)",
         "a small transformer trained on synthetic biographies",
         REPRODUCED if grows else NOT,
         "ρ falls in both runs as they are trained, whether or not there are facts to learn"

@@ -301,9 +301,10 @@ class Results:
         return {row["group"]: row["fisher"] for row in self._result(SUBSPACES)["hessian"]}
 
     def emergence(self) -> dict[str, float]:
-        """Debiased ρ and accuracy at the first and last checkpoint, with facts and with shuffled ones."""
-        found = self._result(EMERGENCE)["summary"]
-        return {key: float(value) for key, value in found.items()}
+        """Debiased ρ and accuracy at the first and last checkpoint, with facts and with shuffled ones; means over seeds."""
+        found = self._result(EMERGENCE)
+        seeds = len({row["seed"] for row in found["rows"]})
+        return {"seeds": seeds} | {key: float(value) for key, value in found["summary"].items()}
 
     def numbers(self) -> dict[str, Any]:
         """Every table as plain values, for benchmarks/results."""
