@@ -95,6 +95,10 @@ def test_figure_2_is_judged_by_thirds_of_the_blocks(tmp_path):
     assert one.verdict == claims.CORRECTED
     assert "svd -0.10, -2.50, -1.00; fasc -0.01, -0.25, -0.10" in one.ours
     assert "6 of 6 blocks (n = 40 facts)" in one.ours
+    page, _ = verdict_page(tmp_path, {"versions": {}, "command": []})
+    assert "](figures/sensitivity.png)" in page
+    assert (tmp_path / "figures" / "sensitivity.png").read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "figures" / "gains.png").exists(), "table-9 was not run"
     for row in (found := rows([-3.0, -2.0, -0.1, -0.1, -0.1, -0.1])):
         row["kept"]["lama"]["log_probability_interval"] = [-1, 1]
     put(tmp_path, "figure-2/result.json", {"rows": found})

@@ -78,7 +78,7 @@ def diagnose(
     if figures is not None:
         from fasc.reporting.dependence_figures import dependence_figures
 
-        for path in dependence_figures(diagnosis, figures):
+        for path in dependence_figures(diagnosis.rows, diagnosis.meta["angles_between"], figures):
             print_line(path)
     if report is not None:
         from fasc.provenance import provenance

@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fasc.diagnosis.diagnose import Diagnosis
 from fasc.reporting.drawing import save_png
 
 THRESHOLD = 0.3
@@ -18,21 +17,21 @@ THRESHOLD = 0.3
 Rows = Sequence[Mapping[str, Any]]
 
 
-def dependence_figures(diagnosis: Diagnosis, folder: Path) -> list[Path]:
+def dependence_figures(rows: Rows, compared: Sequence[str] | None, folder: Path) -> list[Path]:
     """Draw ``rho.png`` (block × kind, the paper's Fig. 3) and, where angles are known, ``angles.png`` (Fig. 5).
 
     Args:
-        diagnosis: with its rows.
+        rows: of a diagnosis.
+        compared: the two methods between which the angles are, if any.
         folder: made if it does not exist.
 
     Returns:
         The files that were written; none if no ρ is known.
     """
-    known = [row for row in diagnosis.rows if row["rho"] is not None]
+    known = [row for row in rows if row["rho"] is not None]
     if not known:
         return []
     paths = [save_png(_heatmap(known), folder / "rho.png")]
-    compared = diagnosis.meta["angles_between"]
     if compared is not None:
         paths.append(save_png(_angles(known, compared), folder / "angles.png"))
     return paths

@@ -161,6 +161,11 @@ class Results:
             raise KeyError(f"ρ of {table}")
         return rows
 
+    def diagnosed(self) -> tuple[list[Mapping[str, Any]], list[str] | None]:
+        """Rows of every group, and between which methods the angles are."""
+        found = self._result(FIGURE_3)
+        return found["groups"], found["meta"]["angles_between"]
+
     def rho_by_third(self) -> dict[str, float]:
         """Mean debiased ρ of the early, middle and late third of the blocks."""
         rows = self.groups()
@@ -170,7 +175,7 @@ class Results:
             parts[("early", "middle", "late")[min(2, 3 * row["block"] // blocks)]].append(row["rho_debiased"])
         return {name: mean(values) for name, values in parts.items()}
 
-    def _gains(self, rho: Mapping[str, float] | None = None) -> list[dict[str, float]]:
+    def gains(self, rho: Mapping[str, float] | None = None) -> list[dict[str, float]]:
         """Of each group: ρ, and the logarithm of KL of svd ÷ KL of fasc, and of the same ratio of ½J; medians over ranks.
 
         Args:
@@ -196,7 +201,7 @@ class Results:
 
     def correlation(self, what: str) -> dict[str, Any]:
         """Pearson's r of a forecast with the gain, over groups, with Fisher's interval."""
-        rows = self._gains()
+        rows = self.gains()
         r = _correlation(rows, what)
         half = 1.96 / np.sqrt(len(rows) - 3)
         z = np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12))
@@ -207,7 +212,7 @@ class Results:
         found = []
         for folder in sorted(self._folder.glob(f"{SEEDS}-*")):
             rho = {row["group"]: row["rho"] for row in self._result(folder.name)["groups"] if row["rho"] is not None}
-            rows = self._gains(rho)
+            rows = self.gains(rho)
             found.append({"r": _correlation(rows, "rho"), "threshold": _best_threshold(rows)})
         if len(found) < 2:
             raise FileNotFoundError(f"{SEEDS} was not run")
@@ -215,11 +220,11 @@ class Results:
 
     def best_threshold(self) -> float:
         """The ρ that tells best where FASC gains more than the median (the paper's grid search)."""
-        return _best_threshold(self._gains())
+        return _best_threshold(self.gains())
 
     def critical(self) -> dict[str, dict[str, float]]:
         """Median KL of svd ÷ KL of fasc in the fifth of the groups with the highest and with the lowest ρ."""
-        rows = sorted(self._gains(), key=lambda row: row["rho"])
+        rows = sorted(self.gains(), key=lambda row: row["rho"])
         fifth = max(1, len(rows) // _FIFTH)
         return {
             name: {"ratio": float(np.exp(median(row["gain"] for row in part))), "n": fifth}

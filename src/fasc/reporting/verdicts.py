@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from fasc.reporting.claims import JUDGES, Verdict
+from fasc.reporting.paper_figures import paper_figures
 from fasc.reporting.paper_results import Results
+
+FIGURES = "figures"
 
 
 def verdict_page(folder: Path, made: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The page in Markdown and what it was made from.
+    """The page in Markdown, and what it was made from; draws the paper's figures into the folder ``figures``.
 
     Args:
         folder: of the results, one folder for each table.
@@ -38,6 +41,8 @@ def verdict_page(folder: Path, made: Mapping[str, Any]) -> tuple[str, dict[str, 
     if missing:
         lines += ["", "Without a result in this run:", "", *(f"- {text}" for text in missing)]
     lines += ["", *results.tables()]
+    for title, file in paper_figures(results, folder / FIGURES).items():
+        lines += [f"## {title}", "", f"![{title}]({FIGURES}/{file.name})", ""]
     versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
     command = " ".join(made["command"])
     lines += ["", f"Written by `{command}` with {versions}. Machines of the parts:", ""]
