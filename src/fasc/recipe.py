@@ -40,6 +40,10 @@ class Recipe(Options):
     evaluation: EvaluationConfig = EvaluationConfig()
     """How the checkpoints and the dense model are scored."""
 
+    rivals: tuple[str, ...] = ()
+    """Other models, scored as they are on the same benchmarks but `kl`: what a dense model of another size keeps. Their own
+    tokenizers cut the text."""
+
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain JSON/TOML values, unset ones left out."""
         return self.model_dump(mode="json", exclude_none=True)

@@ -25,7 +25,7 @@ from fasc.planning.options import BudgetConfig, MethodConfig
 from fasc.progress import say
 from fasc.provenance import provenance
 from fasc.recipe import Recipe, read_recipe
-from fasc.reporting.entries import DENSE
+from fasc.reporting.entries import DENSE, RIVAL, Rival
 from fasc.reporting.report import report
 from fasc.reporting.scores import ITEMS, write_outcomes, write_scores
 from fasc.runfolder import require_name, run_folder
@@ -117,7 +117,28 @@ def _carry_out(recipe: Recipe, needs: frozenset[Need], out: Path) -> None:
             if recipe.recovery is not None:
                 for name in recovered:
                     _run_recovery(one, recipe.recovery, out / compressed, out / name, shared)
+    for rival in recipe.rivals:
+        _run_rival(recipe, rival, out / _rival_name(rival))
     report(out)
+
+
+def _rival_name(model: str) -> str:
+    return model.rstrip("/").rpartition("/")[2]
+
+
+def _run_rival(recipe: Recipe, model: str, folder: Path) -> None:
+    """Score another dense model, by its own tokenizer."""
+    if (folder / "scores.json").is_file():
+        return
+    loaded = load(recipe.source.model_copy(update={"model": model}))
+    parameters = loaded.model.num_parameters()
+    say(f"evaluating {folder.name}")
+    record = Record()
+    scores = score(loaded.model, loaded.tokenizer, dense_config(recipe.evaluation), record=record)
+    weighs = Rival(model=model, parameters=parameters, bytes=parameters * loaded.model.dtype.itemsize)
+    write_json(folder / RIVAL, weighs.model_dump())
+    write_outcomes(folder / ITEMS, record.outcomes)
+    write_scores(folder / "scores.json", scores, recipe.evaluation)
 
 
 def _diagnose(loaded: LoadedModel, statistics: Statistics, recipe: Recipe, file: Path) -> None:
@@ -151,6 +172,7 @@ def _require_own_folders(recipe: Recipe) -> list[str]:
         UsageError: a name is no name, or two results share one.
     """
     names = [name for budget in recipe.budgets for options in recipe.methods for name in _names(recipe, options, budget)]
+    names += [_rival_name(model) for model in recipe.rivals]
     for name in names:
         require_name(name, reserved=_FILES)
     folded = [name.casefold() for name in names]  # some file systems do not tell cases apart

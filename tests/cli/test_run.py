@@ -250,3 +250,33 @@ def test_bad_recipes_name_the_field(fasc, tmp_path, text, words):
     (tmp_path / "r.toml").write_text(text)
     refused(fasc("run", tmp_path / "r.toml", "--out", tmp_path / "out"), *words)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_rival_is_scored_beside_and_weighs_what_it_weighs(fasc, done, model_folder, text_file, tmp_path):
+    from fasc.reporting.entries import read_entries
+    from tests.conftest import tiny_model
+
+    other = tmp_path / "rival"
+    larger = tiny_model(layers=3)
+    larger.save_pretrained(other)
+    for file in model_folder.glob("*token*"):
+        (other / file.name).write_bytes(file.read_bytes())
+    recipe = write_recipe(tmp_path / "recipe.toml", model_folder, text_file)
+    recipe.write_text(f'rivals = ["{other}"]\n' + recipe.read_text())
+    out = tmp_path / "run"
+    table, _ = done("run", recipe, "--out", out)
+    assert "rival" in table
+    rival = {entry.name: entry for entry in read_entries(out)}["rival"]
+    assert rival.rival.parameters == larger.num_parameters()
+    assert rival.rival.bytes == larger.num_parameters() * larger.dtype.itemsize
+    assert {score["benchmark"] for score in rival.scores} == {"facts", "perplexity"}
+    page, _ = done("report", out, "--out", tmp_path / "page")
+    assert "rival" in (tmp_path / "page" / "report.md").read_text()
+    (out / "rival" / "rival.json").write_text('{"model": "x", "parameters": -1}')
+    refused(fasc("report", out, "--out", tmp_path / "again"), "rival.json")
+
+
+def test_two_models_of_one_name_cannot_be_rivals(fasc, model_folder, text_file, tmp_path):
+    recipe = write_recipe(tmp_path / "recipe.toml", model_folder, text_file)
+    recipe.write_text('rivals = ["a/same", "b/same"]\n' + recipe.read_text())
+    refused(fasc("run", recipe, "--out", tmp_path / "run"), "would be called `same`")

@@ -5,11 +5,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fasc.errors import StorageError
+from pydantic import PositiveInt
+
+from fasc.errors import StorageError, UsageError
+from fasc.options import Options, parse
 from fasc.storage import read_json
 
 DENSE = "dense"
 """Folder name of the uncompressed model's scores."""
+
+RIVAL = "rival.json"
+"""Beside the scores of a dense model of another size: which it is, and what it weighs."""
+
+
+class Rival(Options):
+    """A dense model of another size."""
+
+    model: str
+    parameters: PositiveInt
+    bytes: PositiveInt
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +38,9 @@ class Entry:
 
     speeds: Sequence[Mapping[str, Any]] = ()
     """Its speed beside the dense model's."""
+
+    rival: Rival | None = None
+    """What another dense model is; ``None`` for the dense model that the others were made from, and for these."""
 
     def score(self, benchmark: str) -> Mapping[str, Any] | None:
         """The headline score of a benchmark: the first one, over all items."""
@@ -58,10 +75,19 @@ def read_entries(folder: Path) -> list[Entry]:
         place = file.parent
         plan = read_json(place / "plan.json") if (place / "plan.json").is_file() else None
         samples, speeds = _rows(place / "samples.json", "samples"), _rows(place / "speed.json", "comparisons")
-        entries.append(Entry(place.name, scores["scores"], plan, samples, speeds))
+        entries.append(Entry(place.name, scores["scores"], plan, samples, speeds, _rival(place / RIVAL)))
     if not entries:
         raise StorageError(f"`{folder}` holds no scores", "run `fasc run recipe.toml --out FOLDER` first")
     return entries
+
+
+def _rival(file: Path) -> Rival | None:
+    if not file.is_file():
+        return None
+    try:
+        return parse(Rival, read_json(file), f"`{file}`")
+    except (UsageError, TypeError, ValueError) as problem:
+        raise StorageError(f"`{file}` does not say what the model weighs", "run `fasc run` again without it") from problem
 
 
 def _rows(file: Path, key: str) -> Sequence[Any]:

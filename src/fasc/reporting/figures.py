@@ -49,6 +49,10 @@ Panel = tuple[str, list[tuple[float, float, float] | None], str]
 """Title; value, lower and upper bound of each model; format of the value."""
 
 
+def _bytes_of(entry: Entry, dense: int) -> int:
+    return entry.plan["totals"]["bytes"] if entry.plan else dense if entry.rival is None else entry.rival.bytes
+
+
 def _score_panels(entries: Sequence[Entry]) -> list[Panel]:
     panels: list[Panel] = []
     for benchmark in benchmarks_of(entries):
@@ -73,7 +77,7 @@ def _size_panels(entries: Sequence[Entry]) -> list[Panel]:
     dense = next((entry.plan["totals"]["dense_bytes"] for entry in entries if entry.plan), None)
     if dense is None:
         return []
-    sizes = [(entry.plan["totals"]["bytes"] if entry.plan else dense) / 1e6 for entry in entries]
+    sizes = [_bytes_of(entry, dense) / 1e6 for entry in entries]
     panels: list[Panel] = [("weights, MB\n(less is better)", [(size, size, size) for size in sizes], "{:,.0f}")]
     speeds = [entry.speed("decode") for entry in entries]
     if any(speeds):

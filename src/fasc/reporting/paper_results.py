@@ -116,6 +116,10 @@ class Results:
             raise FileNotFoundError(f"{TABLE_1} was run on one model")
         return {folder.name.removeprefix(f"{TABLE_1} "): self.paired("lama", "fasc", "svd", folder.name) for folder in folders}
 
+    def rivals(self) -> dict[str, Entry]:
+        """The other dense models of Table 1."""
+        return {name: entry for name, entry in self._entries(TABLE_1).items() if entry.rival is not None}
+
     def rates(self, benchmark: str) -> dict[float, Paired]:
         """FASC against SVD at each rate, the smallest first."""
         found = {0.5: self.paired(benchmark, "fasc", "svd")}
@@ -458,6 +462,7 @@ def _scores_table(entries: Sequence[Entry]) -> str:
     header = ["", *names, "weights"]
     rows = []
     for entry in entries:
-        size = "" if entry.plan is None else f"{entry.plan['totals']['bytes'] / 1e6:,.0f} MB"
+        weighs = entry.plan["totals"] if entry.plan else {} if entry.rival is None else entry.rival.model_dump()
+        size = f"{weighs['bytes'] / 1e6:,.0f} MB" if weighs else ""
         rows.append([entry.name, *(format_score(entry.score(name)) for name in names), size])
     return markdown_table(header, rows)

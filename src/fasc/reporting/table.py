@@ -49,7 +49,7 @@ def comparison(entries: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for entry in entries:
         cells = [entry.name, *(format_score(entry.score(name)) for name in benchmarks)]
-        cells += _weight_cells(entry.plan["totals"]) if entry.plan else _dense_cells(whole)
+        cells += _cells_of(entry, whole)
         rows.append(cells + ([_selection_cell(entry.plan)] if selected else []))
     return header, rows
 
@@ -59,6 +59,15 @@ def _selection_cell(plan: Mapping[str, Any] | None) -> str:
     chosen = [edit for edit in (plan or {"edits": ()})["edits"] if edit.get("selection")]
     own = sum(edit["method"] == edit["selection"]["own"] for edit in chosen)
     return f"{own} of {len(chosen)}" if chosen else "–"
+
+
+def _cells_of(entry: Entry, whole: Mapping[str, Any] | None) -> list[str]:
+    """What a model weighs; ``whole`` is any plan of the dense model that the others were made from."""
+    if entry.plan:
+        return _weight_cells(entry.plan["totals"])
+    if entry.rival is None:
+        return _dense_cells(whole)
+    return ["–", "–", f"{entry.rival.parameters / 1e6:,.1f} M", f"{entry.rival.bytes / 1e6:,.0f} MB"]
 
 
 def _weight_cells(totals: Mapping[str, Any]) -> list[str]:
@@ -107,7 +116,7 @@ def terminal_table(entries: Sequence[Entry]) -> Table:
     for title in [*map(_title, benchmarks), "parameters", "weights", *(["decoding"] if timed else [])]:
         table.add_column(title, justify="right", no_wrap=True)
     for entry in entries:
-        *_, parameters, weights = _weight_cells(entry.plan["totals"]) if entry.plan else _dense_cells(whole)
+        *_, parameters, weights = _cells_of(entry, whole)
         scores = [compact_score(entry.score(name)) for name in benchmarks]
         cells = [entry.name, *scores, parameters.partition(" (")[0], weights, *([_speed(entry)] if timed else [])]
         table.add_row(*cells, style="dim" if entry.name == DENSE else None)

@@ -51,6 +51,8 @@ class Model:
     @property
     def bytes(self) -> int | None:
         """Of the weights on disk."""
+        if self.entry.rival is not None:
+            return self.entry.rival.bytes
         plan = self.plan or self.dense_plan
         if plan is None:
             return None
@@ -218,13 +220,15 @@ def _run(folder: Path) -> Source:
         }
         if entry.plan is not None:
             plans[entry.name] = Plan.from_dict(entry.plan, f"`{place / 'plan.json'}`")
-        elif entry.name != DENSE:
+        elif entry.name != DENSE and entry.rival is None:
             raise StorageError(f"`{place}` holds scores and no plan", "run `fasc run` again: it goes on there")
         plan = plans[entry.name].to_dict() if entry.name in plans else None
-        entries.append(Entry(entry.name, rows["scores"], plan, rows["samples"], rows["speed"]))
+        entries.append(Entry(entry.name, rows["scores"], plan, rows["samples"], rows["speed"], entry.rival))
     any_plan = next(iter(plans.values()), None)
     name = folder.resolve().name
-    models = tuple(Model(entry.name, name, entry, plans.get(entry.name), dense_plan=any_plan) for entry in entries)
+    models = tuple(
+        Model(entry.name, name, entry, plans.get(entry.name), dense_plan=None if entry.rival else any_plan) for entry in entries
+    )
     return Source(
         name,
         models,
