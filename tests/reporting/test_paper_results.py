@@ -133,12 +133,12 @@ def test_widths_of_rho_are_by_tokens_whatever_the_folders_are_called(tmp_path):
 @pytest.mark.parametrize(("known", "verdict"), [(29, claims.CORRECTED), (40, claims.NOT)])
 def test_a_larger_dense_model_is_compared_fact_by_fact(tmp_path, known, verdict):
     run(tmp_path / "table-1", dense=(32, -0.5), fasc=(30, -1.0), large=(known, -1.0))
-    assert claims.larger(Results(tmp_path)).verdict == claims.OPEN
-    put(tmp_path, "table-1/large/rival.json", {"model": "owner/large", "parameters": 13, "bytes": 26_000_000})
     put(tmp_path, "table-1/fasc/plan.json", {"totals": {"bytes": 14_000_000}})
     for name in ("large", "fasc", "dense"):
         row = {"benchmark": "lama", "metric": "accuracy", "value": 0.5, "low": 0.4, "high": 0.6}
         put(tmp_path, f"table-1/{name}/scores.json", {"scores": [row]})
+    assert claims.larger(Results(tmp_path)).verdict == claims.OPEN
+    put(tmp_path, "table-1/large/rival.json", {"model": "owner/large", "parameters": 13, "bytes": 26_000_000})
     one = claims.larger(Results(tmp_path))
     assert one.verdict == verdict
     assert "14 MB compressed; large 26 MB as it is" in one.protocol
