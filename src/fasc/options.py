@@ -7,7 +7,7 @@ modules that define them load neither torch nor transformers, so that ``fasc --h
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ByteSize, TypeAdapter, ValidationError
 
 from fasc.errors import UsageError
 
@@ -33,6 +33,21 @@ def explain(problem: ValidationError, where: str) -> UsageError:
     if first["type"] == "extra_forbidden":
         reason = "no such field"
     return UsageError(": ".join(part for part in (where, f"`{field}`" if field else "", reason) if part), hint)
+
+
+_SIZE = TypeAdapter(ByteSize)
+
+
+def bytes_of(given: str | int | None) -> int:
+    """A number of bytes, or one with kB, MB, GB, KiB, MiB, GiB.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return int(_SIZE.validate_python(given.strip() if isinstance(given, str) else given))
+    except (ValidationError, OverflowError, ValueError):
+        raise ValueError(f"`{given}` is not a number of bytes") from None
 
 
 def parse(part: type[Part], values: Mapping[str, Any], where: str) -> Part:

@@ -1,7 +1,13 @@
 """``fasc collect``."""
 
+import re
+import sys
+
+import torch
+
 from fasc.statistics.moments import Need, Statistics
 from tests.cli.conftest import CALIBRATION, refused
+from tests.conftest import kill_when
 
 
 def test_results_go_to_stdout_and_progress_to_stderr(done, model_folder, text_file, tmp_path):
@@ -33,3 +39,49 @@ def test_an_existing_file_is_replaced_only_if_that_is_asked_for(fasc, done, stat
     assert statistics.read_bytes() == before
     done(*again, "--overwrite")
     assert statistics.read_bytes() != before
+
+
+def least_memory(fasc, command):
+    """What the refusal of too little says is enough."""
+    lines = refused(fasc(*command, "--max-memory", "1MB"), "do not hold the moments of one block")
+    return re.search(r"--max-memory (\S+),", lines[-1])[1]
+
+
+def test_a_limit_of_memory_gives_a_folder_that_other_verbs_read(fasc, done, model_folder, text_file, tmp_path):
+    folder, file = tmp_path / "moments", tmp_path / "moments.safetensors"
+    command = ["collect", model_folder, "--methods", "fasc", "--corpus", text_file, *CALIBRATION, "--out"]
+    limit = least_memory(fasc, [*command, folder])
+    assert not folder.exists()
+    out, _ = done(*command, folder, "--max-memory", limit)
+    assert out.strip() == str(folder)
+    done(*command, file)
+    plans = [done("plan", model_folder, "--param-fraction", "0.6", "--statistics", one)[0] for one in (folder, file)]
+    assert plans[0] == plans[1]
+    for one in (folder, file):
+        small = tmp_path / f"small-{one.name}"
+        done("compress", model_folder, "--param-fraction", "0.6", "--statistics", one, "--out", small)
+    assert len({(tmp_path / f"small-{one.name}" / "model.safetensors").read_bytes() for one in (folder, file)}) == 1
+    refused(fasc(*command, folder, "--max-memory", limit), "already exists", "--overwrite")
+    (folder / "mine.txt").write_text("mine")
+    refused(fasc(*command, folder, "--max-memory", limit, "--overwrite"), "mine.txt")
+    assert (folder / "mine.txt").read_text() == "mine"
+    for wrong in ("0", "much", "-1GB"):
+        refused(fasc(*command, tmp_path / "x", "--max-memory", wrong), "--max-memory")
+
+
+def test_a_collect_in_passes_that_was_killed_goes_on(fasc, done, model_folder, text_file, tmp_path):
+    command = ["collect", model_folder, "--methods", "fasc", "--corpus", text_file, *CALIBRATION, "--out"]
+    limit = least_memory(fasc, [*command, tmp_path / "x"])
+    done(*command, tmp_path / "whole", "--max-memory", limit)
+    folder = tmp_path / "moments"
+    kill_when(
+        [sys.executable, "-m", "fasc", *map(str, command), str(folder), "--max-memory", limit],
+        tmp_path,
+        ".moments.work/statistics-00001-of-*",
+    )
+    assert not folder.exists()
+    _, err = done(*command, folder, "--max-memory", limit)
+    assert "pass 1 of" not in err
+    whole, again = (Statistics.load(tmp_path / name) for name in ("whole", "moments"))
+    assert all(torch.equal(one.input.matrix, again.groups[name].input.matrix) for name, one in whole.groups.items())
+    assert [entry.name for entry in tmp_path.iterdir() if "moments" in entry.name] == ["moments"]

@@ -37,6 +37,15 @@ def collect(
     dtype: opt.DTypeName = None,
     device: opt.Device = None,
     nproc: opt.Nproc = None,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            "--max-memory",
+            help="Memory for everything, such as `24GB`: as many passes over the text as that takes, each over a range of "
+            "blocks. --out is then a folder. A killed call goes on with the next range.",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: opt.Overwrite = False,
 ) -> None:
     """Measure the moments that the methods need and write them to --out (.safetensors)."""
@@ -44,20 +53,30 @@ def collect(
     calibration = opt.take(CalibrationConfig, given)
     layers = opt.take(LayersConfig, given)
     source = opt.take(ModelConfig, given)
+    limit = None if max_memory is None else opt.size("--max-memory", max_memory)
     from contextlib import nullcontext
 
     from fasc.cli.processes import first, launched
     from fasc.outputs import output
     from fasc.reporting.console import print_line
+    from fasc.stages.calibrate import calibrate_in_passes
     from fasc.stages.compress import load, needs_of
-    from fasc.stages.diagnose import collect_for
+    from fasc.stages.diagnose import collect_for, needs_to_collect
+    from fasc.statistics.shards import require_own_shards
 
     chosen = tuple(MethodConfig(name=name) for name in opt.names(methods) or DEFAULT_METHODS)
     needs_of(chosen)
     if launched(nproc, source.device, calibration.sequences):
         return
-    with output(out, overwrite=overwrite, inputs=(model, calibration.corpus)) if first() else nullcontext(out) as target:
-        statistics = collect_for(load(source), chosen, calibration, layers, diagnosis=diagnosis)
-        if first():
-            statistics.save(target)
+    inputs, folder = (model, calibration.corpus), limit is not None
+    owned = require_own_shards if folder else None
+    place = output(out, overwrite=overwrite, inputs=inputs, folder=folder, owned=owned) if first() else nullcontext(out)
+    with place as target:
+        if limit is not None:
+            needs = needs_to_collect(chosen, diagnosis=diagnosis)
+            calibrate_in_passes(load(source), needs, calibration, layers, limit=limit, out=target, overwrite=overwrite)
+        else:
+            statistics = collect_for(load(source), chosen, calibration, layers, diagnosis=diagnosis)
+            if first():
+                statistics.save(target)
     print_line(out)

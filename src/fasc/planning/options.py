@@ -3,9 +3,9 @@
 from math import isfinite, log1p
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ByteSize, ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError, model_validator
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
-from fasc.options import Options
+from fasc.options import Options, bytes_of
 
 AllocationName = Literal["uniform", "fisher"]
 SelectionName = Literal["none", "rho", "low-rho", "predicted", "kl"]
@@ -172,11 +172,10 @@ class BudgetConfig(Options):
     @property
     def bytes_limit(self) -> int:
         """``max_bytes`` as a number."""
-        given = self.max_bytes
         try:
-            return int(_SIZE.validate_python(given.strip() if isinstance(given, str) else given))
-        except (ValidationError, OverflowError, ValueError):
-            raise ValueError(f"max_bytes: `{given}` is not a number of bytes") from None
+            return bytes_of(self.max_bytes)
+        except ValueError as problem:
+            raise ValueError(f"max_bytes: {problem}") from None
 
     @property
     def loss_limit(self) -> float:
@@ -198,6 +197,3 @@ BUDGETS = ("rank_fraction", "param_fraction", "model_fraction", "max_bytes", "ma
 """The fields of which one is given, or one of size and `flop_fraction`."""
 
 _OF_SIZE = ("param_fraction", "model_fraction", "max_bytes")
-
-
-_SIZE = TypeAdapter(ByteSize)

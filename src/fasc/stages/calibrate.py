@@ -1,6 +1,11 @@
 """Text → statistics."""
 
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,17 +13,25 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fasc.edits.structure import structure_of
-from fasc.errors import ModelError, UsageError
+from fasc.errors import ModelError, StatisticsError, UsageError
 from fasc.model.experts import expert_layers
+from fasc.model.groups import find_groups
 from fasc.model.load import LoadedModel, model_fingerprint
 from fasc.model.options import LayersConfig
 from fasc.model.precision import working_precision
 from fasc.planning.needs import needs_for
 from fasc.planning.options import MethodConfig
+from fasc.processes import current
+from fasc.progress import say
+from fasc.provenance import versions
 from fasc.stages.keywords import Corpus, Names, corpus_in, names_in, refuse_rest, take
 from fasc.statistics.collect import collect_moments
-from fasc.statistics.moments import Need, Statistics
+from fasc.statistics.file import read_statistics
+from fasc.statistics.moments import Need, Statistics, text_identity
 from fasc.statistics.options import CalibrationConfig
+from fasc.statistics.passes import plan_passes
+from fasc.statistics.shards import PASS, run_of, shard_name, write_index
+from fasc.storage import new_folder, work_folder
 from fasc.text.corpus import TextRequest, TokenBlock, load_corpus
 
 
@@ -64,18 +77,104 @@ def collect(
 
 def calibrate(loaded: LoadedModel, needs: frozenset[Need], calibration: CalibrationConfig, layers: LayersConfig) -> Statistics:
     """Load the calibration text and measure the moments, every expert's by itself."""
+    with _ready(loaded, calibration) as (tokens, facts):
+        statistics = collect_moments(loaded.model, tokens, needs, calibration=calibration, layers=layers)
+    return replace(statistics, meta={**statistics.meta, **facts})
+
+
+@contextmanager
+def _ready(loaded: LoadedModel, calibration: CalibrationConfig) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+    """The calibration text, what to note of it and of the model, and the model as it is measured."""
     if calibration.skip and calibration.corpus == "self":
         raise UsageError("text sampled from the model has no order to skip in", "draw other text with another --seed")
     require_dense(loaded.model)
     fingerprint = model_fingerprint(loaded.model)
     with working_precision(loaded.model):
         block = _text(loaded, calibration, calibration.skip + calibration.sequences, calibration.seed)
-        tokens = block.tokens[calibration.skip :]
+        facts = {"model_fingerprint": fingerprint, "text_digest": block.text_digest}
+        read = {"characters": block.characters, "whole": block.whole}
         with expert_layers(loaded.model):
-            statistics = collect_moments(loaded.model, tokens, needs, calibration=calibration, layers=layers)
-    facts = {"model_fingerprint": fingerprint, "text_digest": block.text_digest}
-    read = {"characters": block.characters, "whole": block.whole}
-    return replace(statistics, meta={**statistics.meta, **facts, "read": read})
+            yield block.tokens[calibration.skip :], {**facts, "read": read}
+
+
+def calibrate_in_passes(
+    loaded: LoadedModel,
+    needs: frozenset[Need],
+    calibration: CalibrationConfig,
+    layers: LayersConfig,
+    *,
+    limit: int,
+    out: Path,
+    overwrite: bool = False,
+) -> int:
+    """Measure moments that do not fit into memory together, a range of blocks in each pass, into a folder of shards.
+
+    A call that was killed goes on with the next range: finished shards lie in a hidden folder beside ``out`` meanwhile. Inside
+    :func:`fasc.processes.joined` each process reads its share in every pass, and the first one writes.
+
+    Args:
+        loaded: the dense model and its tokenizer.
+        needs: the moments.
+        calibration: the text.
+        layers: which.
+        limit: bytes of memory, those of the program and of the model included.
+        out: the folder; a path that :func:`fasc.outputs.output` has seen.
+        overwrite: replace statistics that are there.
+
+    Returns:
+        How many passes it took.
+
+    Raises:
+        UsageError: the limit does not hold one block; nothing has been measured then.
+    """
+    with _ready(loaded, calibration) as (tokens, facts):
+        passes = plan_passes(loaded.model, find_groups(loaded.model, layers), needs, calibration, limit)
+        what = {key: str(value) for key, value in facts.items()} | {"tokens": text_identity(tokens), "needs": repr(sorted(needs))}
+        what |= {
+            "options": repr(sorted(calibration.model_dump(mode="json").items())),
+            "versions": repr(sorted(versions().items())),
+        }
+        run = run_of(what, [one.groups for one in passes])
+        names = [shard_name(number, len(passes)) for number in range(len(passes))]
+        with _work(out, run) as work:
+            done = current().from_first(lambda: torch.tensor([[_is_of(work / name, run) for name in names]], dtype=torch.int64))
+            for number, one in enumerate(passes):
+                if done[0, number]:
+                    continue
+                say(f"pass {number + 1} of {len(passes)}: {len(one.groups)} groups, {one.bytes / 1e9:,.2f} GB of sums")
+                part = collect_moments(loaded.model, tokens, needs, calibration=calibration, layers=layers, only=one)
+                if current().first:
+                    noted = {**part.meta, **facts, PASS: {"run": run, "number": number, "of": len(passes)}}
+                    replace(part, meta=noted).save(work / names[number])
+                del part
+            if current().first:
+                _put_together(work, out, run, list(zip(names, [one.groups for one in passes], strict=True)), overwrite=overwrite)
+    return len(passes)
+
+
+def _work(out: Path, run: str) -> AbstractContextManager[Path]:
+    """Where finished shards wait; only the first process has it."""
+    return work_folder(out.with_name(f".{out.name}.work"), {"run": run}) if current().first else nullcontext(out)
+
+
+def _is_of(shard: Path, run: str) -> bool:
+    """Whether an earlier call of the same has finished this shard."""
+    if not shard.is_file():
+        return False
+    with suppress(StatisticsError):
+        return bool(read_statistics(shard)[1][PASS]["run"] == run)
+    return False
+
+
+def _put_together(work: Path, out: Path, run: str, shards: Sequence[tuple[str, Sequence[str]]], *, overwrite: bool) -> None:
+    """A folder of all shards and their index; they stay in the work folder until it stands."""
+    with new_folder(out, overwrite=overwrite) as scratch:
+        for name, _ in shards:
+            try:
+                os.link(work / name, scratch / name)
+            except OSError:  # a file system without links
+                shutil.copy2(work / name, scratch / name)
+        write_index(scratch, run, shards)
 
 
 def require_dense(model: PreTrainedModel) -> None:

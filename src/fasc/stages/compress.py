@@ -24,7 +24,7 @@ from fasc.planning.options import BudgetConfig, MethodConfig
 from fasc.planning.plan import Plan
 from fasc.planning.removable import WORDS
 from fasc.progress import say
-from fasc.provenance import file_digest, provenance
+from fasc.provenance import provenance
 from fasc.pruning import find_method
 from fasc.recipe import Recipe
 from fasc.reporting.card import model_card
@@ -37,6 +37,7 @@ from fasc.stages.plan import fitted_statistics, plan_of_recipe, take_method
 from fasc.stages.plan import plan as make_plan
 from fasc.statistics.moments import Need, Statistics
 from fasc.statistics.options import CalibrationConfig
+from fasc.statistics.shards import digest_of
 from fasc.storage import expanded, work_folder
 from fasc.text.sources import text_key
 
@@ -302,7 +303,7 @@ def compress_recipe(  # noqa: PLR0913 - a source each, and switches
         budgets = (BudgetConfig.model_validate(dict(plan.budget)),) if plan.budget else recipe.budgets
         recipe = recipe.model_copy(update={"methods": (plan.options,), "budgets": budgets})
     needs = needs_for(recipe.methods[0], recipe.budgets[0])
-    digests = [None if file is None else file_digest(file) for file in (statistics, held_out)]
+    digests = [None if file is None else digest_of(file) for file in (statistics, held_out)]
     calibration = recipe.calibration
     key = {"recipe": recipe.to_dict(), "statistics": digests[0], "held_out": digests[1]}
     key["text"] = None if statistics is not None else text_key(calibration.corpus, "calibration", calibration.data_dir)

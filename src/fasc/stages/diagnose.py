@@ -94,10 +94,13 @@ def collect_for(
     diagnosis: bool,
 ) -> Statistics:
     """What methods need for any budget; with ``diagnosis`` also what ρ, its interval, ½J and selections need, by expert."""
+    return calibrate(loaded, needs_to_collect(methods, diagnosis=diagnosis), calibration, layers)
+
+
+def needs_to_collect(methods: Sequence[MethodConfig], *, diagnosis: bool) -> frozenset[Need]:
+    """The moments that :func:`collect_for` measures."""
     needs = needs_of(tuple(methods))
-    if diagnosis:
-        needs |= diagnosis_needs(methods)
-    return calibrate(loaded, needs, calibration, layers)
+    return needs | diagnosis_needs(methods) if diagnosis else needs
 
 
 def validate(  # noqa: PLR0913 - what is measured, and on what

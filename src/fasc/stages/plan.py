@@ -23,12 +23,12 @@ from fasc.planning.frontier import frontier as points_of
 from fasc.planning.make import plan_model
 from fasc.planning.options import BudgetConfig, MethodConfig
 from fasc.planning.plan import Plan
-from fasc.provenance import file_digest
 from fasc.recipe import Recipe
 from fasc.serving.checkpoint import header_bytes
 from fasc.stages.calibrate import held_out_tokens
 from fasc.stages.keywords import take
 from fasc.statistics.moments import Statistics
+from fasc.statistics.shards import digest_of
 
 _SELECTION_SEQUENCES = 8
 """Held-out sequences on which the selection ``kl`` measures each unit."""
@@ -167,7 +167,7 @@ def plan_from_files(
     correction = None if validation is None else read_correction(validation)
     moments = None if statistics is None else stored_statistics(statistics, loaded.model)
     unseen = None if held_out is None else stored_statistics(held_out, loaded.model)
-    digests = [None if file is None else file_digest(file) for file in (statistics, held_out)]
+    digests = [None if file is None else digest_of(file) for file in (statistics, held_out)]
     with expert_layers(loaded.model), kept_forecasts(*digests) as known:
         groups = groups_of(loaded.model, moments, layers)
         limit = budget if correction is None else corrected(budget, correction)
@@ -241,7 +241,7 @@ def frontier_of(
 def frontier_from_files(loaded: LoadedModel, options: MethodConfig, layers: LayersConfig, statistics: Path) -> list[Point]:
     """A frontier from a file of moments; forecasts are kept in the cache."""
     moments = stored_statistics(statistics, loaded.model)
-    with expert_layers(loaded.model), kept_forecasts(file_digest(statistics)) as known:
+    with expert_layers(loaded.model), kept_forecasts(digest_of(statistics)) as known:
         return frontier_of(loaded.model, groups_of(loaded.model, moments, layers), options, moments, known)
 
 

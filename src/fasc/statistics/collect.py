@@ -25,6 +25,7 @@ from fasc.statistics.hooks import capturing
 from fasc.statistics.moments import GroupStatistics, Need, Statistics, text_identity, without_gradient
 from fasc.statistics.objective import label_seed, summed_nll
 from fasc.statistics.options import CalibrationConfig, Labels
+from fasc.statistics.passes import Pass
 from fasc.statistics.pooling import pooled
 from fasc.statistics.vocabulary import VOCABULARY, VocabularyCapture, VocabularyMoments
 from fasc.text.limits import require_length, require_tokens
@@ -41,6 +42,7 @@ def collect_moments(
     calibration: CalibrationConfig | None = None,
     layers: LayersConfig | None = None,
     mask: Tensor | None = None,
+    only: Pass | None = None,
 ) -> Statistics:
     """Measure the moments that ``needs`` names, on every input group of the model.
 
@@ -57,6 +59,7 @@ def collect_moments(
         calibration: labels, seed, batch size, checkpointing.
         layers: which layers.
         mask: 1 where there is text, [sequences, length]; padding is excluded from every moment.
+        only: a pass over some of the groups; sums are kept for these, and the backward pass ends below the first of them.
 
     Raises:
         CorpusError: no tokens, or some that the model cannot read.
@@ -66,7 +69,7 @@ def collect_moments(
     """
     calibration = calibration or CalibrationConfig()
     _require_text(model, tokens, mask)
-    groups = find_groups(model, layers or LayersConfig())
+    groups = _chosen(find_groups(model, layers or LayersConfig()), only)
     fingerprint = model_fingerprint(model)
     if current().count > 1:
         same = {"model": fingerprint, "device": model.device.type, "text": text_identity(tokens)}
@@ -74,11 +77,12 @@ def collect_moments(
         same |= {"layers": digest(group.name.encode() for group in groups)}
         same |= {name: str(value) for name, value in calibration.model_dump(exclude={"corpus", "data_dir"}).items()}
         current().require_same(versions() | same)
+    start = None if only is None else only.start
     captures = [GroupCapture(group, needs, model.device) for group in groups]
-    ends = VocabularyCapture.of(model) if VOCABULARY in needs else None
+    ends = VocabularyCapture.of(model) if VOCABULARY in needs and start is None else None
     if ends is None:
         needs -= {VOCABULARY}
-    with capturing(model, captures), evaluating(model), _gradients_of_activations(model), ExitStack() as stack:
+    with capturing(model, captures), evaluating(model), _gradients_of_activations(model, start), ExitStack() as stack:
         if ends is not None:
             stack.enter_context(ends.hooks(model))
         if calibration.route_all:
@@ -110,6 +114,10 @@ def collect_moments(
         "provenance": provenance(),
     }
     return Statistics(published, meta, tokens.cpu() if mask is None else None, _vocabulary(ends))
+
+
+def _chosen(groups: list[InputGroup], only: Pass | None) -> list[InputGroup]:
+    return groups if only is None else [group for group in groups if group.name in only.groups]
 
 
 def _vocabulary(ends: VocabularyCapture | None) -> VocabularyMoments | None:
@@ -244,14 +252,25 @@ def _listening(captures: Sequence[Capture], batch: Batch) -> Iterator[None]:
 
 
 @contextmanager
-def _gradients_of_activations(model: PreTrainedModel) -> Iterator[None]:
-    """Freeze the parameters and let gradients start at the embeddings, so that no weight gradient is computed."""
+def _gradients_of_activations(model: PreTrainedModel, start: str | None) -> Iterator[None]:
+    """Freeze the parameters and let gradients start at the embeddings or before a block: no weight gradient is computed."""
 
-    def require(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor:
+    def required(hidden: Tensor) -> Tensor:
         # Not the leaf itself: a model may scale its embeddings in place (CTRL).
-        return output.requires_grad_().clone() if torch.is_grad_enabled() else output
+        return hidden.requires_grad_().clone() if torch.is_grad_enabled() else hidden
 
-    handle = model.get_input_embeddings().register_forward_hook(require)
+    def after(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor:
+        return required(output)
+
+    def before(_module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if args:
+            return (required(args[0]), *args[1:]), given
+        return args, given | {"hidden_states": required(given["hidden_states"])}
+
+    if start is None:
+        handle = model.get_input_embeddings().register_forward_hook(after)
+    else:
+        handle = model.get_submodule(start).register_forward_pre_hook(before, with_kwargs=True)
     try:
         with frozen(model):
             yield

@@ -16,6 +16,7 @@ from fasc.model.groups import Scope, Unit
 from fasc.provenance import digest, provenance
 from fasc.statistics.accumulators import Covariance, weights_of
 from fasc.statistics.file import read_statistics, write_statistics
+from fasc.statistics.shards import read_shards
 from fasc.statistics.unit import (
     GradientMoment,
     GroupStatistics,
@@ -177,12 +178,13 @@ class Statistics:
 
     @classmethod
     def load(cls, path: str | Path) -> "Statistics":
-        """Read what :meth:`save` wrote, and check it.
+        """Read what :meth:`save` or ``fasc collect --max-memory`` wrote, and check it. Tensors stay on disk until they are used.
 
         Raises:
-            StatisticsError: missing, damaged, or of another format.
+            StatisticsError: missing, damaged, or of another format; of a folder, a shard is missing or of another run.
         """
-        return cls(*read_statistics(Path(path).expanduser()))
+        path = Path(path).expanduser()
+        return cls(*(read_shards(path) if path.is_dir() else read_statistics(path)))
 
 
 def text_identity(tokens: Tensor) -> str:
