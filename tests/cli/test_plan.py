@@ -98,3 +98,20 @@ def test_a_file_that_is_not_ours_is_not_replaced_by_the_json(fasc, done, model_f
     done("plan", model_folder, "--rank-fraction", "0.5", "--json", ours)
     done("plan", model_folder, "--rank-fraction", "0.25", "--json", ours)
     assert json.loads(ours.read_text())["totals"]["rank_fraction"] == pytest.approx(0.25)
+
+
+def test_a_config_alone_says_what_a_run_needs(done, fasc, model_folder, tmp_path):
+    file = tmp_path / "needs.json"
+    config = tmp_path / "config.json"
+    config.write_bytes((model_folder / "config.json").read_bytes())
+    out, _ = done("plan", config, "--config-only", "--param-fraction", "0.8", "--memory", "24GB", "--json", file)
+    assert "collect --max-memory 24GB: 1 pass over" in out
+    found = json.loads(file.read_text())
+    assert (found["passes"], found["limit"]) == (1, 24 * 10**9)
+    assert found["stages"]["load the result"]["total"] == sum(found["stages"]["load the result"]["parts"].values())
+    small, _ = done("plan", model_folder, "--config-only", "--memory", "1MB")
+    assert "does not fit in any number of passes" in small
+    refused(fasc("plan", config, "--config-only", "--memory", "much"), "--memory", "24GB")
+    refused(fasc("plan", config, "--config-only", "--max-kl", "0.1"), "no statistics")
+    refused(fasc("plan", config, "--config-only", "--statistics", config), "--statistics belongs to one")
+    refused(fasc("plan", model_folder, "--memory", "24GB"), "--memory is for --config-only")

@@ -1,13 +1,15 @@
 """``fasc plan``."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from fasc.cli import options as opt
+from fasc.errors import UsageError
 from fasc.model.options import LayersConfig, ModelConfig
-from fasc.planning.options import MethodConfig
+from fasc.planning.options import BudgetConfig, MethodConfig
 
 
 def plan(
@@ -56,6 +58,20 @@ def plan(
             show_default=False,
         ),
     ] = None,
+    config_only: Annotated[
+        bool,
+        typer.Option(
+            "--config-only",
+            help="Load no weights: MODEL is a hub id, a folder or a config.json. Prints what is left in a uniform plan, and "
+            "what a run needs in memory.",
+        ),
+    ] = False,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            "--memory", help="With --config-only: of the machine, such as `24GB`. [default: this one's]", show_default=False
+        ),
+    ] = None,
     json: opt.Json = None,
     dtype: opt.DTypeName = None,
 ) -> None:
@@ -78,6 +94,11 @@ def plan(
     from fasc.stages.compress import load
     from fasc.stages.plan import plan_from_files
 
+    if config_only:
+        _print_needs(source, options, budget, layers, memory, json, given)
+        return
+    if memory is not None:
+        raise UsageError("--memory is for --config-only: a plan of a loaded model prints what its run needs", "leave it out")
     if frontier is not None:
         _print_frontier(source, options, layers, statistics, frontier, json)
         return
@@ -87,6 +108,35 @@ def plan(
     if json is not None:
         result.save(json)
     print_results(edits_table(result), totals_table(result))
+
+
+def _print_needs(
+    source: ModelConfig,
+    options: MethodConfig,
+    budget: BudgetConfig,
+    layers: LayersConfig,
+    memory: str | None,
+    json: Path | None,
+    given: Mapping[str, Any],
+) -> None:
+    import psutil
+
+    from fasc.outputs import write_artifact
+    from fasc.planning.table import totals_table
+    from fasc.reporting.console import print_results
+    from fasc.reporting.requirements import passes_line, requirements_table
+    from fasc.stages.plan import plan_of_config
+
+    measured = [name for name in ("statistics", "held_out", "validation", "frontier") if given[name] is not None]
+    if measured:
+        option = f"--{measured[0].replace('_', '-')}"
+        raise UsageError(f"--config-only loads no model, and {option} belongs to one", "leave one of them out")
+    opt.check_files(json, inputs=(source.model,))
+    limit = psutil.virtual_memory().total if memory is None else opt.size("--memory", memory)
+    made, needed = plan_of_config(source.model, options, budget, layers, dtype=source.dtype, limit=limit)
+    if json is not None:
+        write_artifact(json, "requirements", {"model": source.model, "totals": made.totals, **needed.to_dict()})
+    print_results(totals_table(made), requirements_table(needed), passes_line(needed))
 
 
 def _print_frontier(

@@ -6,7 +6,7 @@ To compress, the layers get weights of their own and the fused tensors go.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -165,6 +165,13 @@ def fused_sizes(model: nn.Module) -> dict[str, dict[str, Any]]:
                 "bias": bool(module.has_bias),
             }
     return sizes
+
+
+@contextmanager
+def expert_layers_called(model: nn.Module) -> Iterator[None]:
+    """:func:`expert_layers` of a model without numbers, where no router can say who reads what: each expert reads every token."""
+    with expert_layers(model) as holders, hearing_all(model) if holders else nullcontext():
+        yield
 
 
 @contextmanager

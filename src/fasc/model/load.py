@@ -48,6 +48,33 @@ def load_model(spec: str | Path, *, dtype: DType = "auto", device: str = "auto")
     return LoadedModel(model.eval(), loaded.tokenizer)
 
 
+def model_of_config(spec: str | Path, *, dtype: DType = "auto") -> PreTrainedModel:
+    """The model that a config describes, on the meta device: names and shapes of its layers, and no numbers.
+
+    Args:
+        spec: a hub id, a folder with a config.json, or such a file.
+        dtype: precision of the weights; ``auto`` takes the config's.
+
+    Raises:
+        ModelError: there is no config, or it is of no causal model that transformers knows.
+    """
+    path = Path(spec).expanduser()
+    place = str(path) if path.exists() else str(spec)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ModelError(f"`{spec}` holds no config.json", "name a folder of a model, its config.json, or a hub id")
+    try:
+        with quiet_transformers():
+            config = inspect_config(place)
+            precision = getattr(config, "dtype", None) or torch.float32 if dtype == "auto" else getattr(torch, dtype)
+            with torch.device("meta"):
+                model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=precision, attn_implementation="eager")
+    except FascError:
+        raise
+    except _LOADING_PROBLEMS as problem:
+        raise _explain(str(spec), problem) from problem
+    return model.eval()
+
+
 def _load_path(spec: str, dtype: DType) -> LoadedModel:
     path = Path(spec).expanduser()
     spec = str(path) if path.exists() else spec

@@ -9,26 +9,34 @@ from transformers import PreTrainedModel
 
 from fasc.compression.trial import Trial
 from fasc.errors import BudgetError
+from fasc.evaluation.options import EvaluationConfig
 from fasc.forecast.cache import kept_forecasts
-from fasc.model.experts import expert_layers
+from fasc.model.experts import expert_layers, expert_layers_called
 from fasc.model.groups import InputGroup, find_groups
-from fasc.model.load import LoadedModel, model_fingerprint
+from fasc.model.load import LoadedModel, model_fingerprint, model_of_config
 from fasc.model.options import LayersConfig
-from fasc.options import parse
+from fasc.options import DType, parse
 from fasc.paper.selection import select_methods
 from fasc.planning.candidates import Curves
 from fasc.planning.correction import Correction, read_correction
 from fasc.planning.frontier import MENU, SHARES, Point
 from fasc.planning.frontier import frontier as points_of
 from fasc.planning.make import plan_model
+from fasc.planning.needs import needs_for
 from fasc.planning.options import BudgetConfig, MethodConfig
 from fasc.planning.plan import Plan
+from fasc.planning.requirements import Requirements, requirements
 from fasc.recipe import Recipe
 from fasc.serving.checkpoint import header_bytes
 from fasc.stages.calibrate import held_out_tokens
 from fasc.stages.keywords import take
+from fasc.statistics.accumulators import FLUSH_TOKENS
 from fasc.statistics.moments import Statistics
+from fasc.statistics.options import CalibrationConfig
 from fasc.statistics.shards import digest_of
+
+_MANY = FLUSH_TOKENS // CalibrationConfig().sequence_length
+"""Sequences from which on sums have totals in float64: a text for a large model has as many."""
 
 _SELECTION_SEQUENCES = 8
 """Held-out sequences on which the selection ``kl`` measures each unit."""
@@ -173,6 +181,31 @@ def plan_from_files(
         limit = budget if correction is None else corrected(budget, correction)
         made = make_plan(loaded.model, groups, options, limit, moments, known=known, held_out=unseen)
         return _selected(loaded.model, moments, expecting(made, budget, correction))
+
+
+def plan_of_config(
+    spec: str, options: MethodConfig, budget: BudgetConfig, layers: LayersConfig, *, dtype: DType, limit: int
+) -> tuple[Plan, Requirements]:
+    """A uniform plan from a config alone, and what the run would need in memory.
+
+    Args:
+        spec: a hub id, a folder with a config.json, or such a file.
+        options: the method and its layouts.
+        budget: a fraction.
+        layers: which.
+        dtype: precision of the weights.
+        limit: bytes of memory that there are.
+
+    Raises:
+        ModelError: there is no such config.
+        BudgetError: the budget needs a forecast.
+    """
+    model = model_of_config(spec, dtype=dtype)
+    with expert_layers_called(model):
+        groups = find_groups(model, layers)
+        made = make_plan(model, groups, options, budget, None)
+        needs, batch = needs_for(options, None), EvaluationConfig().batch_tokens
+        return made, requirements(model, groups, needs, made, CalibrationConfig(sequences=_MANY), limit, compared_tokens=batch)
 
 
 def corrected(budget: BudgetConfig, correction: Correction) -> BudgetConfig:

@@ -59,11 +59,12 @@ def plan_passes(
         parts.setdefault(group.block, []).append(group)
     blocks = [(some, _bytes(some, needs, calibration)) for some in parts.values()]
     forecast = memory_forecast(model, groups, needs, calibration.batch_tokens)
-    beside = PROGRAM + forecast["model"] + forecast["batch"]
+    published = 8 * max(entries_of(group, needs) for group in groups)  # one group at a time, in float64
+    beside = PROGRAM + forecast["model"] + forecast["batch"] + published
     largest = max(size for _, size in blocks)
     least = beside + largest
     if least > limit:
-        model_gb, batch_gb, sums_gb = (size / 1e9 for size in (forecast["model"], forecast["batch"], largest))
+        model_gb, batch_gb, sums_gb = (size / 1e9 for size in (forecast["model"], forecast["batch"], largest + published))
         raise UsageError(
             f"{limit / 1e9:,.2f} GB of memory do not hold the moments of one block: that takes {least / 1e9:,.2f} GB "
             f"({model_gb:,.2f} the model, {batch_gb:,.2f} a batch, {sums_gb:,.2f} the sums)",
@@ -83,7 +84,6 @@ def plan_passes(
 
 
 def _bytes(groups: Sequence[InputGroup], needs: frozenset[Need], calibration: CalibrationConfig) -> int:
-    """Sums in float32, their totals in float64 from so many tokens on, and one group's in float64 while it is published."""
-    entries = [entries_of(group, needs) for group in groups]
-    totals = 8 * sum(entries) if calibration.sequences * calibration.sequence_length >= FLUSH_TOKENS else 0
-    return 4 * sum(entries) + totals + 8 * max(entries)
+    """Sums in float32, and their totals in float64 from so many tokens on."""
+    entries = sum(entries_of(group, needs) for group in groups)
+    return (12 if calibration.sequences * calibration.sequence_length >= FLUSH_TOKENS else 4) * entries
