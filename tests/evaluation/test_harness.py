@@ -15,7 +15,10 @@ QUESTIONS = [QUESTION | {"question": f"Which of these is number {i}?", "answer":
 DATA = {
     "arc/easy_test.jsonl.gz": QUESTIONS,
     "piqa/valid.jsonl.gz": [row | {"choices": row["choices"][:2], "answer": row["answer"] % 2} for row in QUESTIONS],
-    "hellaswag/valid_subset.jsonl.gz": [row | {"query": row["question"]} for row in QUESTIONS],
+    "hellaswag/valid_subset.jsonl.gz": [
+        row | {"query": row["question"], "choices": [f"{row['choices'][0]}{' ' * (i % 9)}", *row["choices"][1:]]}
+        for i, row in enumerate(QUESTIONS)
+    ],
     "winogrande/valid.jsonl.gz": [
         {"sentence": f"Ann saw Bea {'x' * i} but _ left the house.", "choices": ["Ann", "Bea"], "answer": i % 2}
         for i in range(40)

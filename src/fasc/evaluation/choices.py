@@ -237,7 +237,7 @@ def score_choices(
 
 
 def _best(item: ChoiceItem, scores: Sequence[float], *, per_character: bool) -> int:
-    sizes = [max(1, len(continuation.strip())) if per_character else 1 for _, continuation in item.pairs]
+    sizes = [max(1, len(continuation.removeprefix(" "))) if per_character else 1 for _, continuation in item.pairs]
     return max(range(len(scores)), key=lambda i: scores[i] / sizes[i])
 
 
