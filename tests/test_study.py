@@ -1,14 +1,18 @@
 """Recipes that name a verb or list others: two scales by the same code, resumable, with a page of verdicts made from results."""
 
 import json
+import subprocess
+import sys
+import time
 import tomllib
 from pathlib import Path
 
 import pytest
 
 from fasc import study
-from fasc.errors import UsageError
+from fasc.errors import StorageError, UsageError
 from fasc.reporting.claims import JUDGES
+from tests.conftest import kill_when
 from tests.evaluation.benchmarks.test_files import ROWS, write
 
 ROOT = Path(__file__).parents[1]
@@ -99,6 +103,19 @@ def test_a_scale_is_laid_over_the_rest(recipes):
         ('parts = ["a/x.toml", "b/x.toml"]', "two files called `x`"),
         ("[scale.huge]\n[source]", "scale `small` of huge"),
         ("[evaluation]\nlimit = 0", "limit"),
+        ('source = "x"\nverb = "validate"', "`source` is no table"),
+        ('models = 5\nverb = "validate"', "its models are no list of names"),
+        ('models = ["--help"]\nverb = "validate"', "its models are no list of names"),
+        ('models = "abc"\nverb = "validate"', "its models are no list of names"),
+        ('verb = "validate"\nscale = 5', "`scale` is no table of tables"),
+        ('verb = "validate"\n[scale]\nsmall = 5', "`scale` is no table of tables"),
+        ('verb = "validate"\n[options]\nhelp = true', "option `help` cannot be True"),
+        ('verb = "validate"\n[options]\nlimit = [1]', "option `limit` cannot be"),
+        ("calibration = 3\n[scale.small.calibration]\nsequences = 8", "`calibration` is no table"),
+        ('options = 3\nverb = "validate"\n[sweep]\nseed = [1]', "`options` is no table"),
+        ('verb = "validate"\n[sweep]\ncorpus = ["a/b", "c"]', "cannot be the name of a result"),
+        ("parts = []", "`parts` is no list"),
+        ('parts = ["a/x.toml"]\nverb = "validate"', "`verb` means nothing there"),
         ('verb = "validate"\nsweep = 3', "`sweep` is no option with its values"),
         ('verb = "validate"\n[sweep]\nseed = 3', "`sweep` is no option with its values"),
         ('verb = "validate"\n[sweep]\nseed = [1]\nsequences = [8]', "`sweep` is no option with its values"),
@@ -147,3 +164,56 @@ class TestRecipesOfThePaper:
 def test_the_paper_lists_every_table():
     listed = tomllib.loads((ROOT / "recipes" / "paper.toml").read_text(encoding="utf-8"))["parts"]
     assert sorted(Path(part).name for part in listed) == sorted(path.name for path in OF_THE_PROJECT)
+
+
+def test_what_is_not_ours_is_never_replaced(recipes, model_folder, tmp_path):
+    for name in ("results.json", "verdicts.md"):
+        out = tmp_path / f"with-{name}"
+        out.mkdir()
+        (out / name).write_text("mine")
+        for act in (study.run_study, study.judge_study):
+            with pytest.raises(StorageError, match=f"{name}` already exists and was not written by fasc"):
+                act(recipes / "paper.toml", out, **({"model": str(model_folder)} if act is study.run_study else {}))
+        assert [file.name for file in out.iterdir()] == [name]
+        assert (out / name).read_text() == "mine"
+    out = tmp_path / "verb"
+    out.mkdir()
+    (out / "result.json").write_text("mine")
+    with pytest.raises(StorageError, match="holds no run of fasc"):
+        study.run_study(recipes / "table-9.toml", out, model=str(model_folder))
+    assert (out / "result.json").read_text() == "mine"
+
+
+def test_a_result_of_other_contents_is_made_again_only_when_that_is_asked_for(recipes, model_folder, text_file):
+    out = recipes / "out"
+    study.run_study(recipes / "table-9.toml", out, model=str(model_folder))
+    first = (out / "result.json").read_bytes()
+    text_file.write_text(text_file.read_text() + " and other words " * 50)
+    with pytest.raises(StorageError, match="text that has changed since"):
+        study.run_study(recipes / "table-9.toml", out, model=str(model_folder))
+    with pytest.raises(UsageError, match="failed with exit code 2"):
+        study.run_study(recipes / "table-9.toml", out, model="no/such/model", overwrite=True)
+    assert (out / "result.json").read_bytes() == first, "one that fails takes nothing away"
+    study.run_study(recipes / "table-9.toml", out, model=str(model_folder), overwrite=True)
+    assert (out / "result.json").read_bytes() != first
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
+def test_a_killed_run_leaves_no_child_that_writes_later(recipes, model_folder):
+    out = recipes / "out"
+    command = [
+        sys.executable,
+        "-m",
+        "fasc",
+        "run",
+        str(recipes / "table-9.toml"),
+        "--model",
+        str(model_folder),
+        "--out",
+        str(out),
+    ]
+    kill_when(command, out, ".fasc-run.json")
+    time.sleep(1)
+    children = subprocess.run(["pgrep", "-f", str(out / "result.json")], capture_output=True, text=True, check=False)
+    assert children.stdout == ""
+    assert not (out / "result.json").exists()

@@ -24,6 +24,9 @@ PNG_AUTHOR = "fasc"
 HTML_HEAD = '<meta name="generator" content="fasc '
 """What our pages say of the program that wrote them."""
 
+MARKDOWN_HEAD = "<!-- written by fasc -->"
+"""First line of our Markdown."""
+
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 Inputs = Sequence[str | Path | None]
@@ -106,7 +109,7 @@ def require_own_file(path: str | Path, *, inputs: Inputs = ()) -> Path:
 
 
 def is_ours(file: Path) -> bool:
-    """Whether a JSON, CSV, PNG or HTML file says that we wrote it; an empty one belongs to nobody."""
+    """Whether a JSON, CSV, PNG, HTML or Markdown file says that we wrote it; an empty one belongs to nobody."""
     with suppress(OSError, ValueError, RecursionError):
         with file.open("rb") as stream:
             head = stream.read(4096)
@@ -114,6 +117,8 @@ def is_ours(file: Path) -> bool:
             return True
         if head.startswith(_PNG):
             return f"Software\0{PNG_AUTHOR}".encode() in head
+        if head.startswith(MARKDOWN_HEAD.encode()):
+            return True
         if head.lstrip().startswith(b"<"):
             return HTML_HEAD.encode() in head
         content = json.loads(file.read_text(encoding="utf-8"))

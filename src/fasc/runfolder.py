@@ -86,9 +86,16 @@ def _marker(folder: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     content = read_json(file)
-    if not isinstance(content, dict) or not isinstance(content.get("entries"), list) or "run" not in content:
+    entries = content.get("entries") if isinstance(content, dict) else None
+    if not isinstance(entries, list) or "run" not in content or not all(_is_plain(name) for name in entries):
         raise StorageError(f"`{file}` is no marker of a run", "choose another --out")
-    return content
+    found: dict[str, Any] = content
+    return found
+
+
+def _is_plain(name: Any) -> bool:
+    """Whether an entry lies in the folder itself: a path would lead to what is not ours."""
+    return isinstance(name, str) and name not in ("", ".", "..") and Path(name).name == name
 
 
 def _require_free(target: Path, entries: Sequence[str], own: Sequence[str]) -> None:

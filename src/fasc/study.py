@@ -5,21 +5,28 @@ verb of the command line with its ``[options]``, once for each value of the opti
 others, and then writes the verdicts.
 """
 
+import ctypes
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
 from copy import deepcopy
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fasc import runner
-from fasc.errors import FascError, UsageError
+from fasc.errors import StorageError, UsageError
+from fasc.evaluation.registry import get_benchmark
+from fasc.outputs import is_ours, write_artifact
 from fasc.progress import say
-from fasc.provenance import provenance
+from fasc.provenance import digest, file_digest, provenance, versions
 from fasc.recipe import Recipe, recipe_of, recipe_values
-from fasc.reporting.verdicts import verdict_page
-from fasc.runfolder import require_name
-from fasc.storage import new_file, read_json, write_json
+from fasc.reporting.verdicts import FIGURES, verdict_page
+from fasc.runfolder import require_name, run_folder
+from fasc.storage import new_file
+from fasc.text.named import data_folder
+from fasc.text.sources import text_key
 
 SCALES = ("small", "paper")
 _VERBS = ("bench", "compare", "diagnose", "emergence", "evaluate", "subspace-overlap", "validate")
@@ -55,19 +62,23 @@ def run_study(path: Path, out: Path, *, scale: str = "small", model: str | None 
 
     Raises:
         UsageError: a recipe is not valid; all are read before anything is done.
+        StorageError: a folder holds something else, or what was made of other contents (without ``overwrite``).
         FascError: any stage's own.
     """
     values = recipe_values(path)
     lists = "parts" in values
     planned = [work for part in (parts_of(path, values) if lists else [path]) for work in works(part, scale, model)]
     several = {work.name for work in planned if sum(other.name == work.name for other in planned) > 1}
-    for work in planned:
-        folder = out if len(planned) == 1 and not lists else out / folder_of(work, several=work.name in several)
+    alone = len(planned) == 1 and not lists
+    folders = [out if alone else out / folder_of(work, several=work.name in several) for work in planned]
+    if lists:
+        _require_own_page(out)
+    for work, folder in zip(planned, folders, strict=True):
         say(f"{work.name}, {work.model}")
         if work.recipe is not None:
             runner.run(work.recipe, folder, overwrite=overwrite)
         else:
-            carry_out_verb(work, folder)
+            carry_out_verb(work, folder, overwrite=overwrite)
         if lists:  # after each part, so that one that fails later takes nothing away
             write_verdicts(out, provenance(recipe=path.name, scale=scale, models=sorted({work.model for work in planned})))
     return out / VERDICTS if lists else out
@@ -88,6 +99,7 @@ def judge_study(path: Path, out: Path, *, scale: str = "small") -> Path:
         raise UsageError(f"recipe `{path}` lists no others, and has no verdicts", "recipes/paper.toml does")
     if not out.is_dir():
         raise UsageError(f"`{out}` holds no results", f"run `fasc run {path} --out {out}` first")
+    _require_own_page(out)
     write_verdicts(out, provenance(recipe=path.name, scale=scale))
     return out / VERDICTS
 
@@ -95,10 +107,24 @@ def judge_study(path: Path, out: Path, *, scale: str = "small") -> Path:
 VERDICTS = "verdicts.md"
 
 
+RESULTS = "results.json"
+
+
+def _require_own_page(out: Path) -> None:
+    """See that the page of verdicts and its numbers replace none but ours.
+
+    Raises:
+        StorageError: names the file.
+    """
+    for file in (out / VERDICTS, out / RESULTS, *(out / FIGURES).glob("*.png")):
+        if file.exists() and not is_ours(file):
+            raise StorageError(f"`{file}` already exists and was not written by fasc", "choose another --out, or move the file")
+
+
 def write_verdicts(out: Path, made: dict[str, Any]) -> None:
     """Write the page of verdicts and the numbers it was made from, of whatever parts have a result."""
     page, results = verdict_page(out, made)
-    write_json(out / "results.json", results)
+    write_artifact(out / RESULTS, "verdicts", results)
     with new_file(out / VERDICTS) as scratch:
         scratch.write_text(page, encoding="utf-8")
 
@@ -116,15 +142,19 @@ def at_scale(values: Mapping[str, Any], scale: str, path: Path) -> dict[str, Any
     """
     found = deepcopy(dict(values))
     scales = found.pop("scale", {})
-    if scale not in SCALES or not isinstance(scales, dict) or not set(scales) <= set(SCALES):
+    if not isinstance(scales, dict) or not all(isinstance(one, dict) for one in scales.values()):
+        raise UsageError(f"recipe `{path}`: `scale` is no table of tables", "[scale.paper] with the values that differ")
+    if scale not in SCALES or not set(scales) <= set(SCALES):
         raise UsageError(f"recipe `{path}`: scale `{scale}` of {', '.join(scales) or 'none'}", f"known: {', '.join(SCALES)}")
-    return _laid_over(found, scales.get(scale, {}))
+    return _laid_over(found, scales.get(scale, {}), path)
 
 
-def _laid_over(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def _laid_over(below: dict[str, Any], above: Mapping[str, Any], path: Path) -> dict[str, Any]:
     for key, value in above.items():
-        under = below.get(key)
-        below[key] = _laid_over(under, value) if isinstance(value, dict) and isinstance(under, dict) else value
+        under = below.get(key, {} if isinstance(value, dict) else value)
+        if isinstance(value, dict) and not isinstance(under, dict):
+            raise UsageError(f"recipe `{path}`: `{key}` is no table", f"[{key}] with its values")
+        below[key] = _laid_over(under, value, path) if isinstance(value, dict) else value
     return below
 
 
@@ -140,16 +170,25 @@ def works(path: Path, scale: str, model: str | None) -> list[Work]:
         UsageError: no valid recipe; names the file.
     """
     values = at_scale(recipe_values(path), scale, path)
-    models = values.pop("models", None) or [values.get("source", {}).get("model") or values.get("model") or "smollm2-135m"]
+    source = values.get("source", {})
+    if not isinstance(source, dict):
+        raise UsageError(f"recipe `{path}`: `source` is no table", '[source] with a line model = "owner/name"')
+    models = values.pop("models", None) or [source.get("model") or values.pop("model", None) or "smollm2-135m"]
     models = [model] if model is not None else models
+    if not isinstance(models, list) or not all(isinstance(one, str) and one and not one.startswith("-") for one in models):
+        raise UsageError(f"recipe `{path}`: its models are no list of names", 'models = ["owner/name", …]')
+    values.pop("model", None)
     if "verb" in values:
         sweep = _sweep(values.pop("sweep", {}), path)
         return [
-            Work(path.stem + name, one, None, _command(_laid_over(deepcopy(values), more), one, path))
+            Work(path.stem + name, one, None, _command(_laid_over(deepcopy(values), more, path), one, path))
             for name, more in sweep.items()
             for one in models
         ]
-    return [Work(path.stem, one, recipe_of(_laid_over(deepcopy(values), {"source": {"model": one}}), path), ()) for one in models]
+    return [
+        Work(path.stem, one, recipe_of(_laid_over(deepcopy(values), {"source": {"model": one}}, path), path), ())
+        for one in models
+    ]
 
 
 def _sweep(asked: Any, path: Path) -> dict[str, dict[str, Any]]:
@@ -170,14 +209,18 @@ def _sweep(asked: Any, path: Path) -> dict[str, dict[str, Any]]:
 
 def _command(values: Mapping[str, Any], model: str, path: Path) -> tuple[str, ...]:
     verb, options = values["verb"], values.get("options", {})
-    unknown = sorted(set(values) - {"verb", "options", "model", "dense", "checkpoint"})
+    unknown = sorted(set(values) - {"verb", "options"})
     if verb not in _VERBS or unknown:
         what = f"unknown key `{unknown[0]}`" if unknown else f"unknown verb `{verb}`"
-        raise UsageError(f"recipe `{path}`: {what}", f"verbs: {', '.join(_VERBS)}; keys: verb, model, options, scale")
+        raise UsageError(
+            f"recipe `{path}`: {what}", f"verbs: {', '.join(_VERBS)}; keys: verb, model, models, options, sweep, scale"
+        )
     if not isinstance(options, dict):
         raise UsageError(f"recipe `{path}`: `options` is no table", "[options] with one line per option")
     flags: list[str] = []
     for key, value in options.items():
+        if key in ("json", "help") or not isinstance(value, (str, int, float)) or value is False:
+            raise UsageError(f"recipe `{path}`: option `{key}` cannot be {value!r}", "a number, words in quotes, or true")
         flags += [f"--{key.replace('_', '-')}"] + ([] if value is True else [str(value)])
     return (verb, *(() if verb == "emergence" else (model,)), *flags)
 
@@ -192,30 +235,58 @@ def folder_of(work: Work, *, several: bool) -> str:
     return require_name(f"{work.name} {last}" if several else work.name, ())
 
 
-def carry_out_verb(work: Work, folder: Path) -> None:
-    """Run a verb in a process of its own, unless its result stands.
+def carry_out_verb(work: Work, folder: Path, *, overwrite: bool = False) -> None:
+    """Run a verb in a process of its own, unless its result on the same contents stands.
 
     Raises:
-        UsageError: it failed; what it said stands above.
+        UsageError: it failed; what it said stands above. What stood before is left as it was.
+        StorageError: the folder holds something else, or a result of other contents.
     """
-    result = folder / RESULT
-    asked = list(work.command)
-    identity = {"command": asked, "model": work.model}
-    if result.is_file() and _asked(folder) == identity:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    result.unlink(missing_ok=True)
-    done = subprocess.run([sys.executable, "-m", "fasc", *asked, "--json", str(result)], stdout=subprocess.DEVNULL, check=False)
-    if done.returncode != 0:
-        raise UsageError(f"`fasc {' '.join(asked)}` failed with exit code {done.returncode}", "its own message stands above")
-    write_json(folder / "command.json", identity)
+    identity = {"command": list(work.command), "model": work.model, "contents": _contents(work)}
+    with run_folder(folder, identity, [RESULT], overwrite=overwrite) as (place, goes_on):
+        result = place / RESULT
+        if goes_on and result.is_file():
+            say(f"{folder} holds this result already")
+            return
+        asked = [sys.executable, "-m", "fasc", *work.command, "--json", str(result)]
+        done = subprocess.run(asked, stdout=subprocess.DEVNULL, check=False, preexec_fn=_end_with_the_parent)
+        if done.returncode != 0:
+            raise UsageError(
+                f"`fasc {' '.join(work.command)}` failed with exit code {done.returncode}", "its own message stands above"
+            )
+        if not result.is_file():
+            raise UsageError(
+                f"`fasc {' '.join(work.command)}` wrote no result", "leave options out that print and end, such as help"
+            )
 
 
-def _asked(folder: Path) -> Any:
-    try:
-        return read_json(folder / "command.json")
-    except (FascError, OSError):
-        return None
+def _end_with_the_parent() -> None:
+    """A child that outlives a killed run would write into what is another's by then. Linux alone can say this."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+_PR_SET_PDEATHSIG = 1
+
+
+def _contents(work: Work) -> dict[str, str]:
+    """Digests of what a verb reads from this machine, and the program's version: what changes them makes another result."""
+    options = dict(pairwise(work.command))
+    found = {"fasc": versions()["fasc"]}
+    folder = Path(work.model).expanduser()
+    if folder.is_dir():
+        files = sorted(file for file in folder.iterdir() if file.suffix in (".json", ".safetensors", ".gguf"))
+        found["model"] = digest(f"{file.name} {file_digest(file)}".encode() for file in files)
+    data = Path(options["--data-dir"]) if "--data-dir" in options else None
+    for corpus in ("--corpus", "--corpora"):
+        if corpus in options:
+            found[corpus] = text_key(options[corpus], "calibration", data)
+    place = data_folder(data)
+    for name in options.get("--benchmarks", "").split(","):
+        for file in get_benchmark(name).files if name else ():
+            if place is not None and (place / file).is_file():
+                found[file] = file_digest(place / file)
+    return found
 
 
 def parts_of(path: Path, values: Mapping[str, Any]) -> list[Path]:
@@ -225,8 +296,11 @@ def parts_of(path: Path, values: Mapping[str, Any]) -> list[Path]:
         UsageError: one does not exist, or two have one name.
     """
     parts = values["parts"]
-    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+    if not isinstance(parts, list) or not parts or not all(isinstance(part, str) for part in parts):
         raise UsageError(f"recipe `{path}`: `parts` is no list of files", 'parts = ["paper/table-1.toml", …]')
+    if len(values) > 1:
+        other = next(key for key in values if key != "parts")
+        raise UsageError(f"recipe `{path}` lists others, and `{other}` means nothing there", "write it into these")
     found = [path.parent / part for part in parts]
     for file in found:
         if not file.is_file():

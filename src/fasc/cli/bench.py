@@ -34,7 +34,7 @@ def bench(
     from fasc.stages.evaluate import bench as compare
 
     opt.check_files(json, inputs=(checkpoint, dense))
-    opt.check_report(report, inputs=(checkpoint, dense))
+    opt.check_report(report, inputs=(checkpoint, dense), beside=(json,))
     found = compare(source, config, dense)
     made = provenance(speed=config.model_dump(mode="json"))
     if json is not None:

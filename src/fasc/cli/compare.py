@@ -48,7 +48,7 @@ def compare(
 
     inputs = (*models, dense, config.corpus)
     opt.check_files(json, figure, inputs=inputs)
-    opt.check_report(report, inputs=inputs)
+    opt.check_report(report, inputs=inputs, beside=(json, figure))
     result = compared(models, config, source, dense=dense)
     made = provenance(evaluation=config.model_dump(mode="json", exclude_none=True))
     if json is not None:

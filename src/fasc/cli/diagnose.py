@@ -61,7 +61,7 @@ def diagnose(
     drawings = () if figures is None else (figures / "rho.png", figures / "angles.png")
     inputs = (model, statistics, calibration.corpus)
     opt.check_files(json, csv, *drawings, inputs=inputs)
-    opt.check_report(report, inputs=inputs)
+    opt.check_report(report, inputs=inputs, beside=(json, csv, *drawings))
     diagnosis = diagnose_model(
         load(source),
         chosen,

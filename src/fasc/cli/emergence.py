@@ -37,18 +37,15 @@ def emergence(
     """Does ρ rise as a model learns facts? Train a small one on made biographies, and on shuffled ones as a control."""
     given = locals()
     names = opt.names(checkpoints)
-    numbers = [int(part) for part in opt.names(seeds) or () if part.isdigit()]
+    numbers = opt.seeds(seeds)
     calibration = opt.take(CalibrationConfig, given)
     config = opt.take(EvaluationConfig, given, benchmarks=("facts",), corpus=None)
     source = opt.take(ModelConfig, given)
-    from fasc.errors import UsageError
     from fasc.outputs import write_artifact
     from fasc.provenance import provenance
     from fasc.reporting.emergence import draw_emergence, print_emergence
     from fasc.stages.emergence import of_checkpoints, of_training
 
-    if not numbers:
-        raise UsageError(f"--seeds is `{seeds}`", "give whole numbers: 0,1")
     opt.check_files(json, figure, inputs=(corpus, *(names or ())))
     if names is None:
         result = of_training(people, steps, numbers, device=source.device)

@@ -121,6 +121,19 @@ def budget_for(given: Mapping[str, Any]) -> BudgetConfig:
     return budget_for_engine(given.get("engine"), take(BudgetConfig, given))
 
 
+def seeds(text: str) -> list[int]:
+    """``0,1`` → ``[0, 1]``, each once.
+
+    Raises:
+        UsageError: a part is no whole number from 0 to 2⁶³ − 1, or there is none.
+    """
+    parts = names(text) or ()
+    wrong = next((part for part in parts if not (part.isascii() and part.isdigit()) or int(part) >= 2**63), None)
+    if wrong is not None or not parts:
+        raise UsageError(f"--seeds: `{text if wrong is None else wrong}` is no seed", "give whole numbers from 0 on, such as 0,1")
+    return list(dict.fromkeys(int(part) for part in parts))
+
+
 def fractions(text: str, field: str) -> list[BudgetConfig]:
     """Budgets from numbers separated by commas; ``none`` gives none.
 
@@ -132,28 +145,36 @@ def fractions(text: str, field: str) -> list[BudgetConfig]:
 
 
 def check_files(*files: Path | None, inputs: Sequence[str | Path | None]) -> None:
-    """Refuse a file that cannot be written, that the command reads or that is not ours, before the work."""
+    """Refuse a file that cannot be written, that the command reads, writes twice, or that is not ours, before the work."""
     from fasc.outputs import require_own_file
 
-    for file in files:
-        if file is not None:
-            require_own_file(file, inputs=inputs)
+    places = [require_own_file(file, inputs=inputs) for file in files if file is not None]
+    twice = next((place for place in places if places.count(place) > 1), None)
+    if twice is not None:
+        raise UsageError(f"two results would go to `{twice}`", "give each a name of its own")
 
 
-def check_report(file: Path | None, *, inputs: Sequence[str | Path | None], out: Path | None = None) -> None:
+def check_report(
+    file: Path | None,
+    *,
+    inputs: Sequence[str | Path | None],
+    out: Path | None = None,
+    beside: Sequence[Path | None] = (),
+) -> None:
     """Refuse a page that could not be written, before the work.
 
     Args:
         file: the page, if one is asked for.
         inputs: what the command reads.
         out: the folder that the command writes, in which nothing else may lie.
+        beside: other files that the command writes.
     """
     if file is None:
         return
     from fasc.reporting.page.vega import library
 
     library()
-    check_files(file, inputs=inputs)
+    check_files(file, *beside, inputs=inputs)
     if out is not None and out.resolve() in file.resolve().parents:
         raise UsageError(f"--report is `{file}`, inside --out", "a checkpoint's folder holds nothing else: choose another place")
 

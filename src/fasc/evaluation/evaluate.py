@@ -103,7 +103,8 @@ def _measured(
     benchmark: Benchmark, subject: Subject, config: EvaluationConfig, kept: KeptScores | None
 ) -> tuple[list[Score], list[Outcome]]:
     """Scores and outcomes of one benchmark, from the cache where they are there."""
-    key = None if kept is None else kept.key(benchmark, config, subject.text)
+    known = benchmark.contents is None or benchmark.contents(config) is not None
+    key = kept.key(benchmark, config, subject.text) if kept is not None and known else None
     if kept is not None and key is not None and (found := kept.read(key)) is not None:
         say(f"{benchmark.name}: kept from an earlier evaluation of the same weights")
         return found

@@ -47,10 +47,27 @@ def benchmark_rows(
     """
     file = benchmark_file(benchmark, path, config)
     for number, row in json_lines(file):
-        wrong = [name for name, kind in fields.items() if not isinstance(row, dict) or not isinstance(row.get(name), kind)]
-        if wrong:
-            raise CorpusError(f"`{file}` line {number}: no {wrong[0]}", f"each line needs {', '.join(fields)}")
+        if not isinstance(row, dict):
+            raise CorpusError(f"`{file}` line {number}: no object", f"each line needs {', '.join(fields)}")
+        wrong = next((name for name, kind in fields.items() if not _is(row.get(name), kind)), None)
+        if wrong is not None:
+            what = "no" if wrong not in row else "an unusable"
+            raise CorpusError(f"`{file}` line {number}: {what} {wrong}", f"each line needs {', '.join(fields)}")
         yield row
+
+
+def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
+    """Whether a field holds what it should: text that can be written, whole numbers, lists of some text each."""
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        return False
+    if isinstance(value, str):
+        return _is_text(value)
+    return not isinstance(value, list) or (bool(value) and all(isinstance(one, str) and one and _is_text(one) for one in value))
+
+
+def _is_text(value: str) -> bool:
+    """JSON may hold half a character, which no tokenizer takes."""
+    return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def checked_answer(file: str, number: int, answer: int, choices: list[str]) -> int:

@@ -9,8 +9,10 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from importlib.metadata import version
 from importlib.resources import files
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from fasc.errors import FascError, UsageError
@@ -18,6 +20,7 @@ from fasc.evaluation.options import EvaluationConfig
 from fasc.evaluation.outcome import Outcome
 from fasc.evaluation.registry import Benchmark, Subject
 from fasc.evaluation.score import Score, proportion_interval
+from fasc.provenance import digest, file_digest
 from fasc.text.named import data_folder
 
 PREFIX = "harness/"
@@ -44,7 +47,24 @@ def harness_benchmark(name: str) -> Benchmark:
         return _run(name, subject, config)
 
     reference = f"lm-evaluation-harness, task {name.removeprefix(PREFIX)}"
-    return Benchmark(name, reference, needs_dense=False, needs_text=False, files=(), measure=measure)
+    return Benchmark(
+        name,
+        reference,
+        needs_dense=False,
+        needs_text=False,
+        files=(),
+        measure=measure,
+        contents=lambda config: _contents(name.removeprefix(PREFIX), config),
+    )
+
+
+def _contents(task: str, config: EvaluationConfig) -> str | None:
+    """Digest of the files that a task is read from, and the harness's version; what the hub would give is not known."""
+    local = local_task(task, config)
+    if local is None:
+        return None
+    digests = [file_digest(Path(file)) for file in local["dataset_kwargs"]["data_files"].values()]
+    return digest([version("lm_eval").encode(), *(one.encode() for one in digests)])
 
 
 def _run(name: str, subject: Subject, config: EvaluationConfig) -> list[Score]:

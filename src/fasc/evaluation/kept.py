@@ -71,6 +71,7 @@ class KeptScores:
             "benchmark": benchmark.name,
             "options": options,
             "files": [file_digest(folder / name) for name in benchmark.files] if folder is not None else [],
+            "contents": None if benchmark.contents is None else benchmark.contents(config),
             "text": None if text is None else digest([text.tokens.numpy().tobytes(), text.corpus.encode()]),
             "versions": [torch.__version__, transformers.__version__, self._code],
         }

@@ -91,8 +91,9 @@ def paired(
         lost, gained = int((right < reference_right).sum()), int((right > reference_right).sum())
     log = _column([one.log_probability for one in model])
     reference_log = _column([one.log_probability for one in reference])
-    accuracy = _difference(right, reference_right, weights)
-    log_probability = _difference(log, reference_log, weights)
+    clusters = _clusters(reference)
+    accuracy = _difference(right, reference_right, weights, clusters)
+    log_probability = _difference(log, reference_log, weights, clusters)
     return Paired(
         benchmark=benchmark,
         model=names[0],
@@ -120,7 +121,10 @@ def _column(values: Sequence[float | bool | None]) -> NDArray[np.float64] | None
 
 
 def _difference(
-    values: NDArray[np.float64] | None, reference: NDArray[np.float64] | None, weights: NDArray[np.float64] | None
+    values: NDArray[np.float64] | None,
+    reference: NDArray[np.float64] | None,
+    weights: NDArray[np.float64] | None,
+    clusters: int,
 ) -> tuple[float | None, Interval]:
     """Mean difference, and the bootstrap's interval of it."""
     if values is None or reference is None:
@@ -128,9 +132,20 @@ def _difference(
     difference = values - reference
     if weights is None:
         return float(difference.mean()), (None, None)
+    mean = float(difference.mean())
     means = weights @ difference / weights.sum(axis=1)
     low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(difference.mean()), (float(low), float(high))
+    wider = _few(clusters)
+    return mean, (mean - wider * (mean - float(low)), mean + wider * (float(high) - mean))
+
+
+def _few(clusters: int) -> float:
+    """How much wider an interval from a bootstrap's quantiles must be.
+
+    These are quantiles of the normal distribution with the spread of n draws; so few clusters have Student's, with that of n − 1.
+    """
+    normal = stats.norm.ppf(0.5 + CONFIDENCE / 2)
+    return float(stats.t.ppf(0.5 + CONFIDENCE / 2, clusters - 1) / normal * (clusters / (clusters - 1)) ** 0.5)
 
 
 def _weights(outcomes: Sequence[Outcome], seed: int) -> NDArray[np.float64] | None:
@@ -145,6 +160,12 @@ def _weights(outcomes: Sequence[Outcome], seed: int) -> NDArray[np.float64] | No
         weights *= _draw(generator, relations)
     drawn: NDArray[np.float64] = weights[weights.sum(axis=1) > 0]
     return drawn
+
+
+def _clusters(outcomes: Sequence[Outcome]) -> int:
+    """The fewest that anything is drawn of."""
+    subjects, relations = len({one.subject or one.item for one in outcomes}), len({one.relation for one in outcomes})
+    return min(subjects, relations) if relations >= _MANY else subjects
 
 
 def _codes(labels: Sequence[str]) -> NDArray[np.int64]:

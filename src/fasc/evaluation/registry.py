@@ -70,6 +70,9 @@ class Benchmark:
     about_names: bool = False
     """Whether the subjects of its items are names in the model's language, whose commonness can be asked."""
 
+    contents: Callable[[EvaluationConfig], str | None] | None = None
+    """Identity of what is asked under a configuration, where ``files`` do not say it; ``None`` where nobody knows it."""
+
     @property
     def summary(self) -> str:
         """First line of the benchmark's docstring."""

@@ -11,7 +11,7 @@ from fasc.compression.trial import Trial
 from fasc.diagnosis.dependence import group_dependence
 from fasc.edits import Edit
 from fasc.edits.factor import Factor, Problem
-from fasc.errors import StatisticsError, UsageError
+from fasc.errors import BudgetError, StatisticsError, UsageError
 from fasc.forecast.half_j import loss_curve
 from fasc.linalg.decomposition import Decomposition
 from fasc.methods import AtRank, Solver, get_method, solver
@@ -41,6 +41,7 @@ def select_methods(
 
     Raises:
         UsageError: the selection ``kl`` has no held-out text.
+        BudgetError: nothing is selected, and the rest stays as it is.
         StatisticsError: a moment is missing.
     """
     if options.selection == "none":
@@ -70,6 +71,11 @@ def select_methods(
                 assert other is not None  # noqa: S101 - a comparison of losses has two methods (selection_needs)
                 edits.append(_better(model, statistics, edit, (own, other), measured, why))
             advance()
+    if chosen and not any(isinstance(edit, Factor) for edit in edits):
+        raise BudgetError(
+            f"no unit has a ρ on the asked side of {threshold:.3g}, and none would be compressed",
+            f"theirs are {min(scores.values()):.3g} to {max(scores.values()):.3g}",
+        )
     return plan.with_edits(edits)
 
 

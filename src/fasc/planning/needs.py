@@ -121,6 +121,11 @@ def needs_for(options: MethodConfig, budget: BudgetConfig | None) -> frozenset[N
         needs |= {OUTPUT_SCALE}
     if options.bits_vocabulary or (budget is None and method.is_loss):
         needs |= {VOCABULARY}
+    leaves = options.selection != "none" and options.selection_else == NOTHING
+    if leaves and budget is not None and budget.kind != "rank_fraction":
+        raise BudgetError(
+            f"--selection-else none leaves units as they are: {budget.kind} would be missed", "give --rank-fraction"
+        )
     return needs | selection_needs(options)
 
 
@@ -169,6 +174,8 @@ def selection_needs(options: MethodConfig) -> frozenset[Need]:
         BudgetError: a share, or no other method, where the selection does not go by ρ.
     """
     if options.selection == "none":
+        if options.selection_share is not None:
+            raise BudgetError("--selection-share has no meaning without a selection", f"give --selection {' or '.join(BY_RHO)}")
         return frozenset()
     by_rho = options.selection in BY_RHO
     if options.selection_share is not None and not by_rho:

@@ -54,6 +54,7 @@ def _write(checkpoint: str, section: str, marks: tuple[str, str]) -> None:
 
 def with_section(card: str, section: str, marks: tuple[str, str]) -> str:
     """The card with a section in the place of the earlier one between the marks, or at its end."""
-    before, begin, rest = card.partition(marks[0])
-    after = rest.partition(marks[1])[2].strip() if begin else ""
+    before, _, rest = card.partition(marks[0])
+    old, end, behind = rest.partition(marks[1])
+    after = (behind if end else old).strip()  # without an end mark nobody knows what is ours: all of it stays
     return "\n\n".join(part for part in (before.strip(), section, after) if part) + "\n"

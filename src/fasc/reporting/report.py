@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fasc.outputs import MARKDOWN_HEAD
 from fasc.reporting.entries import Entry, benchmarks_of, read_entries
 from fasc.reporting.figures import summary_figure
 from fasc.reporting.headline import headline
@@ -66,6 +67,7 @@ def write_markdown(
     """
     header, rows = comparison(entries)
     parts = [
+        MARKDOWN_HEAD,
         f"# {title}",
         "",
         f"**{headline(entries)}**",

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from fasc.outputs import MARKDOWN_HEAD
 from fasc.reporting.claims import JUDGES, Verdict
 from fasc.reporting.paper_figures import paper_figures
 from fasc.reporting.paper_results import Results
@@ -28,6 +29,7 @@ def verdict_page(folder: Path, made: Mapping[str, Any]) -> tuple[str, dict[str, 
         except (KeyError, FileNotFoundError, ValueError, IndexError, ZeroDivisionError) as problem:
             missing.append(f"{(judged.__doc__ or '').strip()} No result: {problem}.")
     lines = [
+        MARKDOWN_HEAD,
         "# The paper's claims, one by one",
         "",
         "This page is written by `fasc run recipes/paper.toml` from its results; nobody edits it. Intervals are 95 %.",

@@ -45,8 +45,10 @@ def compare(
     names = tuple(([dense] if dense is not None else []) + list(models))
     if len(names) < 2:
         raise UsageError("there is one model, and nothing to compare it with", "name another checkpoint, or pass --dense MODEL")
-    if len(set(names)) < len(names):
-        raise UsageError(f"`{next(n for n in names if names.count(n) > 1)}` is named twice", "name each model once")
+    places = [str(Path(name).expanduser().resolve()) if Path(name).expanduser().exists() else name for name in names]
+    twice = next((name for name, place in zip(names, places, strict=True) if places.count(place) > 1), None)
+    if twice is not None:
+        raise UsageError(f"`{twice}` is named twice", "name each model once")
     reference = load(source.model_copy(update={"model": names[0]}))
     benchmarks = [get_benchmark(name) for name in config.benchmarks]
     texts = evaluation_texts(*reference, config) if any(one.needs_text for one in benchmarks) else []

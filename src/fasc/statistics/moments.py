@@ -88,7 +88,8 @@ class Statistics:
         """Raise ``StatisticsError`` unless every moment of ``needs`` is there."""
         absent = sorted(f"{need.moment} per {need.scope}" for need in needs - self.needs)
         if absent:
-            raise StatisticsError(f"the statistics lack {', '.join(absent)}", "run `fasc collect` again with this method")
+            more = " --diagnosis" if {need.moment for need in needs - self.needs} & {"cross", "sequences"} else ""
+            raise StatisticsError(f"the statistics lack {', '.join(absent)}", f"run `fasc collect{more}` again with this method")
 
     def require_model(self, fingerprint: str) -> None:
         """Raise ``StatisticsError`` if these statistics were measured on another model."""

@@ -38,6 +38,9 @@ def bbh(subject: Subject, config: EvaluationConfig) -> Sequence[Score]:
     shots = 3 if config.shots is None else config.shots
     before = {row["task"]: answers_only(row["prompt"], shots) for row in benchmark_rows("bbh", PROMPTS, config, _PROMPT)}
     rows = limited("bbh", list(benchmark_rows("bbh", FILE, config, _ROW)), config)
+    without = next((row["task"] for row in rows if row["task"] not in before), None)
+    if without is not None and shots:
+        raise CorpusError(f"`{PROMPTS}` has no worked examples of `{without}`", "add them, or pass --shots 0")
     targets: dict[str, dict[str, None]] = {}
     for row in benchmark_rows("bbh", FILE, config, _ROW):
         targets.setdefault(row["task"], {})[row["target"]] = None

@@ -4,6 +4,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+from fasc.errors import CorpusError
 from fasc.evaluation.benchmarks.lama import GOOGLE_RE, read_google_re, read_trex
 from fasc.evaluation.cloze import ClozeItem, score_items
 from fasc.evaluation.files import benchmark_file, benchmark_rows
@@ -61,6 +62,8 @@ def relation_types(subject: Subject, config: EvaluationConfig) -> Sequence[Score
     items: list[ClozeItem] = []
     for kind in TYPES:
         some = [item for item in pool if item.type == kind]
+        if not some:
+            raise CorpusError(f"`relation_types` has no {kind} facts to ask", "check lama/trex, lama/google_re and kamel/test")
         most = len(some) if config.limit is None else min(len(some), -(-config.limit // len(TYPES)))
         items += drawn.sample(some, most)
     return score_items("relation_types", subject, items, config.model_copy(update={"limit": None}))

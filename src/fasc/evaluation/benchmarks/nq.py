@@ -5,6 +5,9 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
+
+from fasc.errors import CorpusError
 from fasc.evaluation.choices import score_continuations
 from fasc.evaluation.files import benchmark_rows
 from fasc.evaluation.limits import limited
@@ -12,7 +15,7 @@ from fasc.evaluation.options import EvaluationConfig
 from fasc.evaluation.outcome import Outcome
 from fasc.evaluation.prompts import Header, Prompts
 from fasc.evaluation.registry import Subject, benchmark
-from fasc.evaluation.score import Score, accuracy, mean_interval
+from fasc.evaluation.score import Score, accuracy, clustered_proportion_interval
 from fasc.progress import progress
 
 FILE = "nq_open/dev.jsonl.gz"
@@ -80,6 +83,10 @@ def nq_open(subject: Subject, config: EvaluationConfig) -> Sequence[Score]:
     """Natural Questions, open: exact match and F1 of a greedy answer behind --shots examples (default 5); needs --data-dir."""
     shots = 5 if config.shots is None else config.shots
     rows = list(benchmark_rows("nq_open", FILE, config, {"question": str, "answers": list}))
+    if len(rows) <= shots:
+        raise CorpusError(
+            f"`{FILE}` has {len(rows)} rows, and the first {shots} are examples", "pass --shots 0, or give more rows"
+        )
     header = "Answer these questions:\n\n" + "".join(f"Q: {row['question']}?\nA: {row['answers'][0]}\n\n" for row in rows[:shots])
     rows = list(limited("nq_open", rows[shots:], config))
     prompts = [f"Q: {row['question']}?\nA:" for row in rows]
@@ -99,5 +106,5 @@ def nq_open(subject: Subject, config: EvaluationConfig) -> Sequence[Score]:
     mean = sum(overlap) / len(overlap)
     return [
         accuracy("nq_open", "exact match", matches, protocol),
-        Score("nq_open", "F1", mean, *mean_interval(overlap), len(overlap), protocol),
+        Score("nq_open", "F1", mean, *clustered_proportion_interval(np.array(overlap)[:, None]), len(overlap), protocol),
     ]

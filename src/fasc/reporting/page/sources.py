@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, FiniteFloat, NonNegativeInt
 
@@ -102,12 +102,20 @@ class Source:
     """TOML."""
 
 
+_LARGEST = 1e30
+"""That a plot can draw."""
+
+Number = Annotated[FiniteFloat, Field(ge=-_LARGEST, le=_LARGEST)]
+Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]
+"""Text without line breaks or escapes."""
+
+
 class _Score(BaseModel):
-    benchmark: str
-    metric: str
-    value: FiniteFloat
-    low: FiniteFloat | None
-    high: FiniteFloat | None
+    benchmark: Line
+    metric: Line
+    value: Number
+    low: Number | None
+    high: Number | None
     n: NonNegativeInt
     protocol: str = ""
 

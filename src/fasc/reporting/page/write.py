@@ -1,6 +1,6 @@
 """Write a report: the page, the same as Markdown, and its plots as SVG and PNG."""
 
-import shutil
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -48,7 +48,7 @@ def report(*runs: str | Path, out: str | Path | None = None) -> Path:
     charts = _drawn(sources)
     page = page_of(sources)
     own = target / FIGURES / "report"
-    shutil.rmtree(own, ignore_errors=True)
+    _remove_old(target)
     figures = [(chart.title, save_chart(chart, own)[0].relative_to(target).as_posix()) for chart in charts]
     entries = [model.results for model in models_of(sources)]
     made = [Made(source.name if len(sources) > 1 else "", source.provenance) for source in sources]
@@ -90,9 +90,22 @@ def _place(folders: Sequence[Path], out: str | Path | None) -> Path:
     own = is_ours(target / PAGE) or any(target.exists() and target.samefile(folder) for folder in runs)
     if target.exists() and any(target.iterdir()) and not own:
         raise StorageError(f"`{target}` already exists and holds no report of fasc", "choose another --out")
-    if (target / PAGE).exists() and not is_ours(target / PAGE):
-        raise StorageError(f"`{target / PAGE}` already exists and was not written by fasc", "choose another --out")
+    for file in (target / PAGE, target / MARKDOWN):
+        if file.exists() and not is_ours(file):
+            raise StorageError(f"`{file}` already exists and was not written by fasc", "choose another --out")
+    model = next((parent for parent in target.parents if (parent / "config.json").is_file()), None)
+    if model is not None:
+        raise StorageError(f"`{target}` lies inside the model `{model}`", "choose another --out")
     return target
+
+
+def _remove_old(target: Path) -> None:
+    """The figures that an earlier report names, and no other file."""
+    if not (target / MARKDOWN).is_file():
+        return
+    for place in re.findall(rf"\]\(({FIGURES}/report/[^)/]+)\.svg\)", (target / MARKDOWN).read_text(encoding="utf-8")):
+        for ending in (".svg", ".png"):
+            (target / f"{place}{ending}").unlink(missing_ok=True)
 
 
 def _drawn(sources: Sequence[Source]) -> list[Chart]:
