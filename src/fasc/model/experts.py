@@ -8,12 +8,15 @@ To compress, the layers get weights of their own and the fused tensors go.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fasc.errors import ModelError
+from fasc.model.groups import InputGroup
+from fasc.model.sublayers import Skipped, Sublayer
 
 
 class ExpertLinear(nn.Linear):
@@ -203,7 +206,7 @@ def _forward(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_wei
         every: let each expert read all tokens, with a weight of 0 where it is not among them.
     """
     result = torch.zeros_like(hidden_states)
-    for index, part in enumerate(one for one in experts.children() if isinstance(one, Expert)):
+    for index, part in enumerate(one for one in experts.children() if isinstance(one, (Expert, Skipped))):
         routed = top_k_index == index
         if every:
             token = torch.arange(len(hidden_states), device=hidden_states.device)
@@ -211,14 +214,41 @@ def _forward(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_wei
         else:
             token, position = torch.where(routed)
             weights = top_k_weights[token, position, None]
-        part.positions = token
         if len(token) == 0 and torch.is_grad_enabled():
             continue  # without gradients it is called, so that the layers of an idle expert are seen as well
-        inner = part.get_submodule(part.first)(hidden_states[token])
-        inner = experts._apply_gate(inner) if experts.has_gate else experts.act_fn(inner)
-        outputs = part.get_submodule("down_proj")(inner)
+        outputs = _outputs(experts, part, hidden_states[token], token)
         if experts.has_post_expert_norm:
             outputs = experts.post_expert_norm(outputs)
         weighted = outputs * weights
         result = result.index_add(0, token, weighted.to(result.dtype))
     return result
+
+
+def _outputs(experts: Any, part: nn.Module, x: Tensor, token: Tensor) -> Tensor:
+    """Of one expert for the tokens that it reads, or its mean where it was replaced by that; [tokens, d]."""
+    if not isinstance(part, Expert):
+        mean: Tensor = part(x)
+        return mean
+    part.positions = token
+    inner = part.get_submodule(part.first)(x)
+    inner = experts._apply_gate(inner) if experts.has_gate else experts.act_fn(inner)
+    outputs: Tensor = part.get_submodule("down_proj")(inner)
+    return outputs
+
+
+def find_experts(model: nn.Module, groups: Sequence[InputGroup]) -> list[Sublayer]:
+    """The experts that a mean may stand for: those of all blocks but the last, of which both projections were chosen.
+
+    Args:
+        model: with its experts as layers (:func:`expert_layers`).
+        groups: its input groups, in the order of the calls.
+    """
+    last = max((group.block for group in groups if group.block is not None), default=None)
+    found = []
+    for first, second in pairwise(groups):
+        parent, _, kind = second.name.rpartition(".")
+        expert = model.get_submodule(parent) if second.layers[0].expert is not None else None
+        whole = isinstance(expert, Expert) and kind == "down_proj" and first.name == f"{parent}.{expert.first}"
+        if whole and first.block != last:
+            found.append(Sublayer(parent, (first, second), 0, 0))
+    return found

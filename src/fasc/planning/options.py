@@ -29,8 +29,8 @@ class MethodConfig(Options, extra="allow"):
     """How layers may be stored; the cheapest allowed one is taken at each rank. Left out: all but `merged`, and `channels`.
     `factors` allows separate layers and `shared` one projector per group, where the method leaves that open; `pivoted` keeps rows
     of the product as they are and `pivoted-columns` columns; `merged` stores a rank that saves nothing as one dense matrix. Under
-    `fisher` parts may be left out first: `channels` of MLPs, `heads` of attentions, features of their `values`, and whole
-    sublayers (`skip`)."""
+    `fisher` parts may be left out first: `channels` of MLPs, `heads` of attentions, features of their `values`, whole sublayers
+    (`skip`) and whole `experts`, in whose place their mean stands."""
 
     bits: Annotated[tuple[Annotated[int, Field(ge=1, le=16)], ...], Field(min_length=1)] | None = None
     """Numbers of bits, 1 to 8, from which every unit's weights may have theirs, such as `3,4,5,6,8`; 16 among them leaves weights

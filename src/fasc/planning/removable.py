@@ -1,4 +1,4 @@
-"""What of a model may be left out: channels of MLPs, heads and value features of attentions, whole sublayers."""
+"""What of a model may be left out: channels of MLPs, heads and value features of attentions, whole sublayers and experts."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,11 +12,15 @@ from fasc.edits.skip import Skip
 from fasc.forecast.attention import heads_consumer_key, heads_key, loss_of_leaving_out, value_sizes, values_key
 from fasc.model.attention import Attention, find_attentions
 from fasc.model.coupling import Coupling, find_channels
+from fasc.model.experts import find_experts
 from fasc.model.groups import InputGroup
 from fasc.model.sublayers import Sublayer, find_sublayers
 from fasc.planning.candidates import Curves, Rules
 
-WORDS = (Narrow.word, Heads.word, Values.word, Skip.word)
+EXPERTS = "experts"
+"""Allows the mean of an expert in its place."""
+
+WORDS = (Narrow.word, Heads.word, Values.word, Skip.word, EXPERTS)
 """What ``--layouts`` may name beside layouts."""
 
 
@@ -29,6 +33,8 @@ class Removable:
     """Whose heads or value features may be fewer."""
 
     sublayers: tuple[Sublayer, ...] = ()
+    """Whole attentions, MLPs and experts."""
+
     words: frozenset[str] = frozenset()
     """That are allowed."""
 
@@ -38,7 +44,8 @@ class Removable:
             Narrow.word: bool(self.channels),
             Heads.word: any(one.coupling.parts > 1 for one in self.attentions),
             Values.word: any(one.value is not None for one in self.attentions),
-            Skip.word: bool(self.sublayers),
+            Skip.word: any(one.layers[0].expert is None for one in self.sublayers),
+            EXPERTS: any(one.layers[0].expert is not None for one in self.sublayers),
         }
         return [word for word in WORDS if word in self.words and not found[word]]
 
@@ -61,10 +68,12 @@ def find_removable(model: PreTrainedModel, groups: Sequence[InputGroup], words: 
         groups: its input groups.
         words: of ``WORDS``, those that are allowed.
     """
+    sublayers = [*(find_sublayers(model, groups) if Skip.word in words else [])]
+    sublayers += find_experts(model, groups) if EXPERTS in words else []
     return Removable(
         tuple(prunable(model, groups)) if Narrow.word in words else (),
         tuple(find_attentions(model, groups)) if words & {Heads.word, Values.word} else (),
-        tuple(find_sublayers(model, groups)) if Skip.word in words else (),
+        tuple(sublayers),
         words,
     )
 
