@@ -5,11 +5,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import fasc
+from fasc.compression.compress import carried_out
+from fasc.compression.merge import merge
 from fasc.edits.skip import Skip
 from fasc.edits.unfuse import Unfuse
+from fasc.errors import BudgetError, UsageError
 from fasc.model.experts import expert_layers, find_experts
 from fasc.model.groups import find_groups
 from fasc.model.options import LayersConfig
+from fasc.planning.plan import Plan
 from fasc.stages.compress import compress
 from fasc.stages.plan import plan
 from tests.conftest import logits
@@ -112,7 +116,48 @@ def test_the_mean_of_what_an_expert_said_stays_in_its_place(mixture, tokens):
     torch.testing.assert_close(mixture.get_submodule(f"{FIRST}.1").mean, torch.cat(outputs).mean(0), rtol=1e-3, atol=1e-4)
 
 
-def test_a_model_without_experts_lacks_them_and_that_is_said(model, tokens):
+def test_a_model_without_experts_is_refused(model, tokens):
     statistics = measured(model, tokens)
-    made = planned(model, statistics, param_fraction=0.9, layouts="dense,experts,factors")
-    assert made.lacking == ("experts",)
+    with pytest.raises(BudgetError, match="LlamaForCausalLM has no expert that a mean could stand for") as raised:
+        planned(model, statistics, param_fraction=0.9, layouts="dense,experts,factors")
+    assert raised.value.hint.startswith("leave `experts` out of --layouts")
+
+
+def test_experts_that_were_not_chosen_are_none(mixture, tokens):
+    statistics = measured(mixture, tokens)
+    with pytest.raises(BudgetError, match="no expert that a mean could stand for"):
+        planned(mixture, statistics, param_fraction=0.9, layouts="dense,experts,factors", exclude=("*.experts.*",))
+
+
+def test_a_plan_with_means_is_the_same_after_a_file(mixture, tokens, tmp_path):
+    made = planned(mixture, measured(mixture, tokens), param_fraction=0.7, layouts="dense,experts,factors,channels")
+    again = Plan.load(made.save(tmp_path / "plan.json"))
+    assert again.edits == made.edits
+    assert again.totals == made.totals
+
+
+def test_a_mean_is_counted_and_costs_as_many_numbers_as_the_expert_has_outputs(mixture, tokens):
+    statistics = measured(mixture, tokens)
+    made = planned(mixture, statistics, param_fraction=fraction(statistics, 2))
+    gone = [edit for edit in made.edits if isinstance(edit, Skip)]
+    whole = sum(layer.parameters for layer in made.layers)
+    held = sum(one.layer.parameters for edit in gone for one in edit.layers)
+    assert len(gone) == 2
+    assert made.parameters == whole - held + 2 * mixture.config.hidden_size
+
+
+def test_experts_with_a_mean_among_them_cannot_be_fused_again_and_that_is_said(mixture, tokens):
+    statistics = measured(mixture, tokens)
+    made = planned(mixture, statistics, param_fraction=fraction(statistics, 1))
+    left = carried_out(mixture, statistics, made)[1]
+    with pytest.raises(UsageError, match="edits that no ordinary checkpoint can say"):
+        merge(mixture, left, 0.0)
+
+
+def test_they_are_refused_before_anything_is_measured(model_folder, text_file, tmp_path, capsys):
+    with pytest.raises(BudgetError, match="LlamaForCausalLM has no expert"):
+        fasc.compress_checkpoint(
+            model_folder, text_file, out=tmp_path / "small", param_fraction=0.9, layouts="dense,experts", sequence_length=16
+        )
+    assert "measuring" not in capsys.readouterr().err
+    assert not (tmp_path / "small").exists()
