@@ -28,6 +28,7 @@ def plan(
     engine: opt.Engine = None,
     rank_multiple: opt.RankMultiple = None,
     channel_multiple: opt.ChannelMultiple = None,
+    equal_experts: opt.EqualExperts = None,
     floor: opt.Floor = None,
     overhead: opt.Overhead = None,
     statistics: opt.StatisticsFile = None,

@@ -102,6 +102,9 @@ class BudgetConfig(Options):
     """MLP widths are multiples of this. Left out: the rank multiple, coarser where an MLP would have more than 24 widths to
     choose from. Some processors multiply by multiples of 256 a third faster."""
 
+    equal_experts: bool = False
+    """Let all experts of a block keep as many channels as each other, which kernels that multiply them together want."""
+
     floor: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of its dense parameters that each layer keeps at least."""
 
@@ -160,6 +163,7 @@ class BudgetConfig(Options):
         value = getattr(self, self.kind)
         number = f"{value:g}" if isinstance(value, float) else str(value).replace(" ", "")
         fields = {"floor": "floor", "multiple": "rank_multiple", "channels": "channel_multiple", "overhead": "overhead"}
+        fields |= {"equalexperts": "equal_experts"}
         unusual = {name: getattr(self, field) for name, field in fields.items()}
         usual = {name: type(self).model_fields[field].default for name, field in fields.items()}
         rest = "".join(f"-{name}{value:g}" for name, value in unusual.items() if value != usual[name])
