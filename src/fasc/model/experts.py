@@ -153,6 +153,24 @@ def fuse(experts: nn.Module) -> None:
     del experts.forward
 
 
+def routers(model: nn.Module) -> list[str]:
+    """Names of the modules that send tokens to experts which are layers of their own; none where experts are fused.
+
+    A router stands beside its experts, and each of its parameters has one row, or one number, for every expert.
+    """
+    found = []
+    for name, module in model.named_modules():
+        experts = sum(isinstance(part, (Expert, Skipped)) for part in module.children())
+        if not experts or not any(isinstance(part, Expert) for part in module.children()):
+            continue
+        parent, _, own = name.rpartition(".")
+        for leaf, beside in model.get_submodule(parent).named_children():
+            sizes = {parameter.shape[0] for parameter in beside.parameters()}
+            if leaf != own and sizes == {experts}:
+                found.append(f"{parent}.{leaf}")
+    return found
+
+
 def fused_sizes(model: nn.Module) -> dict[str, dict[str, Any]]:
     """By name of a module with fused experts: ``experts``, ``first``, ``d_in``, ``d_first``, ``channels``, ``bias``."""
     sizes = {}
