@@ -6,6 +6,7 @@ import torch
 import fasc
 from fasc.compression.options import RecoveryConfig
 from fasc.compression.recover import recover, trained_modules
+from fasc.edits.skip import Skip
 from fasc.edits.structure import edited_layers
 from fasc.edits.unfuse import Unfuse
 from fasc.model.experts import routers
@@ -51,6 +52,15 @@ def test_what_is_trained_is_what_was_replaced_and_the_routers(compressed):
     assert done.after < done.before
     assert all(any(name.startswith(f"{module}.") for module in names) for name in changed)
     assert all(f"{router}.weight" in changed for router in routers(small))
+
+
+def test_routers_are_trained_beside_means_alone(mixture, tokens):
+    statistics = fasc.collect(mixture, corpus=tokens, sequences=24, sequence_length=20)
+    made = fasc.plan(mixture, statistics, param_fraction=0.9, damping=1e-2, layouts="dense,experts")
+    gone = [edit.sublayer for edit in made.edits if isinstance(edit, Skip)]
+    small = fasc.compress(mixture, statistics, made).model
+    assert trained_modules(small) == [*gone, *routers(small)]
+    assert len(gone) > 0 and len(routers(small)) == 2
 
 
 def test_experts_that_no_edit_touched_are_not_trained(mixture, tokens):

@@ -19,7 +19,6 @@ from fasc.compression.options import RecoveryConfig
 from fasc.edits.structure import edited_layers
 from fasc.errors import ModelError, NonFiniteError, UsageError
 from fasc.model.experts import routers
-from fasc.model.layers import expert_of
 from fasc.model.scopes import evaluating, frozen
 from fasc.progress import progress
 
@@ -101,8 +100,7 @@ def trained_modules(model: nn.Module) -> list[str]:
 
     What an expert says has changed, and so has how much of it is wanted.
     """
-    edited = edited_layers(model)
-    return [*edited, *routers(model)] if any(expert_of(name) for name in edited) else edited
+    return [*edited_layers(model), *routers(model)]
 
 
 def _require_trainable(
