@@ -31,6 +31,10 @@ def test_every_edit_has_a_row_and_the_totals_are_the_plans(statistics, name):
 def test_experts_have_a_row_each_and_one_per_block_where_they_are_many(mixture, tokens, monkeypatch):
     moments = fasc.collect(mixture, corpus=tokens, sequences=24, sequence_length=20)
     made = plan(mixture, moments, param_fraction=0.6, layouts="dense,experts,factors,channels", damping=1e-2)
+    touched = {name for edit in made.edits[1:] for name in edit.touches}
+    assert made.edits[0].edit == "unfuse" and f"{len(made.layers) - len(touched)} of {len(made.layers)} layers untouched" in str(
+        made
+    )
     experts = experts_in(made)
     rows = {tuple(line.split()[:2]): line for line in str(made).split("experts\n")[-1].splitlines() if line.strip()}
     assert len(experts) == 8

@@ -175,7 +175,7 @@ def composition(plan: Plan) -> str:
             continue
         counts[edit.layout if isinstance(edit, Factor) else edit.edit] += len(edit.touches) if isinstance(edit, Factor) else 1
     names = {layer.name for layer in plan.layers}
-    touched = {name for edit in plan.edits for name in edit.touches} & names
+    touched = {name for edit in plan.edits if not edit.keeps_weights for name in edit.touches} & names
     dense = len(plan.layers) - len(touched)
     words = [_counted(what, count) for what, count in counts.most_common()]
     narrowed = [edit for edit in plan.edits if isinstance(edit, Narrow)]
