@@ -6,11 +6,16 @@ import json
 import pytest
 import torch
 
+import fasc
 from fasc.diagnosis.diagnose import Diagnosis, diagnose, diagnosis_needs
-from fasc.errors import StatisticsError
+from fasc.errors import ModelError, StatisticsError, StorageError
 from fasc.methods import METHODS
 from fasc.model.experts import expert_layers
+from fasc.planning.needs import needs_for
 from fasc.planning.options import MethodConfig
+from fasc.reporting import diagnosis_table
+from fasc.reporting.diagnosis_table import print_diagnosis
+from fasc.reporting.page.sources import checked
 from fasc.stages.plan import plan
 from fasc.statistics.collect import collect_moments
 from fasc.statistics.options import CalibrationConfig
@@ -108,3 +113,73 @@ def test_every_expert_has_a_row_with_the_moments_of_its_tokens(mixture, tokens):
     assert row["predicted_loss"]["fasc"] <= row["predicted_loss"]["svd"]
     per_block = [row["tokens"] for row in table.rows if row["block"] == 0 and row["kind"] == "gate_up_proj"]
     assert sum(per_block) == 2 * tokens.numel(), "each token goes to two experts"
+
+
+@pytest.fixture
+def mixed(mixture, tokens):
+    """A mixture, its moments, and a plan that drops an expert that says little and makes others smaller."""
+    with torch.no_grad():
+        mixture.get_submodule("model.layers.0.mlp.experts").down_proj[2] *= 1e-4
+    statistics = fasc.collect(
+        mixture, corpus=tokens, needs=diagnosis_needs(BOTH) | needs_for(BOTH[0], None), sequences=24, sequence_length=20
+    )
+    made = plan(mixture, statistics, param_fraction=0.6, layouts="dense,experts,factors", damping=1e-2)
+    return mixture, statistics, made
+
+
+def test_every_expert_has_one_row_that_adds_up_its_groups(mixed, tmp_path):
+    mixture, statistics, made = mixed
+    found = fasc.diagnose(mixture, statistics, "fasc,svd", plan=made)
+    assert [(one["block"], one["expert"]) for one in found.experts] == [(block, one) for block in (0, 1) for one in range(4)]
+    for one in found.experts:
+        rows = [row for row in found.rows if row["group"].startswith(f"{one['name']}.")]
+        assert len(rows) == 2
+        assert {one["tokens"]} == {row["tokens"] for row in rows}
+        assert one["share"] == pytest.approx(one["tokens"] / 480)
+        assert one["rho"] == {row["kind"]: row["rho"] for row in rows}
+        assert one["predicted_loss"]["fasc"] == pytest.approx(sum(row["predicted_loss"]["fasc"] for row in rows))
+    raw = json.loads(found.save(tmp_path / "d.json").read_text())
+    assert raw["experts"] == json.loads(json.dumps(found.experts))
+    assert checked("diagnosis", raw, "d")["experts"] == raw["experts"]
+    with pytest.raises(StorageError, match="row 0 of `experts`"):
+        checked("diagnosis", raw | {"experts": [{"block": 0}]}, "d")
+
+
+def test_what_a_plan_makes_of_experts_adds_up_to_the_plan(mixed):
+    mixture, statistics, made = mixed
+    found = fasc.diagnose(mixture, statistics, "fasc", plan=made).experts
+    of_experts = [edit for edit in made.edits[1:] if "experts" in edit.touches[-1]]
+    assert any(one["dropped"] for one in found) and any(one["ranks"] for one in found)
+    size = sum(layer.parameters for layer in made.layers if layer.name.startswith(f"{found[0]['name']}."))
+    assert sum((1 - one["kept"]) * size for one in found) == pytest.approx(sum(edit.saved for edit in of_experts))
+    assert sum(one["plan_loss"] or 0 for one in found) == pytest.approx(sum(edit.predicted_loss for edit in of_experts))
+    assert {one["name"] for one in found if one["left"] == "its mean"} == {e.sublayer for e in of_experts if e.edit == "skip"}
+
+
+def test_a_plan_of_another_model_is_refused(mixed, model):
+    _, _, made = mixed
+    with pytest.raises(ModelError, match="belongs to another model|no linear layer of this model|no such experts"):
+        fasc.diagnose(model, collect_moments(model, torch.arange(3, 63)[None], diagnosis_needs(BOTH)), "fasc", plan=made)
+
+
+def test_a_dense_model_has_no_table_of_experts(diagnosis):
+    assert diagnosis.experts == []
+
+
+def test_the_terminal_shows_each_expert_or_each_block_where_they_are_many(mixed, capsys, monkeypatch):
+    mixture, statistics, made = mixed
+    found = fasc.diagnose(mixture, statistics, "fasc", plan=made)
+    print_diagnosis(found)
+    out = capsys.readouterr().out
+    one = found.experts[5]
+    (row,) = [
+        line
+        for line in out.splitlines()
+        if line.split("│")[1:4] and [x.strip() for x in line.split("│")[1:4]] == ["1", "1", f"{one['tokens']:,}"]
+    ]
+    assert one["left"] in row and f"{one['predicted_loss']['fasc']:.2e}" in row
+    monkeypatch.setattr(diagnosis_table, "_MANY", 7)
+    print_diagnosis(found)
+    out = capsys.readouterr().out
+    dropped = sum(one["dropped"] for one in found.experts if one["block"] == 0)
+    assert f"{dropped} their mean" in out and "0 – 3" in out

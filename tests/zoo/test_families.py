@@ -6,7 +6,7 @@ from tests.zoo.walk import compress, load
 
 FAMILIES = (
     "llama", "qwen3", "gemma3_text", "phi3", "gpt2", "gpt_neox", "bloom", "mixtral", "qwen2_moe", "deepseek_v3", "falcon_mamba", "bamba",
-    "recurrent_gemma", "xlstm", "zaya", "prophetnet", "qwen3_moe", "gpt_oss",
+    "recurrent_gemma", "xlstm", "zaya", "prophetnet", "qwen3_moe", "gpt_oss", "llama4_text", "dbrx",
 )  # fmt: skip
 
 

@@ -47,6 +47,7 @@ def compress(
     engine: opt.Engine = None,
     rank_multiple: opt.RankMultiple = None,
     channel_multiple: opt.ChannelMultiple = None,
+    equal_experts: opt.EqualExperts = None,
     floor: opt.Floor = None,
     overhead: opt.Overhead = None,
     propagate: opt.Propagate = None,

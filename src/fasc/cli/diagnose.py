@@ -21,6 +21,12 @@ def diagnose(
     exclusions: Annotated[
         str, typer.Option("--exclusions", help="Groups marked as excluded: `paper` (see docs/method.md) or `none`.")
     ] = "paper",
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            "--plan", help="File of `fasc plan --json`: what it makes of each expert of a mixture is shown.", show_default=False
+        ),
+    ] = None,
     json: opt.Json = None,
     csv: Annotated[Path | None, typer.Option("--csv", help="Also write a flat table to this file.", show_default=False)] = None,
     figures: Annotated[
@@ -43,7 +49,7 @@ def diagnose(
 ) -> None:
     """Print, per input group: ρ and its noise floor, spectra, the ranks that keep most of the energy, the forecast loss.
 
-    Every expert of a mixture of experts has rows of its own.
+    Every expert of a mixture of experts has rows of its own, and one in a table of experts: tokens heard, ρ, forecast loss.
     """
     given = locals()
     calibration = opt.take(CalibrationConfig, given)
@@ -52,6 +58,7 @@ def diagnose(
     source = opt.take(ModelConfig, given)
     if exclusions not in ("paper", "none"):
         raise UsageError(f"--exclusions is `{exclusions}`", "known: paper, none")
+    from fasc.planning.plan import Plan
     from fasc.reporting.console import print_line
     from fasc.reporting.diagnosis_table import print_diagnosis
     from fasc.stages.compress import load, needs_of
@@ -59,9 +66,10 @@ def diagnose(
 
     needs_of(tuple(chosen))
     drawings = () if figures is None else (figures / "rho.png", figures / "angles.png")
-    inputs = (model, statistics, calibration.corpus)
+    inputs = (model, statistics, plan, calibration.corpus)
     opt.check_files(json, csv, *drawings, inputs=inputs)
     opt.check_report(report, inputs=inputs, beside=(json, csv, *drawings))
+    made = None if plan is None else Plan.load(plan)
     diagnosis = diagnose_model(
         load(source),
         chosen,
@@ -69,6 +77,7 @@ def diagnose(
         exclusions="paper" if exclusions == "paper" else "none",
         statistics=statistics,
         calibration=calibration,
+        plan=made,
     )
     if json is not None:
         diagnosis.save(json)
@@ -84,6 +93,6 @@ def diagnose(
         from fasc.provenance import provenance
         from fasc.reporting.page.sources import Source
 
-        found = {"groups": diagnosis.rows, "meta": diagnosis.meta}
-        made = provenance(model=model, statistics=dict(diagnosis.meta))
-        opt.write_report(report, Source(f"Diagnosis of {Path(model).name}", diagnosis=found, provenance=made))
+        found = {"groups": diagnosis.rows, "experts": diagnosis.experts, "meta": diagnosis.meta}
+        about = provenance(model=model, statistics=dict(diagnosis.meta))
+        opt.write_report(report, Source(f"Diagnosis of {Path(model).name}", diagnosis=found, provenance=about))

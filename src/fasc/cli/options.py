@@ -291,6 +291,7 @@ MaxKl = Annotated[float | None, option(BudgetConfig, "max_kl", "--max-kl")]
 FlopFraction = Annotated[float | None, option(BudgetConfig, "flop_fraction", "--flop-fraction")]
 RankMultiple = Annotated[int | None, option(BudgetConfig, "rank_multiple", "--rank-multiple")]
 ChannelMultiple = Annotated[int | None, option(BudgetConfig, "channel_multiple", "--channel-multiple")]
+EqualExperts = Annotated[bool | None, option(BudgetConfig, "equal_experts", "--equal-experts/--no-equal-experts")]
 Overhead = Annotated[int | None, option(BudgetConfig, "overhead", "--overhead")]
 Floor = Annotated[float | None, option(BudgetConfig, "floor", "--floor")]
 

@@ -30,6 +30,7 @@ def plan(
     engine: opt.Engine = None,
     rank_multiple: opt.RankMultiple = None,
     channel_multiple: opt.ChannelMultiple = None,
+    equal_experts: opt.EqualExperts = None,
     floor: opt.Floor = None,
     overhead: opt.Overhead = None,
     statistics: opt.StatisticsFile = None,
@@ -89,7 +90,7 @@ def plan(
     source = opt.take(ModelConfig, given, device="cpu")
     layers = opt.take(LayersConfig, given)
     from fasc.planning.needs import needs_for
-    from fasc.planning.table import edits_table, totals_table
+    from fasc.planning.table import tables
     from fasc.reporting.console import print_results
     from fasc.stages.compress import load
     from fasc.stages.plan import plan_from_files
@@ -107,7 +108,7 @@ def plan(
     result = plan_from_files(load(source), options, budget, layers, statistics, held_out, validation)
     if json is not None:
         result.save(json)
-    print_results(edits_table(result), totals_table(result))
+    print_results(*tables(result))
 
 
 def _print_needs(

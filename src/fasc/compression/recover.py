@@ -1,7 +1,8 @@
 """Recovery: the layers of a compressed model are trained to say what the dense model says.
 
-Compressing layer by layer adds up errors that no layer can see. A short distillation can: the layers that compression replaced
-(nothing else) minimise the KL divergence of its next-token distribution from the dense model's on unlabelled text.
+Compressing layer by layer adds up errors that no layer can see. A short distillation can: the layers that compression replaced,
+and the routers of experts that it made layers of their own (nothing else), minimise the KL divergence of its next-token
+distribution from the dense model's on unlabelled text.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from fasc.compression.distillation import distil, divergence_of, rows_of
 from fasc.compression.options import RecoveryConfig
 from fasc.edits.structure import edited_layers
 from fasc.errors import ModelError, NonFiniteError, UsageError
+from fasc.model.experts import routers
 from fasc.model.scopes import evaluating, frozen
 from fasc.progress import progress
 
@@ -67,14 +69,14 @@ def recover(
         tokens: text, int64 [sequences, length]; no labels are used.
         config: sizes and rates.
         work: folder in which an interrupted training goes on, as :func:`~fasc.compression.distillation.distil` says.
-        layers: what is trained, if not the layers that compression replaced.
+        layers: what is trained, if not :func:`trained_modules`.
 
     Raises:
         UsageError: compression replaced no layer of the model, their weights are not in float32, or there is only one sequence.
         ModelError: the two models do not have the same vocabulary.
         NonFiniteError: the divergence of the model as it was, or of a step, is not finite.
     """
-    layers = [model.get_submodule(name) for name in edited_layers(model)] if layers is None else layers
+    layers = [model.get_submodule(name) for name in trained_modules(model)] if layers is None else layers
     parameters = list(dict.fromkeys(parameter for layer in layers for parameter in layer.parameters()))
     _require_trainable(model, dense, parameters, tokens)
     held_out = max(1, len(tokens) // _HELD_OUT)
@@ -91,6 +93,14 @@ def recover(
             losses = distil(model, dense, parameters, text, config, work)
         share, after = _go_as_far_as_it_helps(parameters, start, before, measure)
     return Recovered(before, after, share, unseen.numel(), tuple(losses))
+
+
+def trained_modules(model: nn.Module) -> list[str]:
+    """Names of the layers that compression replaced and, where experts are among them, of their routers.
+
+    What an expert says has changed, and so has how much of it is wanted.
+    """
+    return [*edited_layers(model), *routers(model)]
 
 
 def _require_trainable(

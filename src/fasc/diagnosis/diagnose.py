@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from fasc.diagnosis.bootstrap import rho_by_tokens, rho_interval
 from fasc.diagnosis.dependence import DEPENDENCE_NEEDS, group_dependence
+from fasc.diagnosis.experts import expert_rows
 from fasc.diagnosis.solutions import Solution, solutions_of
 from fasc.diagnosis.spectra import effective_rank, principal_angles, rank_keeping, stable_rank
 from fasc.forecast.half_j import loss_curve
@@ -19,6 +20,7 @@ from fasc.methods import Solver, get_method
 from fasc.outputs import write_artifact
 from fasc.planning.needs import solver_of
 from fasc.planning.options import MethodConfig
+from fasc.planning.plan import Plan
 from fasc.progress import progress
 from fasc.statistics.accumulators import Covariance
 from fasc.statistics.moments import GroupStatistics, Need, Statistics
@@ -43,6 +45,13 @@ class Diagnosis:
 
     rows: tuple[Mapping[str, Any], ...]
     meta: Mapping[str, Any]
+    plan: Plan | None = None
+    """Whose experts the table of experts describes as well."""
+
+    @property
+    def experts(self) -> list[dict[str, Any]]:
+        """One row per expert of a mixture: see :func:`~fasc.diagnosis.experts.expert_rows`."""
+        return expert_rows(self.rows, self.plan)
 
     def table(self) -> list[dict[str, Any]]:
         """Flat rows of numbers and words, ready for ``pandas.DataFrame``; nested ones are named like ``predicted_loss.fasc``."""
@@ -59,12 +68,13 @@ class Diagnosis:
         return path
 
     def save(self, path: Path) -> Path:
-        """Write ``diagnosis.json``: an object with ``groups`` and ``meta``."""
-        return write_artifact(path, "diagnosis", {"groups": list(self.rows), "meta": dict(self.meta)})
+        """Write ``diagnosis.json``: an object with ``groups``, ``meta`` and, of a mixture, ``experts``."""
+        experts = {"experts": self.experts} if self.experts else {}
+        return write_artifact(path, "diagnosis", {"groups": list(self.rows), **experts, "meta": dict(self.meta)})
 
     @staticmethod
     def load(path: Path) -> "Diagnosis":
-        """Inverse of :meth:`save`."""
+        """Inverse of :meth:`save`, but for what a plan makes of experts."""
         raw = read_json(path)
         return Diagnosis(tuple(raw["groups"]), raw["meta"])
 
@@ -94,6 +104,7 @@ def diagnose(
     *,
     rank_fraction: float,
     exclude: Exclude | None = None,
+    plan: Plan | None = None,
 ) -> Diagnosis:
     """Spectra of the moments, ρ, and each method's energies and forecast, for every group.
 
@@ -104,6 +115,7 @@ def diagnose(
         rank_fraction: ½J is given at the rank that a uniform plan of it has, the angles at this fraction of the directions.
             Angles are between the first and the last method whose projectors are of whole groups.
         exclude: says of each row why it is not to be trusted; none is by default.
+        plan: of this model: the table of experts says what it makes of each.
 
     Raises:
         StatisticsError: a method's moments are missing.
@@ -124,7 +136,7 @@ def diagnose(
             advance()
     reasons = [None] * len(rows) if exclude is None else exclude(rows)
     rows = [row | {"excluded": reason} for row, reason in zip(rows, reasons, strict=True)]
-    return Diagnosis(tuple(rows), {"rank_fraction": rank_fraction, "angles_between": compared, **statistics.meta})
+    return Diagnosis(tuple(rows), {"rank_fraction": rank_fraction, "angles_between": compared, **statistics.meta}, plan)
 
 
 def _row(group: GroupStatistics) -> dict[str, Any]:
@@ -137,6 +149,7 @@ def _row(group: GroupStatistics) -> dict[str, Any]:
         "d_in": group.group.d_in,
         "d_out": group.group.d_out,
         "tokens": group.tokens,
+        "share": group.share,
         "input": _spectrum(group.input),
     }
     gradient = group.gradients.get(group.group.name)

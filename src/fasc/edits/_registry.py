@@ -31,6 +31,9 @@ class Edit(BaseModel, ABC, frozen=True, extra="forbid"):
     predicted_loss: Loss | None = None
     """π · ½J in nats per token of text, where it is known."""
 
+    keeps_weights: ClassVar[bool] = False
+    """Whether the modules that it leaves hold the very weights that were there."""
+
     structural: ClassVar[bool] = True
     """Whether loading the checkpoint must make the change again, because the model's own config cannot say it."""
 

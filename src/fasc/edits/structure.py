@@ -32,8 +32,8 @@ def structure_of(model: nn.Module) -> FascConfig | None:
 
 
 def edited_layers(model: nn.Module) -> list[str]:
-    """Names of the modules that edits have put in the place of layers, each once."""
-    return made_modules(model, parsed(structure_of(model)))
+    """Names of the modules with weights of their own that edits have put in the place of layers, each once."""
+    return made_modules(model, [edit for edit in parsed(structure_of(model)) if not edit.keeps_weights])
 
 
 def made_modules(model: nn.Module, edits: Sequence[Edit]) -> list[str]:

@@ -47,6 +47,7 @@ class Unfuse(Edit):
     holders: tuple[Holder, ...]
     predicted_loss: float | None = 0.0
     structural: ClassVar[bool] = True
+    keeps_weights: ClassVar[bool] = True
 
     @staticmethod
     def of(model: nn.Module) -> "Unfuse | None":

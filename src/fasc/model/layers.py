@@ -62,6 +62,12 @@ class Layer:
         return asdict(self)
 
 
+def expert_of(layer: str) -> str | None:
+    """Name of the expert that a layer belongs to, by the layer's name; ``None`` outside a mixture of experts."""
+    found = _EXPERT.search(layer)
+    return layer[: found.end() - 1] if found else None
+
+
 def _linear_weight(module: nn.Module) -> Tensor:
     return module.weight  # type: ignore[return-value]
 

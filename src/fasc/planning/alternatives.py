@@ -12,6 +12,7 @@ from fasc.model.coupling import Coupling
 from fasc.model.groups import InputGroup, Scope, Unit
 from fasc.model.sublayers import Sublayer
 from fasc.planning.candidates import Alternative, Candidates, Curves, Rules, candidates, step_of
+from fasc.planning.equal_experts import holder_of, with_one_width
 from fasc.planning.removable import Left, Removable, attentions_left, by_group, skip_of
 from fasc.statistics.narrowing import narrowed_group
 
@@ -60,6 +61,8 @@ def alternatives_of(
 ) -> list[list[Alternative]]:
     """The alternatives of every group; the two groups of a sublayer that may lose something are one choice.
 
+    So are all experts of a block where they shall keep as many channels as each other.
+
     Args:
         groups: all input groups.
         removable: what may be left out.
@@ -70,13 +73,15 @@ def alternatives_of(
     """
     known = by_group(removable)
     seconds = {_pair(*what)[1].name for what in known.values()}
-    choices = []
+    choices: list[tuple[str | None, list[Alternative]]] = []
     for group in groups:
         if group.name in known:
-            choices.append(_of_sublayer(known[group.name], scopes, rules, curves, damping, removable.words))
+            made = _of_sublayer(known[group.name], scopes, rules, curves, damping, removable.words)
+            narrows = rules.equal_experts and known[group.name][0] is not None
+            choices.append((holder_of(group.layers[0].name) if narrows else None, made))
         elif group.name not in seconds:
-            choices.append(_of_group(group, scopes, rules, curves))
-    return choices
+            choices.append((None, _of_group(group, scopes, rules, curves)))
+    return with_one_width(choices)
 
 
 def _pair(channels: Coupling | None, attention: Attention | None, sublayer: Sublayer | None) -> tuple[InputGroup, InputGroup]:

@@ -37,6 +37,9 @@ class Rules:
     channel_multiple: int | None = None
     """Of the numbers of channels, if not that of the ranks."""
 
+    equal_experts: bool = False
+    """Whether all experts of a block keep as many channels as each other."""
+
     floor: float = 0.0
     """Least share of its dense parameters that any unit keeps."""
 

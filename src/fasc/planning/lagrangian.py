@@ -253,7 +253,8 @@ def _undominated_of(choice: _Choice, price: float, gap: float) -> _Undominated:
             alive = np.flatnonzero(totals <= slack)
             before, last = np.divmod(alive, len(values))
             together = use[before] + unit.limited[last]
-            kept = _undominated(together, totals[alive], price)  # what is added later is the same for all of an alternative
+            # What is added later is the same for all of an alternative; the experts of a block together have many units.
+            kept = _undominated(together, totals[alive], price, _STATES)
             use, cost = together[kept], totals[alive[kept]]
             options = np.concatenate([options[before[kept]], last[kept, None]], axis=1)
         near = cost <= slack

@@ -20,6 +20,7 @@ from fasc.model.groups import InputGroup, Scope, Unit
 from fasc.model.untouched import parameters_outside
 from fasc.planning.alternatives import alternatives_of, check_widths, widths_of
 from fasc.planning.candidates import Alternative, Candidates, Curves, Rules
+from fasc.planning.equal_experts import require_every_expert
 from fasc.planning.lagrangian import allocate_by_loss
 from fasc.planning.limits import limit_of, multiply_adds_limit
 from fasc.planning.memory import memory_to_compress
@@ -88,7 +89,7 @@ def plan_model(  # noqa: PLR0913 - each is a source or a switch of the plan
     if asks_for_one_width(options):
         narrowed = narrow_to_one_width(model, groups, dense, budget, chosen, statistics)
         return replace(dense, edits=tuple(narrowed), forecast_memory=memory_forecast(model, groups, needs_for(options, budget)))
-    removable = find_removable(model, groups, may_leave_out(options, budget))
+    removable = _removable(model, groups, options, budget)
     scopes, rules = scopes_of(options, budget), rules_of(options, budget, bytes_per_parameter=size.bytes_per_parameter)
     curves: Curves = {}
     cheap = chosen.method.energies is not None and held_out is None
@@ -114,6 +115,13 @@ def plan_model(  # noqa: PLR0913 - each is a source or a switch of the plan
     nll = None if statistics is None else statistics.meta.get("nll")
     lacking = tuple(removable.lacking())
     return replace(dense, edits=tuple(edits), allocation=allocation, forecast_memory=memory, dense_nll=nll, lacking=lacking)
+
+
+def _removable(model: PreTrainedModel, groups: Sequence[InputGroup], options: MethodConfig, budget: BudgetConfig) -> Removable:
+    removable = find_removable(model, groups, may_leave_out(options, budget))
+    if budget.equal_experts:
+        require_every_expert(model, removable.channels)
+    return removable
 
 
 def _noises(

@@ -8,7 +8,7 @@ from fasc.model.groups import Scope
 from fasc.planning.candidates import UNROUNDED, Cost, Rules
 from fasc.planning.options import BudgetConfig, MethodConfig
 from fasc.planning.pruning import check_pruning
-from fasc.planning.removable import WORDS
+from fasc.planning.removable import EXPERTS, WORDS
 from fasc.pruning import Pruning, find_method
 from fasc.statistics.moments import Need
 from fasc.statistics.vocabulary import VOCABULARY
@@ -66,6 +66,11 @@ def may_leave_out(options: MethodConfig, budget: BudgetConfig) -> frozenset[str]
             f"`{others[0]}` is chosen by the forecast loss of the whole model, which this plan does not use",
             "leave --selection, --propagate and --allocation uniform out and give no rank fraction, or leave it out of --layouts",
         )
+    if budget.equal_experts and EXPERTS in asked:
+        raise BudgetError(
+            "experts of one width are multiplied together, and a mean in the place of one has no width",
+            f"leave --equal-experts out, or `{EXPERTS}` out of --layouts",
+        )
     if not weighed:
         return frozenset()
     return asked if not options.propagate else asked & {Narrow.word}
@@ -82,6 +87,7 @@ def rules_of(options: MethodConfig, budget: BudgetConfig, *, bytes_per_parameter
         layouts=tuple(layouts_named(names)),
         rank_multiple=budget.rank_multiple,
         channel_multiple=budget.channel_multiple,
+        equal_experts=budget.equal_experts,
         floor=budget.floor,
         overhead=budget.overhead if allocation_of(options, budget) == "fisher" else 0.0,
         cost="bytes" if options.bits else _COSTS.get(budget.kind, "parameters"),

@@ -29,8 +29,8 @@ class MethodConfig(Options, extra="allow"):
     """How layers may be stored; the cheapest allowed one is taken at each rank. Left out: all but `merged`, and `channels`.
     `factors` allows separate layers and `shared` one projector per group, where the method leaves that open; `pivoted` keeps rows
     of the product as they are and `pivoted-columns` columns; `merged` stores a rank that saves nothing as one dense matrix. Under
-    `fisher` parts may be left out first: `channels` of MLPs, `heads` of attentions, features of their `values`, and whole
-    sublayers (`skip`)."""
+    `fisher` parts may be left out first: `channels` of MLPs, `heads` of attentions, features of their `values`, whole sublayers
+    (`skip`) and whole `experts`, in whose place their mean stands."""
 
     bits: Annotated[tuple[Annotated[int, Field(ge=1, le=16)], ...], Field(min_length=1)] | None = None
     """Numbers of bits, 1 to 8, from which every unit's weights may have theirs, such as `3,4,5,6,8`; 16 among them leaves weights
@@ -105,6 +105,9 @@ class BudgetConfig(Options):
     """MLP widths are multiples of this. Left out: the rank multiple, coarser where an MLP would have more than 24 widths to
     choose from. Some processors multiply by multiples of 256 a third faster."""
 
+    equal_experts: bool = False
+    """Let all experts of a block keep as many channels as each other, which kernels that multiply them together want."""
+
     floor: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of its dense parameters that each layer keeps at least."""
 
@@ -163,6 +166,7 @@ class BudgetConfig(Options):
         value = getattr(self, self.kind)
         number = f"{value:g}" if isinstance(value, float) else str(value).replace(" ", "")
         fields = {"floor": "floor", "multiple": "rank_multiple", "channels": "channel_multiple", "overhead": "overhead"}
+        fields |= {"equalexperts": "equal_experts"}
         unusual = {name: getattr(self, field) for name, field in fields.items()}
         usual = {name: type(self).model_fields[field].default for name, field in fields.items()}
         rest = "".join(f"-{name}{value:g}" for name, value in unusual.items() if value != usual[name])

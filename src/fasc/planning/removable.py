@@ -1,22 +1,28 @@
-"""What of a model may be left out: channels of MLPs, heads and value features of attentions, whole sublayers."""
+"""What of a model may be left out: channels of MLPs, heads and value features of attentions, whole sublayers and experts."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from fasc.edits import Edit
 from fasc.edits.attention import Heads, Values
 from fasc.edits.narrow import Narrow
 from fasc.edits.skip import Skip
+from fasc.errors import BudgetError
 from fasc.forecast.attention import heads_consumer_key, heads_key, loss_of_leaving_out, value_sizes, values_key
 from fasc.model.attention import Attention, find_attentions
 from fasc.model.coupling import Coupling, find_channels
+from fasc.model.experts import find_experts, fused_sizes
 from fasc.model.groups import InputGroup
 from fasc.model.sublayers import Sublayer, find_sublayers
 from fasc.planning.candidates import Curves, Rules
 
-WORDS = (Narrow.word, Heads.word, Values.word, Skip.word)
+EXPERTS = "experts"
+"""Allows the mean of an expert in its place."""
+
+WORDS = (Narrow.word, Heads.word, Values.word, Skip.word, EXPERTS)
 """What ``--layouts`` may name beside layouts."""
 
 
@@ -29,6 +35,8 @@ class Removable:
     """Whose heads or value features may be fewer."""
 
     sublayers: tuple[Sublayer, ...] = ()
+    """Whole attentions, MLPs and experts."""
+
     words: frozenset[str] = frozenset()
     """That are allowed."""
 
@@ -38,9 +46,9 @@ class Removable:
             Narrow.word: bool(self.channels),
             Heads.word: any(one.coupling.parts > 1 for one in self.attentions),
             Values.word: any(one.value is not None for one in self.attentions),
-            Skip.word: bool(self.sublayers),
+            Skip.word: any(one.layers[0].expert is None for one in self.sublayers),
         }
-        return [word for word in WORDS if word in self.words and not found[word]]
+        return [word for word, there in found.items() if word in self.words and not there]
 
 
 def prunable(model: PreTrainedModel, groups: Sequence[InputGroup]) -> list[Coupling]:
@@ -60,12 +68,36 @@ def find_removable(model: PreTrainedModel, groups: Sequence[InputGroup], words: 
         model: dense; comes out as it went in.
         groups: its input groups.
         words: of ``WORDS``, those that are allowed.
+
+    Raises:
+        BudgetError: experts may go, and there are none.
     """
+    experts = find_experts(model, groups) if EXPERTS in words else []
+    if EXPERTS in words and not experts:
+        raise _without_experts(model)
+    sublayers = [*(find_sublayers(model, groups) if Skip.word in words else []), *experts]
     return Removable(
         tuple(prunable(model, groups)) if Narrow.word in words else (),
         tuple(find_attentions(model, groups)) if words & {Heads.word, Values.word} else (),
-        tuple(find_sublayers(model, groups)) if Skip.word in words else (),
+        tuple(sublayers),
         words,
+    )
+
+
+def require_experts(model: nn.Module, layouts: Sequence[str] | None) -> None:
+    """Refuse means of experts in a model without experts: before anything is measured.
+
+    Raises:
+        BudgetError: they are asked for.
+    """
+    if EXPERTS in (layouts or ()) and not fused_sizes(model):
+        raise _without_experts(model)
+
+
+def _without_experts(model: nn.Module) -> BudgetError:
+    return BudgetError(
+        f"{type(model).__name__} has no expert that a mean could stand for, among the layers that were chosen",
+        f"leave `{EXPERTS}` out of --layouts: it is for mixtures, and for experts of all blocks but the last",
     )
 
 

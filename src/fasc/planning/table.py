@@ -1,7 +1,7 @@
 """A plan as tables: what becomes of every unit, and the totals."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import exp
 from typing import Any
 
@@ -19,6 +19,7 @@ from fasc.edits.vocabulary import VocabularyBits
 from fasc.layouts import LAYOUTS
 from fasc.model.groups import group_name
 from fasc.model.untouched import in_words
+from fasc.planning.experts import ExpertPlan, by_block, expert_touched, experts_in
 from fasc.planning.plan import Plan
 from fasc.statistics.accumulators import FLUSH_TOKENS
 
@@ -31,18 +32,66 @@ _STAGES = {
 
 
 def edits_table(plan: Plan) -> Table:
-    """Every edit with what it leaves, and every layer that stays dense in one row."""
+    """Every edit with what it leaves; those of experts stand in :func:`experts_table`."""
     table = Table(title=f"{plan.allocation} plan for {plan.method}", title_justify="left", box=box.SIMPLE_HEAD)
     selected = any(isinstance(edit, Factor) and edit.selection for edit in plan.edits)
     columns = ["edit", "layers", "shape", "what is left", *(["method"] if selected else []), "parameters saved", "½J"]
     for title in columns:
         table.add_column(title, justify="left" if title in ("edit", "layers", "method") else "right", overflow="fold")
     for edit in plan.edits:
+        if expert_touched(edit) is not None:
+            continue
         shape, left = _shapes(edit)
         loss = "–" if edit.predicted_loss is None else f"{edit.predicted_loss:.5f}"
         chosen = [edit.method if isinstance(edit, Factor) else "–"] if selected else []
         table.add_row(edit.edit, _layers(edit), shape, left, *chosen, f"{edit.saved:,}", loss)
     return table
+
+
+_MANY = 64
+"""Experts that have a row each, at most; beyond it each block has one."""
+
+
+def experts_table(plan: Plan) -> Table | None:
+    """What is left of every expert, or of those of every block where they are many; ``None`` where a plan touches none."""
+    experts = experts_in(plan)
+    if all(one.is_dense for one in experts.values()):
+        return None
+    if len(experts) > _MANY:
+        return _blocks_table(experts)
+    table = Table(title="experts", title_justify="left", box=box.SIMPLE_HEAD)
+    for title in ("block", "expert", "what is left", "parameters kept", "½J"):
+        table.add_column(title, justify="left" if title == "what is left" else "right", overflow="fold")
+    for one in experts.values():
+        table.add_row(f"{one.block}", f"{one.expert}", one.words(), f"{one.kept:.1%}", _loss([one]))
+    return table
+
+
+def _blocks_table(experts: Mapping[str, ExpertPlan]) -> Table:
+    """A row for the experts of a block."""
+    table = Table(title=f"experts of each block, {len(experts):,} in all", title_justify="left", box=box.SIMPLE_HEAD)
+    titles = ("block", "experts", "all of it", "its mean", "fewer channels", "of", "factored", "parameters kept", "½J")
+    for title in titles:
+        table.add_column(title, justify="right", overflow="fold")
+    for block, ones in by_block(experts).items():
+        counts = [sum(one.is_dense for one in ones), sum(one.dropped for one in ones)]
+        widths = [one.width for one in ones if one.width < one.channels and not one.dropped]
+        span = f"{min(widths):,} to {max(widths):,} of {ones[0].channels:,}" if widths else "–"
+        kept = 1 - sum(one.saved for one in ones) / sum(one.parameters for one in ones)
+        cells = [str(block), str(len(ones)), *map(str, counts), str(len(widths)), span, str(sum(bool(one.ranks) for one in ones))]
+        table.add_row(*cells, f"{kept:.1%}", _loss(ones))
+    return table
+
+
+def _loss(ones: Sequence[ExpertPlan]) -> str:
+    known = [one.loss for one in ones if one.loss is not None]
+    return f"{sum(known):.2e}" if known else "–"
+
+
+def tables(plan: Plan) -> list[Table]:
+    """All of a plan: edits, experts if it touches any, totals."""
+    experts = experts_table(plan)
+    return [edits_table(plan), *([] if experts is None else [experts]), totals_table(plan)]
 
 
 def _layers(edit: Edit) -> str:
@@ -126,7 +175,7 @@ def composition(plan: Plan) -> str:
             continue
         counts[edit.layout if isinstance(edit, Factor) else edit.edit] += len(edit.touches) if isinstance(edit, Factor) else 1
     names = {layer.name for layer in plan.layers}
-    touched = {name for edit in plan.edits for name in edit.touches} & names
+    touched = {name for edit in plan.edits if not edit.keeps_weights for name in edit.touches} & names
     dense = len(plan.layers) - len(touched)
     words = [_counted(what, count) for what, count in counts.most_common()]
     narrowed = [edit for edit in plan.edits if isinstance(edit, Narrow)]
@@ -169,5 +218,5 @@ def as_text(plan: Plan, width: int = 160) -> str:
     """Both tables as plain text."""
     console = Console(width=width, no_color=True)
     with console.capture() as capture:
-        console.print(edits_table(plan), totals_table(plan))
+        console.print(*tables(plan))
     return "\n".join(line.rstrip() for line in capture.get().splitlines())

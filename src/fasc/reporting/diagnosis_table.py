@@ -1,6 +1,6 @@
 """A diagnosis on the terminal."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -41,7 +41,68 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
         cells += [f"{values['rank_95']}/{values['directions']}" for values in found]
         cells += [_number(values.get("predicted_loss"), 5) for values in found]
         table.add_row(*cells, row["excluded"] or "")
-    print_results(table, *_summary(diagnosis, methods))
+    experts = diagnosis.experts
+    print_results(table, *([_experts(experts, methods)] if experts else []), *_summary(diagnosis, methods))
+
+
+_MANY = 64
+"""Experts that have a row each, at most; beyond it each block has one."""
+
+
+def _experts(rows: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> Table:
+    """What each expert hears, its ρ and ½J, and what a plan makes of it; those of a block in one row where they are many."""
+    blocks = [[row] for row in rows] if len(rows) <= _MANY else _by_block(rows)
+    kinds = list(dict.fromkeys(kind for row in rows for kind in row["rho"]))
+    each = "" if len(rows) <= _MANY else ": least – greatest of each block"
+    table = Table(title=f"{len(rows):,} experts, ½J in nats per token of text{each}", title_justify="left")
+    named = [method for method in methods if any(method in row["predicted_loss"] for row in rows)]
+    planned = ["kept by the plan", "½J of the plan", "left by the plan"] if any("left" in row for row in rows) else []
+    titles = [
+        "block",
+        "expert",
+        "tokens",
+        "share",
+        *(f"ρ {kind}" for kind in kinds),
+        *(f"{name}: ½J" for name in named),
+        *planned,
+    ]
+    for title in titles:
+        table.add_column(title, justify="left" if title == "left by the plan" else "right", overflow="fold")
+    for ones in blocks:
+        cells = [str(ones[0]["block"]), _span([one["expert"] for one in ones], "d"), _span([one["tokens"] for one in ones], ",d")]
+        cells += [_span([one["share"] for one in ones], ".1%")]
+        cells += [_span([one["rho"].get(kind) for one in ones], ".3f") for kind in kinds]
+        cells += [_span([one["predicted_loss"].get(name) for one in ones], ".2e") for name in named]
+        if planned:
+            cells += [_span([one.get("kept") for one in ones], ".1%"), _span([one.get("plan_loss") for one in ones], ".2e")]
+            cells += [_left(ones)]
+        table.add_row(*cells)
+    return table
+
+
+def _by_block(rows: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    blocks: dict[int | None, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        blocks.setdefault(row["block"], []).append(row)
+    return list(blocks.values())
+
+
+def _span(values: Sequence[float | None], form: str) -> str:
+    """The one value, or the least and the greatest of several."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    low, high = format(min(known), form), format(max(known), form)
+    return low if low == high else f"{low} – {high}"
+
+
+def _left(ones: Sequence[Mapping[str, Any]]) -> str:
+    """In words; of several, how many are dropped and changed."""
+    if len(ones) == 1:
+        return str(ones[0].get("left", "–"))
+    dropped = sum(bool(one.get("dropped")) for one in ones)
+    dense = sum(one.get("left") == "all" for one in ones)
+    return f"{dropped} their mean, {len(ones) - dropped - dense} smaller, {dense} all"
 
 
 def _summary(diagnosis: Diagnosis, methods: list[str]) -> Iterator[str]:
@@ -56,10 +117,20 @@ def _summary(diagnosis: Diagnosis, methods: list[str]) -> Iterator[str]:
     if parts and len({tuple(part) for part in parts}) == 1:
         by_tokens = [f"{median(part[n] for part in parts):.3f} on {int(n):,}" for n in parts[0]]
         yield f"median ρ by the tokens it is measured on: {', '.join(by_tokens)}; noise alone would halve with four times as many"
+    yield from _heaviest(diagnosis.experts, methods[0])
     for name in methods:
         losses = [row["predicted_loss"].get(name) for row in rows]
         if all(loss is not None for loss in losses):
             yield f"forecast of {name} on all groups, Σ ½J: {sum(losses):.4f} nats/token"
+
+
+def _heaviest(experts: Sequence[Mapping[str, Any]], method: str) -> Iterator[str]:
+    """The experts that compression would hurt most and least, by ½J."""
+    known = sorted((row for row in experts if method in row["predicted_loss"]), key=lambda row: row["predicted_loss"][method])
+    if len(known) > 1:
+        low, high = known[0], known[-1]
+        words = [f"block {one['block']} expert {one['expert']} ({one['predicted_loss'][method]:.2e})" for one in (high, low)]
+        yield f"by ½J of {method}, the heaviest expert is {words[0]} and the lightest {words[1]}"
 
 
 def _interval(row: Mapping[str, Any]) -> str:

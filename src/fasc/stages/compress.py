@@ -22,7 +22,7 @@ from fasc.planning.needs import needs_for
 from fasc.planning.one_width import asks_for_one_width
 from fasc.planning.options import BudgetConfig, MethodConfig
 from fasc.planning.plan import Plan
-from fasc.planning.removable import WORDS
+from fasc.planning.removable import WORDS, require_experts
 from fasc.progress import say
 from fasc.provenance import provenance
 from fasc.pruning import find_method
@@ -310,6 +310,7 @@ def compress_recipe(  # noqa: PLR0913 - a source each, and switches
     key["plan"] = None if plan is None else plan.to_dict()
     with work_folder(out.with_name(f".{out.name}.work"), key) as work:
         loaded = load(recipe.source)
+        require_experts(loaded.model, recipe.methods[0].layouts)
         moments = measured(loaded, recipe, needs, work) if statistics is None else Statistics.load(statistics)
         moments = fitted_statistics(moments, loaded.model)
         if plan is None:

@@ -13,6 +13,7 @@ from fasc.diagnosis.diagnose import diagnose as diagnose_groups
 from fasc.diagnosis.overlap import compare_subspaces, reading_bases, summarise_overlaps
 from fasc.diagnosis.validate import Part, held_out_moments, summarise, validate_plans
 from fasc.diagnosis.validate import validate as validate_groups
+from fasc.edits import layers_of, require_layers
 from fasc.errors import UsageError
 from fasc.evaluation.evaluate import Record
 from fasc.evaluation.evaluate import evaluate as score
@@ -26,6 +27,7 @@ from fasc.model.options import LayersConfig
 from fasc.paper.exclusions import excluded
 from fasc.planning.needs import solver_of
 from fasc.planning.options import BudgetConfig, MethodConfig
+from fasc.planning.plan import Plan
 from fasc.progress import say
 from fasc.stages.calibrate import calibrate, held_out_tokens
 from fasc.stages.compress import needs_of
@@ -44,6 +46,7 @@ def diagnose(
     *,
     rank_fraction: float = 0.5,
     exclusions: Exclusions = "paper",
+    plan: Plan | None = None,
 ) -> Diagnosis:
     """Spectra of the moments, ρ, and each method's energies and forecast, for every input group.
 
@@ -53,13 +56,18 @@ def diagnose(
         methods: whose energies to look at.
         rank_fraction: ½J and angles are given at it.
         exclusions: which groups are marked as excluded.
+        plan: what it makes of each expert stands beside what was found of it.
 
     Raises:
         StatisticsError: a method's moments are missing.
+        ModelError: the plan is of another model.
     """
     chosen = [MethodConfig(name=name) for name in names_in(methods)]
     exclude = excluded if exclusions == "paper" else None
-    return diagnose_groups(model, statistics, chosen, rank_fraction=rank_fraction, exclude=exclude)
+    with expert_layers(model):
+        if plan is not None:
+            require_layers(plan.layers, layers_of(model), "the plan")
+        return diagnose_groups(model, statistics, chosen, rank_fraction=rank_fraction, exclude=exclude, plan=plan)
 
 
 def diagnose_model(
@@ -70,12 +78,15 @@ def diagnose_model(
     exclusions: Exclusions,
     statistics: Path | None,
     calibration: CalibrationConfig,
+    plan: Plan | None = None,
 ) -> Diagnosis:
     """Measure what is needed, unless a file holds it, and diagnose; every expert of a mixture has rows of its own."""
     exclude = excluded if exclusions == "paper" else None
     with expert_layers(loaded.model):
+        if plan is not None:
+            require_layers(plan.layers, layers_of(loaded.model), "the plan")
         moments = measured_or_stored(loaded, statistics, diagnosis_needs(methods), calibration, LayersConfig())
-        return diagnose_groups(loaded.model, moments, methods, rank_fraction=rank_fraction, exclude=exclude)
+        return diagnose_groups(loaded.model, moments, methods, rank_fraction=rank_fraction, exclude=exclude, plan=plan)
 
 
 def measured_or_stored(

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from fasc.errors import CorpusError, ModelError, NonFiniteError
 from fasc.model.blocks import block_names
-from fasc.model.experts import hearing_all
+from fasc.model.experts import hearing_all, unknown_experts
 from fasc.model.groups import InputGroup, find_groups
 from fasc.model.load import model_fingerprint
 from fasc.model.options import LayersConfig
@@ -94,7 +94,7 @@ def collect_moments(
         nll, scored, read = _run(model, captures if ends is None else [*captures, ends], tokens, mask, calibration)
     published = _published(captures)
     published, few = pooled(published, groups, calibration.expert_floor)
-    _say_experts(groups, published, few, calibration.expert_floor)
+    _say_experts(model, groups, published, few, calibration.expert_floor)
     constant = without_gradient(published.values())
     if constant:
         say(f"the loss does not depend on {len(constant)} layers, the first is `{constant[0]}`: they have no gradient moments")
@@ -165,9 +165,15 @@ def _published(captures: list[GroupCapture]) -> dict[str, GroupStatistics]:
 
 
 def _say_experts(
-    groups: Sequence[InputGroup], published: Mapping[str, GroupStatistics], few: Mapping[str, int], floor: int
+    model: PreTrainedModel,
+    groups: Sequence[InputGroup],
+    published: Mapping[str, GroupStatistics],
+    few: Mapping[str, int],
+    floor: int,
 ) -> None:
-    """Name groups without moments, and experts whose moments are in part those of their block."""
+    """Name groups without moments, experts whose moments are in part those of their block, and experts that stay dense."""
+    for name, count in unknown_experts(model).items():
+        say(f"experts of {name} run by code of their own and stay dense: {count:,} of {model.num_parameters():,} parameters")
     idle = [group.name for group in groups if group.name not in published]
     if idle:
         say(f"{len(idle)} groups got no token and have no moments, the first is `{idle[0]}`: give more text, or --expert-floor")

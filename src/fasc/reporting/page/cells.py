@@ -13,6 +13,7 @@ from fasc.edits.quantise import Quantise
 from fasc.edits.remove import Remove
 from fasc.edits.skip import Skip
 from fasc.model.layers import Layer
+from fasc.planning.experts import expert_touched, experts_in
 from fasc.planning.plan import Plan
 from fasc.reporting.page.sources import Model, Source
 
@@ -43,6 +44,11 @@ def fields_of(sources: Sequence[Source], models: Sequence[Model]) -> list[Field]
         Field("rank", "rank kept", "rank ÷ full rank of each layer", _found(plans, _ranks), share=True),
         Field("parts", "channels and heads kept", "parts that stay ÷ parts", _found(plans, _parts), share=True),
         Field("bits", "bits", "bits of a weight", _found(plans, _bits)),
+        Field("expert-rho", "ρ of experts", "ρ of each expert, the mean over its groups", _found(diagnoses, _experts_rho)),
+        Field(
+            "expert-loss", "forecast loss of experts", "½J of each expert by the first method", _found(diagnoses, _experts_loss)
+        ),
+        Field("expert-kept", "experts kept", "parameters of each expert that stay", _found(plans, _experts_kept), share=True),
     ]
     return [field for field in found if field.subjects]
 
@@ -117,18 +123,57 @@ def _ranks(plan: Plan) -> list[Cell]:
 
 
 def _parts(plan: Plan) -> list[Cell]:
+    """Of every block; parts of its experts together."""
     kept: dict[str, dict[int, tuple[int, int]]] = {}
     for edit in plan.edits:
         found = _count_of(edit)
         block = _place(edit.touches[-1])[0]
-        if found is not None and block is not None:
+        if found is not None and block is not None and expert_touched(edit) is None:
             kept.setdefault(found[0], {})[block] = found[1:]
+    for one in experts_in(plan).values():
+        if one.block is not None and not one.dropped:
+            left, all_of = kept.setdefault("expert channels", {}).get(one.block, (0, 0))
+            kept["expert channels"][one.block] = left + one.width, all_of + one.channels
     values: Values = {}
     for what, by_block in kept.items():
+        if what == "expert channels" and all(left == all_of for left, all_of in by_block.values()):
+            continue
         for block in sorted({layer.block for layer in plan.layers if layer.block is not None}):
             left, all_of = by_block.get(block, (1, 1))
             _put(values, (block, what), left / all_of, f"{left:,} of {all_of:,}" if block in by_block else "all")
     return _gathered(values, "{:.1%}")
+
+
+def _experts_kept(plan: Plan) -> list[Cell]:
+    experts = experts_in(plan).values()
+    if all(one.is_dense for one in experts):
+        return []
+    values: Values = {}
+    for one in experts:
+        _put(values, (one.block, _expert(one.expert)), one.kept, f"{one.kept:.1%}: {one.words()}")
+    return _gathered(values, "{:.1%}")
+
+
+def _experts_rho(diagnosis: Mapping[str, Any]) -> list[Cell]:
+    values: Values = {}
+    for row in diagnosis.get("experts", ()):
+        for rho in row["rho"].values():
+            if rho is not None:
+                _put(values, (row["block"], _expert(row["expert"])), rho)
+    return _gathered(values, "{:.3f}")
+
+
+def _experts_loss(diagnosis: Mapping[str, Any]) -> list[Cell]:
+    values: Values = {}
+    for row in diagnosis.get("experts", ()):
+        for loss in list(row["predicted_loss"].values())[:1]:
+            words = f"{loss:.2e} nats, {row['tokens']:,} tokens ({row['share']:.1%})"
+            _put(values, (row["block"], _expert(row["expert"])), loss, words)
+    return _gathered(values, "{:.2e}")
+
+
+def _expert(index: int) -> str:
+    return f"expert {index}"
 
 
 def _count_of(edit: Any) -> tuple[str, int, int] | None:

@@ -150,6 +150,15 @@ class _Group(BaseModel):
     methods: dict[str, _Energies]
 
 
+class _Expert(BaseModel):
+    block: int | None
+    expert: NonNegativeInt
+    tokens: NonNegativeInt
+    share: FiniteFloat
+    rho: dict[str, FiniteFloat | None]
+    predicted_loss: dict[str, FiniteFloat]
+
+
 class _Case(BaseModel):
     method: str
     group: str
@@ -178,15 +187,22 @@ def checked(part: str, content: Any, where: str) -> dict[str, Any]:
     rows = content.get(key) if isinstance(content, dict) else None
     if not isinstance(rows, (list, tuple)):
         raise StorageError(f"{where} holds no {part} of fasc", "name a folder that `fasc run` or `fasc compress` wrote")
+    seen = {key: _rows(rows, row_type, f"`{key}`", where)}
+    if part == "diagnosis" and isinstance(content.get("experts"), (list, tuple)):
+        seen["experts"] = _rows(content["experts"], _Expert, "`experts`", where)
+    return {**content, **seen}
+
+
+def _rows(rows: Sequence[Any], row_type: type[BaseModel], key: str, where: str) -> list[dict[str, Any]]:
     seen = []
     for index, row in enumerate(rows):
         if not isinstance(row, dict):
-            raise StorageError(f"{where}, row {index} of `{key}`: no object", "write the file again")
+            raise StorageError(f"{where}, row {index} of {key}: no object", "write the file again")
         try:
-            seen.append(row | parse(row_type, row, f"{where}, row {index} of `{key}`").model_dump())
+            seen.append(row | parse(row_type, row, f"{where}, row {index} of {key}").model_dump())
         except UsageError as problem:
             raise StorageError(problem.message, "write the file again") from problem
-    return {**content, key: seen}
+    return seen
 
 
 def read_source(folder: str | Path) -> Source:
