@@ -141,11 +141,9 @@ def stage(name: str, command: list[str]) -> dict[str, Any]:
                 anonymous = max(anonymous, 1024 * int(lines["RssAnon"].split()[0]))
         time.sleep(0.02)
     said = process.stdout.read()
-    if process.returncode:
-        raise SystemExit(f"{name}: ended with {process.returncode}")
     row = {"stage": name, "seconds": time.perf_counter() - start, "peak_bytes": peak, "anonymous_bytes": anonymous, "load": load}
     print(json.dumps(row), flush=True)
-    return row | {"said": said}
+    return row | {"said": said, "code": process.returncode}
 
 
 def own(function: Callable[..., Any], *arguments: object) -> list[str]:
@@ -168,12 +166,15 @@ def whole_way(options: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
         "compress and save": [*fasc, "compress", dense, *plan, "--device", "cpu", "--out", small],
         "load and run": own(loaded_and_run, small),
     }
-    done = work / "stages.json"
-    rows: list[dict[str, Any]] = json.loads(done.read_text(encoding="utf-8")) if done.is_file() else []
+    done, ended = work / "stages.json", work / "ended.json"
+    rows = _list(done)
     for name, command in list(commands.items())[len(rows) :]:
         row = stage(name, [str(part) for part in command])
         row.pop("said")
-        rows.append(row)
+        if row.pop("code"):  # the same call later goes on; what this one took is noted beside it
+            write_json(ended, [*_list(ended), row])
+            raise SystemExit(f"{name} was ended")
+        rows.append(row | {"ended_before": [one for one in _list(ended) if one["stage"] == name]})
         write_json(done, rows)
     sizes = {name: sum(file.stat().st_size for file in (work / name).rglob("*.safetensors")) for name in ("dense", "small")}
     shards = [file.stat().st_size for file in sorted(moments.glob("*.safetensors"))]
@@ -181,11 +182,17 @@ def whole_way(options: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _list(file: Path) -> list[dict[str, Any]]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+
+
 def block_of_8b(shrink: int) -> list[dict[str, Any]]:
     """Each group decomposed."""
     rows = []
     for group, (d_in, d_out) in GROUPS.items():
         row = stage(f"decompose {group}", own(decomposed, d_in // shrink, d_out // shrink))
+        if row["code"]:
+            raise SystemExit(f"decomposing {group} was ended")
         rows.append({"group": group, "peak_bytes": row["peak_bytes"], **json.loads(row["said"])})
     return rows
 
