@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from transformers import PreTrainedModel
 
 from fasc.errors import CorpusError, ModelError, NonFiniteError
@@ -15,6 +15,7 @@ from fasc.model.blocks import block_names
 from fasc.model.experts import hearing_all
 from fasc.model.groups import InputGroup, find_groups
 from fasc.model.load import model_fingerprint
+from fasc.model.offload import device_of, is_offloaded
 from fasc.model.options import LayersConfig
 from fasc.model.scopes import evaluating, forwarding, frozen
 from fasc.processes import current
@@ -78,7 +79,7 @@ def collect_moments(
         same |= {name: str(value) for name, value in calibration.model_dump(exclude={"corpus", "data_dir"}).items()}
         current().require_same(versions() | same)
     start = None if only is None else only.start
-    captures = [GroupCapture(group, needs, model.device) for group in groups]
+    captures = [GroupCapture(group, needs, _device(model, group)) for group in groups]
     ends = VocabularyCapture.of(model) if VOCABULARY in needs and start is None else None
     if ends is None:
         needs -= {VOCABULARY}
@@ -87,10 +88,11 @@ def collect_moments(
             stack.enter_context(ends.hooks(model))
         if calibration.route_all:
             stack.enter_context(hearing_all(model))
-        if calibration.gradient_checkpointing:
+        away = is_offloaded(model)
+        if calibration.gradient_checkpointing or away:  # otherwise the backward pass holds all that was fetched
             for name in block_names(model, [group.layers[0].name for group in groups]):
                 block = model.get_submodule(name)
-                stack.enter_context(forwarding(block, _recomputing(block.forward)))
+                stack.enter_context(forwarding(block, _recomputing(block.forward, whole=away)))
         nll, scored, read = _run(model, captures if ends is None else [*captures, ends], tokens, mask, calibration)
     published = _published(captures)
     published, few = pooled(published, groups, calibration.expert_floor)
@@ -114,6 +116,10 @@ def collect_moments(
         "provenance": provenance(),
     }
     return Statistics(published, meta, tokens.cpu() if mask is None else None, _vocabulary(ends))
+
+
+def _device(model: PreTrainedModel, group: InputGroup) -> torch.device:
+    return device_of(model.get_submodule(group.layers[0].name), model.device)
 
 
 def _chosen(groups: list[InputGroup], only: Pass | None) -> list[InputGroup]:
@@ -278,8 +284,16 @@ def _gradients_of_activations(model: PreTrainedModel, start: str | None) -> Iter
         handle.remove()
 
 
-def _recomputing(forward: Any) -> Any:
+def _recomputing(forward: Any, *, whole: bool) -> Any:
+    """A forward that is done again in the backward pass.
+
+    Args:
+        forward: of a block.
+        whole: to its end, where an offloaded layer is sent away again, and not only as far as the gradients need it.
+    """
+
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+        with set_checkpoint_early_stop(not whole):
+            return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
     return wrapped
