@@ -1,6 +1,6 @@
 """The loop: batches through the model, moments out, the model left as it was."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Protocol
@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from transformers import PreTrainedModel
 
 from fasc.errors import CorpusError, ModelError, NonFiniteError
-from fasc.model.blocks import block_names
+from fasc.model.blocks import block_names, stopping_after
 from fasc.model.experts import hearing_all
 from fasc.model.groups import InputGroup, find_groups
 from fasc.model.load import model_fingerprint
@@ -93,7 +93,9 @@ def collect_moments(
             for name in block_names(model, [group.layers[0].name for group in groups]):
                 block = model.get_submodule(name)
                 stack.enter_context(forwarding(block, _recomputing(block.forward, whole=away)))
-        nll, scored, read = _run(model, captures if ends is None else [*captures, ends], tokens, mask, calibration)
+        listening: Sequence[Capture] = captures if ends is None else [*captures, ends]
+        run = stack.enter_context(_as_far_as(model, groups, only))
+        nll, scored, read = _run(model, listening, tokens, mask, calibration, run)
     published = _published(captures)
     published, few = pooled(published, groups, calibration.expert_floor)
     _say_experts(groups, published, few, calibration.expert_floor)
@@ -116,6 +118,19 @@ def collect_moments(
         "provenance": provenance(),
     }
     return Statistics(published, meta, tokens.cpu() if mask is None else None, _vocabulary(ends))
+
+
+@contextmanager
+def _as_far_as(
+    model: PreTrainedModel, groups: Sequence[InputGroup], only: Pass | None
+) -> Iterator[Callable[[Callable[[], Any]], Any]]:
+    """How a forward pass without gradients is run: to its end, or in a pass over some of the blocks to the last of these."""
+    if only is None:
+        yield lambda forward: forward()
+        return
+    blocks = block_names(model, [name for name, _ in model.named_modules()])
+    with stopping_after(model, blocks, block_names(model, [group.layers[0].name for group in groups])) as run:
+        yield run
 
 
 def _device(model: PreTrainedModel, group: InputGroup) -> torch.device:
@@ -190,8 +205,17 @@ def _run(
     tokens: Tensor,
     mask: Tensor | None,
     calibration: CalibrationConfig,
+    run: Callable[[Callable[[], Any]], Any],
 ) -> tuple[float | None, int, list[int]]:
     """Feed the captures with this process's batches.
+
+    Args:
+        model: as it is measured.
+        captures: what listens.
+        tokens: int64 [sequences, length].
+        mask: 1 where there is text.
+        calibration: sizes of batches, labels.
+        run: calls a forward pass that no backward pass follows.
 
     Returns:
         The mean loss in nats per scored token, if it was computed; how many tokens were scored; how many each process read.
@@ -208,7 +232,8 @@ def _run(
             batch = tokens[chosen].to(model.device)
             part = None if mask is None else mask[chosen].to(model.device)
             with _listening(captures, Batch.of(batch, part)), precision():
-                logits = model(input_ids=batch, attention_mask=part, use_cache=False).logits
+                forward = partial(model, input_ids=batch, attention_mask=part, use_cache=False)
+                logits = forward().logits if backward else run(forward)
             if backward:
                 seeds = [label_seed(calibration.seed, calibration.skip + one) for one in range(chosen.start, chosen.stop)]
                 loss = summed_nll(logits, batch, part, calibration.labels, seeds)
