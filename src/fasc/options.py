@@ -50,6 +50,25 @@ def bytes_of(given: str | int | None) -> int:
         raise ValueError(f"`{given}` is not a number of bytes") from None
 
 
+def size(option: str, given: str | int) -> int:
+    """Bytes, from ``24GB``.
+
+    Args:
+        option: as typed, for the error.
+        given: what was given with it.
+
+    Raises:
+        UsageError: it is no size, or nothing.
+    """
+    try:
+        found = bytes_of(given)
+    except ValueError as problem:
+        raise UsageError(f"{option}: {problem}", "a size looks like 24GB") from None
+    if found < 1:
+        raise UsageError(f"{option}: {given} is no memory at all", "a size looks like 24GB")
+    return found
+
+
 def parse(part: type[Part], values: Mapping[str, Any], where: str) -> Part:
     """Validate plain values as a part of the recipe.
 

@@ -67,3 +67,11 @@ def statistics(done, model_folder, text_file, tmp_path):
     file = tmp_path / "statistics.safetensors"
     done("collect", model_folder, "--corpus", text_file, *CALIBRATION, "--out", file)
     return file
+
+
+@pytest.fixture
+def places(tmp_path):
+    """A device map that leaves the last block of the tiny model on disk."""
+    file = tmp_path / "places.json"
+    file.write_text('{"": "cpu", "model.layers.1": "disk"}')
+    return file

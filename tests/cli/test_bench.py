@@ -24,3 +24,9 @@ def test_a_compressed_model_is_timed_beside_the_dense_one(fasc, done, model_fold
     assert budget_of(str(out)) == BudgetConfig(param_fraction=0.7)
     assert budget_of(str(model_folder)) is None
     refused(fasc("bench", model_folder), "does not say", "--dense")
+
+
+def test_layers_that_lie_on_disk_are_timed_too(done, compressed, places, tmp_path):
+    done("bench", compressed, *SMALL, "--device-map", places, "--json", tmp_path / "b.json")
+    rows = json.loads((tmp_path / "b.json").read_text())["comparisons"]
+    assert all(row["ratio"] > 0 for row in rows)

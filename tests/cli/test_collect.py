@@ -85,3 +85,21 @@ def test_a_collect_in_passes_that_was_killed_goes_on(fasc, done, model_folder, t
     whole, again = (Statistics.load(tmp_path / name) for name in ("whole", "moments"))
     assert all(torch.equal(one.input.matrix, again.groups[name].input.matrix) for name, one in whole.groups.items())
     assert [entry.name for entry in tmp_path.iterdir() if "moments" in entry.name] == ["moments"]
+
+
+def test_layers_that_lie_on_disk_give_the_same_file(done, places, model_folder, text_file, tmp_path):
+    command = ["collect", model_folder, "--methods", "fasc", "--corpus", text_file, *CALIBRATION, "--out"]
+    done(*command, tmp_path / "memory.safetensors")
+    done(*command, tmp_path / "disk.safetensors", "--device-map", places)
+    here, there = (Statistics.load(tmp_path / f"{name}.safetensors") for name in ("memory", "disk"))
+    for name, group in here.groups.items():
+        assert torch.equal(group.input.matrix, there.groups[name].input.matrix)
+        for unit, moment in group.gradients.items():
+            assert torch.equal(moment.covariance.matrix, there.groups[name].gradients[unit].covariance.matrix)
+
+
+def test_a_map_that_splits_a_block_is_refused_before_the_work(fasc, places, model_folder, text_file, tmp_path):
+    places.write_text('{"": "cpu", "model.layers.1.mlp": "disk"}')
+    command = ["collect", model_folder, "--corpus", text_file, *CALIBRATION, "--device-map", places, "--out", tmp_path / "x"]
+    refused(fasc(*command), "splits `model.layers.1`", "give a block one place")
+    assert not (tmp_path / "x").exists()

@@ -248,3 +248,22 @@ def test_files_have_the_mode_that_umask_gives(done, model_folder, text_file, sta
     files = [file for file in (tmp_path / "o").rglob("*") if file.is_file()] + [statistics]
     assert {file.stat().st_mode & 0o777 for file in files} == {0o640}
     assert (tmp_path / "o").stat().st_mode & 0o777 == 0o750
+
+
+def test_layers_that_lie_on_disk_are_compressed_to_the_same_weights(done, places, model_folder, statistics, tmp_path):
+    options = ["--param-fraction", "0.6", "--damping", "1e-3", "--statistics", statistics]
+    done("compress", model_folder, *options, "--out", tmp_path / "memory")
+    done("compress", model_folder, *options, "--device-map", places, "--max-shard-size", "30kB", "--out", tmp_path / "disk")
+    files = sorted((tmp_path / "disk").glob("*.safetensors"))
+    assert len(files) > 1
+    stored = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    expected = load_file(tmp_path / "memory" / "model.safetensors")
+    assert stored.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in stored.items())
+
+
+def test_files_of_no_size_are_refused_before_the_work(fasc, model_folder, statistics, tmp_path):
+    command = ["compress", model_folder, "--param-fraction", "0.6", "--statistics", statistics, "--out", tmp_path / "o"]
+    for size in ("0", "large"):
+        refused(fasc(*command, "--max-shard-size", size), "--max-shard-size")
+    assert not (tmp_path / "o").exists()

@@ -33,3 +33,8 @@ def test_an_option_that_is_misspelt_is_refused_before_the_model_is_loaded(fasc, 
     monkeypatch.setattr("fasc.stages.evaluate.load", lambda _: pytest.fail("the model was loaded"))
     refused(fasc("evaluate", compressed, "--benchmarks", "fact"), "unknown benchmark `fact`", "did you mean `facts`?")
     refused(fasc("evaluate", compressed, "--windows", "0"), "--windows")
+
+
+def test_layers_that_lie_on_disk_score_the_same(done, compressed, places, text_file):
+    options = ["--benchmarks", "kl,perplexity", "--corpus", text_file, "--context", "16", "--limit", "4"]
+    assert done("evaluate", compressed, *options, "--device-map", places)[0] == done("evaluate", compressed, *options)[0]

@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from fasc.linalg.decomposition import decompose_on_inputs, decompose_on_outputs, energies_on_inputs, energies_on_outputs
+from fasc.linalg.decomposition import (
+    conjugated,
+    decompose_on_inputs,
+    decompose_on_outputs,
+    energies_on_inputs,
+    energies_on_outputs,
+)
 from tests import reference
 from tests.methods.problems import SHAPES, data
 
@@ -24,6 +30,17 @@ def test_the_two_sides_have_the_same_optimum(both):
         torch.testing.assert_close(one.truncate(rank, mean).dense(), other.truncate(rank, mean).dense(), rtol=0, atol=1e-6)
     least = min(weight.shape)
     torch.testing.assert_close(one.energies[:least], other.energies[:least], rtol=1e-6, atol=1e-9)
+
+
+def test_a_product_with_a_wide_covariance_is_the_plain_one_in_panels(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(5, 23, generator=generator, dtype=torch.float64)
+    covariance = torch.randn(23, 23, generator=generator)
+    plain = a @ covariance.double() @ a.mT
+    assert torch.equal(conjugated(a, covariance), plain), "one panel gives the same bits"
+    for panel in (1, 7, 22, 23, 24):
+        monkeypatch.setattr("fasc.linalg.decomposition._PANEL", panel)
+        torch.testing.assert_close(conjugated(a, covariance), plain, rtol=1e-12, atol=1e-12)
 
 
 def test_energies_alone_are_those_of_the_decomposition(both):

@@ -17,6 +17,15 @@ from tests.conftest import CONFIGS, PARALLEL, tiny_model
 from tests.statistics.needs import INPUTS
 
 LLAMA_2_7B = LlamaConfig(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, vocab_size=32000, dtype="float16")
+LLAMA_3_8B = LlamaConfig(
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    vocab_size=128256,
+    dtype="bfloat16",
+)
 LLAMA_3_70B = LlamaConfig(
     hidden_size=8192,
     intermediate_size=28672,
@@ -76,7 +85,34 @@ def test_a_70b_takes_what_its_shapes_say(tmp_path):
     assert stages["collect, in one pass"].parts["model"] == 2 * weights
     assert stages["load the result"].total == PROGRAM + made.totals["bytes"]
     assert 1 < found.passes <= 80
-    assert [one.total <= found.limit for one in found.stages] == [False, True, True, True]
+    assert [one.total <= found.limit for one in found.stages] == [False, True, True, True, True]
+
+
+def test_an_8b_takes_what_its_shapes_say(tmp_path):
+    _, found = needed(LLAMA_3_8B, tmp_path, 80 * 10**9, param_fraction=0.8)
+    stages = {one.stage: one for one in found.stages}
+    d, channels, kv = 4096, 14336, 1024
+    weights = 32 * (2 * d * d + 2 * d * kv + 3 * d * channels + 2 * d) + 2 * 128256 * d + d
+    assert stages["collect, in one pass"].parts["model"] == 2 * weights == 2 * 8_030_261_248
+    inputs = 3 * d**2 + channels**2  # of q+k+v, o and gate+up; of down
+    gradients = 4 * d**2  # of the four groups, on the smaller side, which is 4,096 of each
+    by_layer = d**2 + 2 * kv**2 + 2 * d**2  # of q, k, v, gate and up by themselves; o and down are groups of one
+    assert stages["collect, in one pass"].parts["moments"] == 4 * 32 * (inputs + gradients + by_layer)
+    decomposition = stages["plan by forecasts, with moments on disk"].parts["decomposition"]
+    assert decomposition == 8 * 10 * channels**2, "the channels of an MLP are chosen by ten matrices in float64"
+    assert 1 < found.passes < 32
+
+
+def test_experts_are_counted_each_by_itself(tmp_path):
+    config = MixtralConfig(dtype="bfloat16")
+    _, found = needed(config, tmp_path, 2 * 10**12, param_fraction=0.8)
+    parts = found.stages[0].parts
+    d, channels, kv, experts = 4096, 14336, 1024, 8
+    weights = 32 * (2 * d * d + 2 * d * kv + experts * (3 * d * channels + d) + 2 * d) + 2 * 32000 * d + d
+    assert parts["model"] == 2 * weights == 2 * 46_702_792_704
+    attention = 2 * d**2 + 2 * d**2 + d**2 + 2 * kv**2  # inputs; gradients of q+k+v and o; of q, k and v
+    moes = experts * (d**2 + d**2 + channels**2 + d**2)  # fused gate and up are one layer; down on its outputs
+    assert parts["moments"] == 4 * 32 * (attention + moes)
 
 
 def find_groups_of(folder):

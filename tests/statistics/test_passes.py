@@ -183,5 +183,12 @@ def test_moments_of_inputs_alone_need_no_backward_pass_in_any_range(tokens):
     groups = find_groups(model, LayersConfig())
     passes, _ = block_by_block(model, groups, INPUTS)
     whole = collect_moments(model, tokens, INPUTS, calibration=OPTIONS)
-    parts = [collect_moments(model, tokens, INPUTS, calibration=OPTIONS, only=one) for one in passes]
+    called = []
+    handle = model.model.layers[-1].register_forward_hook(lambda *_: called.append(1))
+    parts = []
+    for one, expected in zip(passes, (2, 4), strict=True):  # once to find the groups, and 3 batches
+        called.clear()
+        parts.append(collect_moments(model, tokens, INPUTS, calibration=OPTIONS, only=one))
+        assert len(called) == expected, "the first pass goes beyond its block with one batch, to see the order of the blocks"
+    handle.remove()
     equal(whole, Statistics({name: group for part in parts for name, group in part.groups.items()}, whole.meta))

@@ -23,6 +23,7 @@ def bench(
     report: opt.Report = None,
     dtype: opt.DTypeName = None,
     device: opt.Device = None,
+    device_map: opt.DeviceMapName = None,
 ) -> None:
     """Time a compressed model and the dense one on this machine, in turn, and say what was gained and why not more."""
     given = locals()

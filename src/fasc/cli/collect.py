@@ -6,6 +6,7 @@ import typer
 
 from fasc.cli import options as opt
 from fasc.model.options import LayersConfig, ModelConfig
+from fasc.options import size
 from fasc.planning.options import MethodConfig
 from fasc.statistics.options import CalibrationConfig
 
@@ -36,6 +37,7 @@ def collect(
     exclude: opt.Exclude = None,
     dtype: opt.DTypeName = None,
     device: opt.Device = None,
+    device_map: opt.DeviceMapName = None,
     nproc: opt.Nproc = None,
     max_memory: Annotated[
         str | None,
@@ -53,7 +55,7 @@ def collect(
     calibration = opt.take(CalibrationConfig, given)
     layers = opt.take(LayersConfig, given)
     source = opt.take(ModelConfig, given)
-    limit = None if max_memory is None else opt.size("--max-memory", max_memory)
+    limit = None if max_memory is None else size("--max-memory", max_memory)
     from contextlib import nullcontext
 
     from fasc.cli.processes import first, launched

@@ -9,6 +9,7 @@ import typer
 from fasc.cli import options as opt
 from fasc.errors import UsageError
 from fasc.model.options import LayersConfig, ModelConfig
+from fasc.options import size
 from fasc.planning.options import BudgetConfig, MethodConfig
 from fasc.recipe import Recipe
 from fasc.statistics.options import CalibrationConfig
@@ -87,7 +88,14 @@ def compress(
     mixed_precision: opt.MixedCalibration = None,
     dtype: opt.DTypeName = None,
     device: opt.Device = None,
+    device_map: opt.DeviceMapName = None,
     report: opt.Report = None,
+    max_shard_size: Annotated[
+        str | None,
+        typer.Option(
+            "--max-shard-size", help="Of a file of weights at most, such as `5GB`. [default: transformers']", show_default=False
+        ),
+    ] = None,
     overwrite: opt.Overwrite = False,
 ) -> None:
     """Compress a model and write a Hugging Face checkpoint to --out.
@@ -113,6 +121,7 @@ def compress(
     from fasc.stages.compress import compress_recipe
 
     merge = merge or is_merged(engine)
+    shard = None if max_shard_size is None else size("--max-shard-size", max_shard_size)
     needs_for(recipe.methods[0], recipe.budgets[0])
     made = None if plan is None else Plan.load(plan)
     if made is not None:
@@ -129,6 +138,7 @@ def compress(
             merged=merge,
             overwrite=overwrite,
             format="fasc" if format is None else format,
+            max_shard_size=shard,
         )
     print_outcome(small.plan, out, recipe.source.model, merged=merge, model_type=small.model.config.model_type)
     if report is not None:

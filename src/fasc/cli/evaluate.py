@@ -27,6 +27,7 @@ def evaluate(
     json: opt.Json = None,
     dtype: opt.DTypeName = None,
     device: opt.Device = None,
+    device_map: opt.DeviceMapName = None,
     nproc: opt.Nproc = None,
 ) -> None:
     """Score a checkpoint, dense or compressed, with 95 % intervals."""

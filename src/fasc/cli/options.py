@@ -62,23 +62,6 @@ def take(part: type[Part], given: Mapping[str, Any], **others: Any) -> Part:
     return build(part, **{key: given[key] for key in part.model_fields if key in given and key not in others}, **others)
 
 
-def size(option: str, text: str) -> int:
-    """Bytes, from ``24GB``.
-
-    Raises:
-        UsageError: it is no size, or nothing.
-    """
-    from fasc.options import bytes_of
-
-    try:
-        found = bytes_of(text)
-    except ValueError as problem:
-        raise UsageError(f"{option}: {problem}", "a size looks like 24GB") from None
-    if found < 1:
-        raise UsageError(f"{option}: {text} is no memory at all", "a size looks like 24GB")
-    return found
-
-
 def names(text: str | None) -> tuple[str, ...] | None:
     """``a,b`` → ``("a", "b")``."""
     if text is None:
@@ -204,6 +187,7 @@ Report = Annotated[
     Path | None, typer.Option("--report", help="Also write the result as a page (HTML) to this file.", show_default=False)
 ]
 Device = Annotated[str | None, option(ModelConfig, "device", "--device")]
+DeviceMapName = Annotated[str | None, option(ModelConfig, "device_map", "--device-map")]
 DTypeName = Annotated[str | None, option(ModelConfig, "dtype", "--dtype")]
 
 Corpus = Annotated[str | None, option(CalibrationConfig, "corpus", "--corpus")]

@@ -9,6 +9,7 @@ import typer
 from fasc.cli import options as opt
 from fasc.errors import UsageError
 from fasc.model.options import LayersConfig, ModelConfig
+from fasc.options import size
 from fasc.planning.options import BudgetConfig, MethodConfig
 
 
@@ -133,7 +134,7 @@ def _print_needs(
         option = f"--{measured[0].replace('_', '-')}"
         raise UsageError(f"--config-only loads no model, and {option} belongs to one", "leave one of them out")
     opt.check_files(json, inputs=(source.model,))
-    limit = psutil.virtual_memory().total if memory is None else opt.size("--memory", memory)
+    limit = psutil.virtual_memory().total if memory is None else size("--memory", memory)
     made, needed = plan_of_config(source.model, options, budget, layers, dtype=source.dtype, limit=limit)
     if json is not None:
         write_artifact(json, "requirements", {"model": source.model, "totals": made.totals, **needed.to_dict()})

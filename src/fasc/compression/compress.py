@@ -10,6 +10,7 @@ from fasc.edits.factor import Factor
 from fasc.edits.remove import experts_apart, require_loadable
 from fasc.edits.structure import parsed, structure_of
 from fasc.errors import ModelError
+from fasc.model.offload import in_reach, require_in_memory
 from fasc.planning.plan import Plan
 from fasc.progress import progress
 from fasc.statistics.moments import Statistics
@@ -47,6 +48,8 @@ def carried_out(
     """
     if structure_of(model) is not None:
         raise ModelError("the model is compressed already", "compress the dense model; `fasc recover` trains a compressed one")
+    if propagate:
+        require_in_memory(model, "--propagate")
     with experts_apart(model, plan.edits):
         plan.check(model)
         for edit in plan.edits:
@@ -57,7 +60,8 @@ def carried_out(
         else:
             with progress(f"compressing with {plan.method}", len(plan.edits), "edits") as advance:
                 for edit in plan.edits:
-                    statistics = edit.apply(model, statistics)
+                    with in_reach(model, edit.touches):
+                        statistics = edit.apply(model, statistics)
                     advance()
     return plan.with_edits(_as_made(model, plan)), statistics
 

@@ -16,6 +16,7 @@ from fasc.edits.unfuse import Unfuse
 from fasc.errors import UsageError
 from fasc.linalg.psd import cholesky, damped
 from fasc.model.experts import fuse
+from fasc.model.offload import require_in_memory
 from fasc.progress import say
 from fasc.statistics.moments import Statistics, as_float64
 
@@ -40,6 +41,7 @@ def merge(model: PreTrainedModel, statistics: Statistics, damping: float) -> lis
     Raises:
         UsageError: MLPs have lost channels, each a number of its own, which no config of an ordinary model can say.
     """
+    require_in_memory(model, "--merge")
     edits = parsed(structure_of(model))
     factored = [edit for edit in edits if isinstance(edit, Factor)]
     if any(isinstance(edit, Quantise) for edit in edits):

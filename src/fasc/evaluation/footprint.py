@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 import torch
@@ -14,6 +14,7 @@ import torch
 from fasc.errors import ModelError
 from fasc.model.embedded import EMBEDDED, cache_folder
 from fasc.model.load import load_model
+from fasc.model.offload import DeviceMap
 from fasc.options import DType
 
 
@@ -28,7 +29,9 @@ class Footprint(NamedTuple):
     """The most of the whole process, or of the GPU, up to the end of a prefill."""
 
 
-def footprint(model: str | Path, prefill: int, *, dtype: DType = "auto", device: str = "auto") -> Footprint:
+def footprint(
+    model: str | Path, prefill: int, *, dtype: DType = "auto", device: str = "auto", device_map: DeviceMap | None = None
+) -> Footprint:
     """Load a model in a process of its own, and run it once on a prompt.
 
     Args:
@@ -36,11 +39,13 @@ def footprint(model: str | Path, prefill: int, *, dtype: DType = "auto", device:
         prefill: tokens of the prompt.
         dtype: precision of the weights.
         device: where it lies.
+        device_map: where its parts lie, instead.
 
     Raises:
         ModelError: it cannot be loaded, or there is not enough memory.
     """
-    options = json.dumps({"spec": str(model), "prefill": prefill, "dtype": dtype, "device": device})
+    told: dict[str, Any] = {"dtype": dtype, "device": device, "device_map": device_map}
+    options = json.dumps({"spec": str(model), "prefill": prefill, **told})
     done = subprocess.run([sys.executable, "-m", __name__, options], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1]
@@ -76,11 +81,11 @@ def prompt_of(model: torch.nn.Module, batch: int, length: int) -> torch.Tensor:
     return torch.randint(embeddings.num_embeddings, (batch, length), generator=generator).to(embeddings.weight.device)
 
 
-def _look(spec: str, prefill: int, dtype: DType, device: str) -> Footprint:
+def _look(spec: str, prefill: int, dtype: DType, device: str, device_map: DeviceMap | None) -> Footprint:
     """In the process of its own."""
     before = psutil.Process().memory_info().rss
     start = time.perf_counter()
-    model = load_model(spec, dtype=dtype, device=device).model
+    model = load_model(spec, dtype=dtype, device=device, device_map=device_map).model
     seconds = time.perf_counter() - start
     for parameter in model.parameters():  # weights mapped from a file count only once they have been read
         parameter.data.view(-1)[:: max(1, parameter.numel() // 1000)].sum()

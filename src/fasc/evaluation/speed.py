@@ -23,6 +23,7 @@ from fasc.model.blocks import block_names
 from fasc.model.groups import try_out
 from fasc.model.layers import oriented_weight
 from fasc.model.load import load_model
+from fasc.model.offload import DeviceMap
 from fasc.options import DType
 from fasc.planning.options import BudgetConfig
 from fasc.progress import progress
@@ -51,6 +52,7 @@ def compare_speed(
     budget: BudgetConfig | None = None,
     dtype: DType = "auto",
     device: str = "auto",
+    device_map: DeviceMap | None = None,
 ) -> SpeedReport:
     """Time two models in turn, and look at each alone in a process of its own for its memory.
 
@@ -61,13 +63,14 @@ def compare_speed(
         budget: the checkpoint's, if known: what it already asked for is not advised.
         dtype: precision of both.
         device: of both.
+        device_map: of both, instead of a device.
 
     Raises:
         ModelError: one of them cannot be loaded.
         UsageError: a model has fewer positions than are asked for.
     """
     config = config or SpeedConfig()
-    pair = [_Timed(load_model(spec, dtype=dtype, device=device).model) for spec in (dense, checkpoint)]
+    pair = [_Timed(load_model(spec, dtype=dtype, device=device, device_map=device_map).model) for spec in (dense, checkpoint)]
     for timed in pair:
         _require_positions(timed.model, config)
     speeds = _time_in_turn(pair, config)
@@ -76,7 +79,7 @@ def compare_speed(
     devices = {timed.model.device.type for timed in pair}
     del pair  # the processes that follow need the memory
     torch.cuda.empty_cache()
-    sizes = _compare_sizes((dense, checkpoint), config.prefill, dtype=dtype, device=device)
+    sizes = _compare_sizes((dense, checkpoint), config.prefill, dtype=dtype, device=device, device_map=device_map)
     return SpeedReport((*speeds, *sizes), ideal, tuple(remarks(speeds, ideal, more_products, devices, budget)))
 
 
@@ -166,8 +169,10 @@ def _time_in_turn(pair: Sequence[_Timed], config: SpeedConfig) -> list[Compariso
     return comparisons
 
 
-def _compare_sizes(specs: tuple[str | Path, str | Path], prefill: int, *, dtype: DType, device: str) -> list[Comparison]:
-    dense, compressed = (footprint(spec, prefill, dtype=dtype, device=device) for spec in specs)
+def _compare_sizes(
+    specs: tuple[str | Path, str | Path], prefill: int, *, dtype: DType, device: str, device_map: DeviceMap | None
+) -> list[Comparison]:
+    dense, compressed = (footprint(spec, prefill, dtype=dtype, device=device, device_map=device_map) for spec in specs)
     comparisons = [
         Comparison.of("load time", "s", [(dense.load_seconds, compressed.load_seconds)]),
         Comparison.of("resident memory when loaded", "MB", [(dense.resident_bytes / 1e6, compressed.resident_bytes / 1e6)]),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fasc.linalg.decomposition import Decomposition
+from fasc.linalg.decomposition import Decomposition, conjugated
 from fasc.methods import Solver
 from fasc.model.groups import Unit, stacked_weight
 from fasc.progress import progress
@@ -92,10 +92,10 @@ def fisher_loss_curve(
         StatisticsError: the unit has no gradient moment.
     """
     gradient = moments.require_gradient()
-    _, covariance_x = as_float64(moments.input, weight.device)
+    covariance_x = moments.input.matrix.to(weight.device)
     _, covariance_g = as_float64(gradient.covariance, weight.device)
     up = decomposition.up if gradient.side == "output" else _at_input(weight, decomposition.up)
-    both = (up.mT @ covariance_g @ up) * (decomposition.down @ covariance_x @ decomposition.down.mT)
+    both = (up.mT @ covariance_g @ up) * conjugated(decomposition.down, covariance_x)
     blocks = both.flip(0, 1).cumsum(0).cumsum(1).flip(0, 1).diagonal()
     return 0.5 * moments.share * torch.cat([blocks.clamp_min(0), blocks.new_zeros(1)])
 

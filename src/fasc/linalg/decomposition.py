@@ -15,6 +15,19 @@ from torch import Tensor
 
 from fasc.linalg.psd import descending_eigh
 
+_PANEL = 4096
+"""Columns of a covariance that are brought to the precision of the algebra at a time."""
+
+
+def conjugated(a: Float[Tensor, "r i"], covariance: Float[Tensor, "i i"]) -> Float[Tensor, "r r"]:
+    """``A Σ Aᵀ`` in the precision of ``A``; a wide ``Σ`` of another is converted in panels, so that no copy of it is made."""
+    total: Tensor | None = None
+    for start in range(0, len(covariance), _PANEL):
+        columns = slice(start, start + _PANEL)
+        part = (a @ covariance[:, columns].to(a)) @ a[:, columns].mT
+        total = part if total is None else total.add_(part)
+    return a.new_zeros(len(a), len(a)) if total is None else total
+
 
 @dataclass(frozen=True, slots=True)
 class Factorization:
@@ -91,7 +104,7 @@ def energies_on_outputs(
 ) -> Float[Tensor, " o"]:
     """The energies of :func:`decompose_on_outputs` alone."""
     rotated = chol_metric.mT @ weight
-    values: Tensor = torch.linalg.eigvalsh(rotated @ covariance_x @ rotated.mT)
+    values: Tensor = torch.linalg.eigvalsh(conjugated(rotated, covariance_x))
     return values.flip(-1).clamp_min(0)
 
 
@@ -107,10 +120,10 @@ def decompose_on_outputs(
 
     Args:
         weight: ``W``.
-        covariance_x: ``Σ_xx``.
+        covariance_x: ``Σ_xx``, in any precision.
         chol_metric: ``R``, the lower Cholesky factor of ``M`` (``Σ_hh``, damped); ``None`` for the identity.
     """
     rotated = weight if chol_metric is None else chol_metric.mT @ weight
-    energies, u = descending_eigh(rotated @ covariance_x @ rotated.mT)
+    energies, u = descending_eigh(conjugated(rotated, covariance_x))
     up = u if chol_metric is None else torch.linalg.solve_triangular(chol_metric.mT, u, upper=True)
     return Decomposition(down=u.mT @ rotated, up=up, energies=energies.clamp_min(0))

@@ -18,13 +18,17 @@ from fasc.statistics.moments import Side, UnitStatistics, as_float64
 
 
 class FisherProblem(NamedTuple):
-    """The moments of a unit, float64, and the Cholesky factor of the one that has to be inverted."""
+    """The moments of a unit and the Cholesky factor of the one that has to be inverted."""
 
     side: Side
     """Where the gradient moment lies; the problem is solved there."""
 
     covariance_x: Tensor
+    """float64 on the input side; as it was measured, float32, on the output side, where it may be the larger one."""
+
     covariance_g: Tensor
+    """float64."""
+
     inverted: Tensor
     """Σ_xx on the input side, Σ_hh on the output side; damped."""
 
@@ -45,9 +49,10 @@ def fisher_problem(statistics: UnitStatistics, damping: float, like: Tensor) -> 
         StatisticsError: no gradient moment was collected.
     """
     gradient = statistics.require_gradient()
-    _, covariance_x = as_float64(statistics.input, like.device)
-    _, covariance_g = as_float64(gradient.covariance, like.device)
     on_inputs = gradient.side == "input"
+    _, covariance_g = as_float64(gradient.covariance, like.device)
+    measured = statistics.input.matrix.to(like.device)
+    covariance_x = measured.to(like) if on_inputs else measured
     inverted = damped(covariance_x if on_inputs else covariance_g, damping)
     which = "inputs'" if on_inputs else "output gradients'"
     chol = cholesky(inverted, where=f"`{statistics.name}`: the {which}", tokens=statistics.tokens)

@@ -20,9 +20,9 @@ from fasc.statistics.moments import UnitStatistics, as_float64
 )
 def whitened(weight: Float[Tensor, "o i"], statistics: UnitStatistics, options: MethodOptions) -> Decomposition:
     """SVD-LLM: least squared error of each layer's output, by SVD of ``W Σ_xx^½``."""
-    _, covariance = as_float64(statistics.input, weight.device)
     if weight.shape[0] <= weight.shape[1]:
-        return decompose_on_outputs(weight, covariance, None)
+        return decompose_on_outputs(weight, statistics.input.matrix.to(weight.device), None)
+    _, covariance = as_float64(statistics.input, weight.device)
     where = f"`{statistics.name}`: the inputs'"
     chol = cholesky(damped(covariance, options.damping), where=where, tokens=statistics.tokens)
     return decompose_on_inputs(weight, chol, weight.mT @ weight)

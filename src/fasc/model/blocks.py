@@ -1,8 +1,8 @@
 """Run a model block by block, whatever its architecture: what each block is called with is seen, not assumed."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -121,6 +121,47 @@ def run_block(block: nn.Module, hidden: Tensor, given: Arguments) -> Tensor:
         result = block(hidden, *given["args"], **given["kwargs"])
     after: Tensor = result[0] if isinstance(result, tuple) else result
     return after
+
+
+@contextmanager
+def stopping_after(model: nn.Module, blocks: Sequence[str], last: Sequence[str]) -> Iterator[Callable[[Callable[[], Any]], None]]:
+    """Run a model only as far as some of its blocks, where nothing that comes after them is asked for.
+
+    The first run goes to the end and is watched: where a block is called several times, or one of the others before the last of
+    these, all runs go to the end.
+
+    Args:
+        model: calls its blocks one after the other.
+        blocks: all of them.
+        last: those that must have run.
+
+    Yields:
+        What calls a function that runs the model.
+    """
+    calls: list[str] = []
+    end: str | None = None
+
+    def hook(name: str, *_: Any) -> None:
+        if name == end:
+            raise _Stop
+        if not watched:
+            calls.append(name)
+
+    watched = False
+
+    def run(forward: Callable[[], Any]) -> None:
+        nonlocal watched, end
+        with suppress(_Stop):
+            forward()
+        if not watched:
+            watched = True
+            rest = calls[max((place for place, name in enumerate(calls) if name in last), default=len(calls)) + 1 :]
+            end = rest[0] if rest and len(set(calls)) == len(calls) else None
+
+    with ExitStack() as stack:
+        for name in blocks:
+            stack.callback(model.get_submodule(name).register_forward_pre_hook(partial(hook, name)).remove)
+        yield run
 
 
 def input_of(block: nn.Module, layer: str, run: Callable[[], Tensor]) -> Tensor:

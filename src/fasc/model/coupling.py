@@ -97,6 +97,15 @@ def find_channels(model: PreTrainedModel, groups: Sequence[InputGroup]) -> list[
     return _apart(sorted({one.group.name: one for one in couplings}.values(), key=lambda one: order[one.group.name]))
 
 
+def most_channels(groups: Sequence[InputGroup]) -> int:
+    """How many channels the widest MLP may have, by the widths of the layers alone; nothing is tried.
+
+    Args:
+        groups: input groups, in the order of the calls.
+    """
+    return max((one.parts for position in range(len(groups)) for one in _candidates(groups, position)), default=0)
+
+
 def _apart(couplings: Sequence[Coupling]) -> list[Coupling]:
     """Without those that begin where the one before ends: a layer loses its rows or its columns, not both."""
     taken: set[str] = set()

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fasc.errors import ModelError
-from fasc.model.layers import Layer, oriented_weight, select_layers, weight_of
+from fasc.model.layers import Layer, fetched_weight, select_layers, weight_of
+from fasc.model.offload import numbers_of
 from fasc.model.options import LayersConfig
 from fasc.model.scopes import evaluating
 
@@ -148,11 +149,12 @@ class _Probe:
 
     def leave(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """A subclass of ``nn.Linear`` may compute something else: a router that returns a tuple, a grouped product."""
-        x, weight = args[0] if args else None, oriented_weight(module)
+        x, weight = args[0] if args else None, fetched_weight(module)
         if not isinstance(x, Tensor) or not isinstance(output, Tensor) or weight is None or x.shape[-1] != weight.shape[1]:
             self.not_linear.add(name)
             return
-        expected = nn.functional.linear(x.to(weight.dtype), weight, getattr(module, "bias", None))
+        bias = None if getattr(module, "bias", None) is None else numbers_of(module, "bias")
+        expected = nn.functional.linear(x.to(weight), weight, bias)
         if expected.shape != output.shape or not (output.is_meta or _near(output, expected)):
             self.not_linear.add(name)
 

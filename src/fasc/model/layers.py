@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from fasc.errors import ModelError
+from fasc.model.offload import numbers_of
 from fasc.model.options import LayersConfig
 
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")
@@ -68,33 +69,39 @@ def expert_of(layer: str) -> str | None:
     return layer[: found.end() - 1] if found else None
 
 
-def _linear_weight(module: nn.Module) -> Tensor:
-    return module.weight  # type: ignore[return-value]
+def _as_it_is(weight: Tensor) -> Tensor:
+    return weight
 
 
-def _conv1d_weight(module: nn.Module) -> Tensor:
-    return module.weight.mT  # type: ignore[return-value]
+def _turned(weight: Tensor) -> Tensor:
+    return weight.mT
 
 
-ORIENTED_WEIGHT: Mapping[type[nn.Module], Callable[[nn.Module], Tensor]] = {
-    nn.Linear: _linear_weight,
-    Conv1D: _conv1d_weight,
-}
-"""How each layer type stores its weight: module ↦ a view of shape [d_out, d_in]."""
+ORIENTED_WEIGHT: Mapping[type[nn.Module], Callable[[Tensor], Tensor]] = {nn.Linear: _as_it_is, Conv1D: _turned}
+"""How each layer type stores its weight: the weight ↦ a view of shape [d_out, d_in]."""
 
 
 def oriented_weight(module: nn.Module) -> Tensor | None:
     """A [d_out, d_in] view of a module's weight, or ``None`` if it is not a floating-point linear map we know."""
-    for kind, read in ORIENTED_WEIGHT.items():
+    for kind, turned in ORIENTED_WEIGHT.items():
         if isinstance(module, kind):
-            weight = read(module)
+            weight = turned(module.weight)  # type: ignore[arg-type]
             return weight if weight.dim() == 2 and weight.is_floating_point() else None
     return None
 
 
+def fetched_weight(module: nn.Module) -> Tensor | None:
+    """:func:`oriented_weight` with its numbers: a copy where they are offloaded."""
+    weight = oriented_weight(module)
+    if weight is None or not weight.is_meta:
+        return weight
+    turned = next(turned for kind, turned in ORIENTED_WEIGHT.items() if isinstance(module, kind))
+    return turned(numbers_of(module))
+
+
 def weight_of(model: nn.Module, layer: Layer) -> Tensor:
-    """The layer's weight, [d_out, d_in], a view of the model's own parameter."""
-    weight = oriented_weight(model.get_submodule(layer.name))
+    """The layer's weight, [d_out, d_in]: a view of the model's own parameter, or a copy of one that is offloaded."""
+    weight = fetched_weight(model.get_submodule(layer.name))
     if weight is None or tuple(weight.shape) != (layer.d_out, layer.d_in):
         raise ModelError(
             f"`{layer.name}` is not a {layer.d_out}×{layer.d_in} linear layer in this model",

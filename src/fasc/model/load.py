@@ -1,15 +1,17 @@
 """A model and its tokenizer from a hub id, a folder, a GGUF file or an alias."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from fasc.errors import FascError, ModelError, NonFiniteError
+from fasc.errors import FascError, ModelError, NonFiniteError, UsageError
 from fasc.model import embedded
+from fasc.model.experts import is_fused
 from fasc.model.inspection import inspect_config, inspect_folder
+from fasc.model.offload import DeviceMap, all_numbers, numbers_of, read_device_map, require_whole_blocks, whole_parts
 from fasc.model.quiet import quiet_transformers
 from fasc.options import DType
 from fasc.processes import current
@@ -27,7 +29,9 @@ class LoadedModel(NamedTuple):
     tokenizer: PreTrainedTokenizerBase
 
 
-def load_model(spec: str | Path, *, dtype: DType = "auto", device: str = "auto") -> LoadedModel:
+def load_model(
+    spec: str | Path, *, dtype: DType = "auto", device: str = "auto", device_map: DeviceMap | None = None
+) -> LoadedModel:
     """Load a causal language model, dense or compressed.
 
     Only safetensors and GGUF are read: nothing is unpickled, and no code from a checkpoint is run.
@@ -36,14 +40,42 @@ def load_model(spec: str | Path, *, dtype: DType = "auto", device: str = "auto")
         spec: a hub id, a local Hugging Face folder, a ``.gguf`` file, or the alias ``smollm2-135m``.
         dtype: precision of the weights; ``auto`` takes the checkpoint's.
         device: ``cpu``, ``cuda``, …; ``auto`` takes a GPU where there is one.
+        device_map: for a model larger than the device: ``auto``, a JSON file of it, or part ↦ place.
 
     Raises:
-        ModelError: it does not exist, is damaged, or lacks weights.
+        ModelError: it does not exist, is damaged, or lacks weights; a device map that splits a block.
         NonFiniteError: a weight holds NaN or infinity.
+        UsageError: a device and a device map, or a device map that cannot be read.
     """
+    if device_map is not None:
+        return _load_placed(str(spec), dtype, device, read_device_map(device_map))
     place = _device(device)
     loaded = _load_path(str(spec), dtype)
     model = loaded.model.to(place)
+    _require_finite(model)
+    return LoadedModel(model.eval(), loaded.tokenizer)
+
+
+def _load_placed(spec: str, dtype: DType, device: str, device_map: DeviceMap) -> LoadedModel:
+    """Load a model part by part, each where the map says."""
+    if device != "auto":
+        raise UsageError(f"a device (`{device}`) and a device map were given", "leave --device out: the map says where parts go")
+    if current().count > 1:
+        raise UsageError("each of several processes holds a whole model", "leave --device-map or --nproc out")
+    path = Path(spec).expanduser()
+    if path.suffix == ".gguf":
+        raise ModelError(f"`{spec}` cannot be loaded with a device map", "make a safetensors checkpoint of it first")
+    if isinstance(device_map, Mapping):
+        place = embedded.pull(spec) if spec in embedded.EMBEDDED and not path.exists() else spec
+        device_map = whole_parts(model_of_config(place), device_map)
+    loaded = _load_path(spec, dtype, device_map=device_map)
+    model = loaded.model
+    placed = getattr(model, "hf_device_map", None) or {}
+    require_whole_blocks(model, placed)
+    if model.device.type == "meta":
+        raise ModelError("the device map leaves the embedding on disk or offloaded", "give the embedding a device, or `cpu`")
+    if any(is_fused(module) and hasattr(module, "_hf_hook") for module in model.modules()):
+        raise ModelError(f"the experts of {type(model).__name__} cannot be offloaded", "leave --device-map out")
     _require_finite(model)
     return LoadedModel(model.eval(), loaded.tokenizer)
 
@@ -75,11 +107,11 @@ def model_of_config(spec: str | Path, *, dtype: DType = "auto") -> PreTrainedMod
     return model.eval()
 
 
-def _load_path(spec: str, dtype: DType) -> LoadedModel:
+def _load_path(spec: str, dtype: DType, **options: Any) -> LoadedModel:
     path = Path(spec).expanduser()
     spec = str(path) if path.exists() else spec
     if spec in embedded.EMBEDDED and not path.exists():
-        return _load_alias(spec, dtype)
+        return _load_alias(spec, dtype, **options)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelError(f"`{spec}` does not exist", "check the path of the .gguf file")
@@ -92,10 +124,10 @@ def _load_path(spec: str, dtype: DType) -> LoadedModel:
             f"unknown model `{spec}`: no such folder, .gguf file or alias",
             f"aliases: {aliases}; a hub id looks like `owner/name`",
         )
-    return _from_pretrained(spec, dtype)
+    return _from_pretrained(spec, dtype, **options)
 
 
-def _load_alias(alias: str, dtype: DType) -> LoadedModel:
+def _load_alias(alias: str, dtype: DType, **options: Any) -> LoadedModel:
     try:
         with current().first_alone():
             folder = str(embedded.pull(alias))
@@ -103,10 +135,10 @@ def _load_alias(alias: str, dtype: DType) -> LoadedModel:
         hub_id = embedded.EMBEDDED[alias].hub_id
         say(f"{problem.message}; trying the hub: {hub_id}")
         try:
-            return _from_pretrained(hub_id, dtype)
+            return _from_pretrained(hub_id, dtype, **options)
         except ModelError:
             raise problem from None
-    return _from_pretrained(folder, dtype)
+    return _from_pretrained(folder, dtype, **options)
 
 
 def load_gguf(path: Path, dtype: DType = "auto") -> LoadedModel:
@@ -197,8 +229,9 @@ def _device(device: str) -> torch.device:
 
 
 def _require_finite(model: PreTrainedModel) -> None:
-    for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
+    for name, _ in model.named_parameters():
+        parent, _, key = name.rpartition(".")
+        if not bool(torch.isfinite(numbers_of(model.get_submodule(parent), key)).all()):
             raise NonFiniteError(f"weight `{name}`", "the checkpoint is damaged; load another copy")
 
 
@@ -206,7 +239,7 @@ def model_fingerprint(model: PreTrainedModel) -> str:
     """SHA-256 over the names, shapes and values of all weights."""
 
     def parts() -> Iterator[bytes]:
-        for name, tensor in sorted(model.state_dict().items()):
+        for name, tensor in all_numbers(model):
             yield f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode()
             yield tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 

@@ -15,6 +15,10 @@ class ModelConfig(Options):
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`, …; `auto` takes a GPU where there is one."""
 
+    device_map: str | None = None
+    """For a model larger than the device: `auto` fills devices, then memory, then leaves the rest on disk, by whole blocks; or
+    a JSON file of part and place, such as `{"model.layers.0": 0, "": "disk"}`."""
+
 
 class LayersConfig(Options):
     """Which layers are compressed, by shell patterns on their qualified names."""

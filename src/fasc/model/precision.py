@@ -9,6 +9,7 @@ from time import perf_counter
 import torch
 from transformers import PreTrainedModel
 
+from fasc.model.offload import is_offloaded
 from fasc.progress import say
 
 _SLOW = 2.0
@@ -38,6 +39,9 @@ def working_precision(model: PreTrainedModel) -> Iterator[None]:
 
     Every float16 and bfloat16 number is a float32 number, so nothing is lost on the way back. Takes twice the model's memory.
     """
+    if is_offloaded(model):  # what is fetched has the precision in which it lies there
+        yield
+        return
     dtypes = {name: tensor.dtype for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     halves = {dtype for dtype in dtypes.values() if dtype in (torch.bfloat16, torch.float16)}
     slow = {dtype: ratio for dtype in halves if model.device.type == "cpu" and (ratio := slowdown(dtype)) > _SLOW}

@@ -32,16 +32,18 @@ def frozen(model: nn.Module, except_: Sequence[nn.Module] = ()) -> Iterator[None
         model: its parameters have no gradient when the body begins.
         except_: parts of the model whose parameters are trainable, whatever they were before.
     """
-    before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    before = [(name, parameter.requires_grad, parameter.grad) for name, parameter in model.named_parameters()]
     try:
-        for parameter, *_ in before:
+        for parameter in model.parameters():
             parameter.requires_grad = False
             parameter.grad = None
         for parameter in chain.from_iterable(module.parameters() for module in except_):
             parameter.requires_grad = True
         yield
     finally:
-        for parameter, trainable, gradient in before:
+        now = dict(model.named_parameters())  # one that is offloaded is another object each time it was fetched
+        for name, trainable, gradient in before:
+            parameter = now[name]
             parameter.requires_grad = trainable
             parameter.grad = gradient
 

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from fasc.model.offload import numbers_of
+
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
@@ -44,12 +46,13 @@ def find_vocabulary(model: PreTrainedModel) -> Vocabulary | None:
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
     if not isinstance(table, nn.Embedding) or type(head) is not nn.Linear or table.max_norm is not None:
         return None
-    if table.weight.shape != head.weight.shape or table.weight.device.type == "meta":
+    if table.weight.shape != head.weight.shape or numbers_of(table).is_meta:
         return None
     names = {id(module): name for name, module in model.named_modules()}
     with torch.no_grad():
-        row = table.weight.float().square().sum(1).argmax()
-        given, plain = table(row[None])[0].float(), table.weight[row].float()
+        weight = numbers_of(table)
+        row = weight.float().square().sum(1).argmax()
+        given, plain = table(row[None])[0].float(), weight[row].float()
         scale = float((given @ plain) / plain.square().sum().clamp_min(1e-30))
         if not torch.allclose(given, scale * plain, rtol=1e-2, atol=1e-4 * float(given.abs().max())):
             return None

@@ -62,7 +62,7 @@ def sketch_fisher_loss(weight: Tensor, statistics: UnitStatistics, options: Sket
     if problem.side == "input":
         trace = float((problem.inverted * problem.covariance_g).sum())
     else:
-        trace = float(((weight @ problem.covariance_x) * (problem.inverted @ weight)).sum())
+        trace = float(((weight @ problem.covariance_x.to(weight)) * (problem.inverted @ weight)).sum())
     apply = _operator(weight, problem)
     pairs = sketched_eigenpairs(apply, gaussian(size, width, problem.chol, seed=0), trace=trace)
     estimate, bound = pairs.lost_shares(rank, apply)
@@ -75,7 +75,8 @@ def _operator(weight: Tensor, problem: FisherProblem) -> Apply:
     chol = problem.chol
     if problem.side == "input":
         return lambda block: chol.mT @ (problem.covariance_g @ (chol @ block))
-    return lambda block: chol.mT @ (weight @ (problem.covariance_x @ (weight.mT @ (chol @ block))))
+    covariance_x = problem.covariance_x.to(weight)
+    return lambda block: chol.mT @ (weight @ (covariance_x @ (weight.mT @ (chol @ block))))
 
 
 def _decomposition(weight: Tensor, problem: FisherProblem, pairs: SketchedEigenpairs) -> Decomposition:

@@ -13,6 +13,11 @@ _CHOOSING = 10
 measured with 1,536 and 3,072 channels (docs/log.md)."""
 
 
+def bytes_to_choose(channels: int) -> int:
+    """What choosing among so many channels of an MLP takes."""
+    return 8 * _CHOOSING * channels**2
+
+
 def memory_to_compress(
     groups: Sequence[InputGroup], couplings: Sequence[Coupling], edits: Sequence[Edit], size: ModelSize
 ) -> dict[str, int]:
@@ -22,9 +27,9 @@ def memory_to_compress(
     what MLPs keep, which replace no file's. ``compressed``: the new weights.
     """
     largest = max((group.d_in * group.d_out + 4 * group.d_in**2 for group in groups), default=0)
-    widest = max((_CHOOSING * one.parts**2 for one in couplings), default=0)
+    widest = max((bytes_to_choose(one.parts) for one in couplings), default=0)
     return {
-        "decomposition": 8 * max(largest, widest),
+        "decomposition": max(8 * largest, widest),
         "channels": sum(4 * edit.width**2 for edit in edits if isinstance(edit, Narrow)),
         "compressed": sum(edit.new_bytes(size.bytes_per_parameter) for edit in edits),
     }

@@ -5,9 +5,13 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel
 
+from fasc.edits.narrow import Narrow
 from fasc.errors import UsageError
+from fasc.model.coupling import most_channels
 from fasc.model.groups import InputGroup
+from fasc.planning.memory import bytes_to_choose
 from fasc.planning.plan import Plan
+from fasc.pruning import PRUNINGS
 from fasc.statistics.memory import memory_forecast
 from fasc.statistics.moments import Need
 from fasc.statistics.options import CalibrationConfig
@@ -71,6 +75,9 @@ def requirements(
         compared_tokens: of a batch in which two models are compared.
     """
     memory = dict(plan.forecast_memory or {}) | memory_forecast(model, groups, needs, calibration.batch_tokens)
+    layouts = plan.options.layouts
+    if plan.options.name not in PRUNINGS and (layouts is None or Narrow.word in layouts):  # a plan by forecasts may narrow MLPs
+        memory["decomposition"] = max(memory.get("decomposition", 0), bytes_to_choose(most_channels(groups)))
     small = int(plan.totals["bytes"] or 0)
     logits = 4 * compared_tokens * model.get_input_embeddings().num_embeddings
     try:
@@ -79,6 +86,7 @@ def requirements(
         passes, why = None, problem.message
     stages = {
         "collect, in one pass": ("model", "moments", "totals", "batch"),
+        "plan by forecasts, with moments on disk": ("model", "decomposition"),
         "compress, with moments on disk": ("model", "decomposition", "channels", "compressed"),
     }
     rows = [Requirement(stage, _parts(memory, names)) for stage, names in stages.items()]

@@ -39,10 +39,19 @@ def save_checkpoint(
     notes: CheckpointNotes,
     *,
     overwrite: bool = False,
+    max_shard_size: int | None = None,
 ) -> None:
     """Write a checkpoint that ``AutoModelForCausalLM.from_pretrained`` loads where fasc is installed, and refuses elsewhere.
 
     Everything is written aside and renamed when complete.
+
+    Args:
+        model: compressed, or merged.
+        tokenizer: written beside it.
+        folder: where it goes.
+        notes: how it was made.
+        overwrite: replace what is there.
+        max_shard_size: bytes of a file of weights at most; of an offloaded model so much is in memory at a time.
 
     Raises:
         StorageError: the folder exists and may not be replaced, it holds something that we did not write, or there is no space.
@@ -54,7 +63,7 @@ def save_checkpoint(
     with new_folder(folder, overwrite=overwrite) as scratch:
         try:
             with quiet_transformers():
-                model.save_pretrained(scratch)
+                model.save_pretrained(scratch, **({} if max_shard_size is None else {"max_shard_size": max_shard_size}))
                 if tokenizer is not None:
                     tokenizer.save_pretrained(scratch)
             if structure_of(model) is not None:

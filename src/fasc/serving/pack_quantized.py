@@ -19,6 +19,7 @@ from fasc.edits.structure import parsed, structure_of
 from fasc.errors import UsageError
 from fasc.layouts.quantised import QuantisedLinear
 from fasc.linalg.packing import unpack
+from fasc.model.offload import require_in_memory
 from fasc.serving.checkpoint import CheckpointNotes, save_checkpoint
 
 
@@ -29,20 +30,23 @@ def save_pack_quantized(
     notes: CheckpointNotes,
     *,
     overwrite: bool = False,
+    max_shard_size: int | None = None,
 ) -> None:
     """Write the checkpoint; the model comes out as it went in.
 
     Raises:
+        ModelError: the model is offloaded.
         UsageError: a layer is not rounded alone: factored, narrowed, or in groups that do not divide its inputs.
         StorageError: as for any checkpoint.
     """
+    require_in_memory(model, "compressed-tensors")
     layers = _rounded_layers(model)
     ours = model.config.quantization_config
     with _replaced(model, layers):
         model.config.quantization_config = _config(model, layers)
         quantizer = model.__dict__.pop("hf_quantizer", None)
         try:
-            save_checkpoint(model, tokenizer, folder, notes, overwrite=overwrite)
+            save_checkpoint(model, tokenizer, folder, notes, overwrite=overwrite, max_shard_size=max_shard_size)
         finally:
             model.config.quantization_config = ours
             if quantizer is not None:

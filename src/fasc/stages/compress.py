@@ -17,6 +17,7 @@ from fasc.forecast.cache import kept_forecasts
 from fasc.layouts import layouts_named
 from fasc.model.load import LoadedModel, load_model, model_fingerprint
 from fasc.model.options import LayersConfig, ModelConfig
+from fasc.options import size
 from fasc.outputs import output
 from fasc.planning.needs import needs_for
 from fasc.planning.one_width import asks_for_one_width
@@ -67,6 +68,7 @@ class Compressed:
         tokenizer: PreTrainedTokenizerBase | None = None,
         overwrite: bool = False,
         format: Format = "fasc",
+        max_shard_size: str | int | None = None,
     ) -> Path:
         """Write a checkpoint that ``AutoModelForCausalLM.from_pretrained`` loads where fasc is installed.
 
@@ -75,11 +77,13 @@ class Compressed:
             tokenizer: to write beside the weights; by default that of the dense model, if it was loaded from somewhere.
             overwrite: replace what is there.
             format: ``compressed-tensors`` for rounded layers that other programs load without fasc.
+            max_shard_size: of a file of weights at most, such as ``5GB``; by default that of transformers.
 
         Raises:
             StorageError: the folder exists and may not be replaced, or there is no space.
             UsageError: the format cannot hold the plan.
         """
+        limit = None if max_shard_size is None else size("--max-shard-size", max_shard_size)
         folder = expanded(folder)
         summary = find_method(self.plan.method).summary
         card = model_card(self.recipe, self.plan, summary, self.provenance, merged=self.merged)
@@ -88,7 +92,7 @@ class Compressed:
         if own is None:
             say("no tokenizer is saved: the model was made in memory; pass tokenizer= to save one")
         write = save_checkpoint if format == "fasc" else save_pack_quantized
-        write(self.model, own, folder, notes, overwrite=overwrite)
+        write(self.model, own, folder, notes, overwrite=overwrite, max_shard_size=limit)
         return folder
 
     def push_to_hub(
@@ -280,6 +284,7 @@ def compress_recipe(  # noqa: PLR0913 - a source each, and switches
     merged: bool = False,
     overwrite: bool = False,
     format: Format = "fasc",
+    max_shard_size: int | None = None,
 ) -> Compressed:
     """Load, calibrate, plan, compress and save; what an interrupted call has finished is not done again.
 
@@ -295,6 +300,7 @@ def compress_recipe(  # noqa: PLR0913 - a source each, and switches
         merged: write an ordinary dense checkpoint.
         overwrite: replace what is there.
         format: of the checkpoint.
+        max_shard_size: bytes of a file of its weights at most.
     """
     if plan is None and format == "compressed-tensors":
         require_rounding_alone(recipe.methods[0])
@@ -324,13 +330,13 @@ def compress_recipe(  # noqa: PLR0913 - a source each, and switches
             if recipe.methods[0].propagate or recipe.methods[0].selection != "none":  # otherwise it takes seconds
                 plan.save(work / "plan.json")
         small = carry_out_recipe(loaded, moments, recipe, plan, merged=merged, work=work)
-        small.save(out, overwrite=overwrite, format=format)
+        small.save(out, overwrite=overwrite, format=format, max_shard_size=max_shard_size)
     return small
 
 
 def load(source: ModelConfig) -> LoadedModel:
     """Load the model of a recipe."""
-    return load_model(source.model, dtype=source.dtype, device=source.device)
+    return load_model(source.model, dtype=source.dtype, device=source.device, device_map=source.device_map)
 
 
 def measured(loaded: LoadedModel, recipe: Recipe, needs: frozenset[Need], folder: Path) -> Statistics:

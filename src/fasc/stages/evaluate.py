@@ -14,7 +14,7 @@ from fasc.evaluation.options import EvaluationConfig, SpeedConfig
 from fasc.evaluation.registry import get_benchmark
 from fasc.evaluation.score import Score
 from fasc.evaluation.speed import SpeedReport, compare_speed
-from fasc.model.load import LoadedModel, load_model
+from fasc.model.load import LoadedModel
 from fasc.model.options import ModelConfig
 from fasc.planning.options import BudgetConfig
 from fasc.progress import say
@@ -43,7 +43,8 @@ def evaluate(
         benchmarks: registered names.
         corpus: the text of ``perplexity`` and ``kl``; several are scored one by one.
         dense: the dense model, for ``kl``; by default what a checkpoint of ours says.
-        **options: fields of ``EvaluationConfig`` (``limit=``, ``context=``, …), and ``device=``, ``dtype=``.
+        **options: fields of ``EvaluationConfig`` (``limit=``, ``context=``, …), and ``device=``, ``device_map=``,
+            ``dtype=``.
 
     Raises:
         UnknownNameError: no such benchmark or option.
@@ -51,7 +52,7 @@ def evaluate(
     """
     named = None if corpus is None else corpus_in(corpus)
     config = take(EvaluationConfig, options, corpus=named, benchmarks=None if benchmarks is None else names_in(benchmarks))
-    source = take(ModelConfig, {key: options.pop(key) for key in ("device", "dtype") if key in options})
+    source = take(ModelConfig, {key: options.pop(key) for key in ("device", "device_map", "dtype") if key in options})
     refuse_rest(options, EvaluationConfig, ModelConfig)
     if isinstance(model, Compressed):
         model, tokenizer = model.model, tokenizer or model.tokenizer
@@ -66,7 +67,7 @@ def evaluate(
 def _loaded(dense: str | Path | PreTrainedModel | None, source: ModelConfig) -> PreTrainedModel | None:
     if dense is None or isinstance(dense, PreTrainedModel):
         return dense
-    return load_model(dense, dtype=source.dtype, device=source.device).model
+    return load(source.model_copy(update={"model": str(dense)})).model
 
 
 def score_checkpoint(
@@ -129,7 +130,15 @@ def bench(source: ModelConfig, config: SpeedConfig, dense: str | None = None) ->
     if reference is None:
         raise UsageError(f"`{source.model}` does not say which model it was compressed from", "pass --dense MODEL")
     budget = budget_of(source.model)
-    return compare_speed(source.model, reference, config, budget=budget, dtype=source.dtype, device=source.device)
+    return compare_speed(
+        source.model,
+        reference,
+        config,
+        budget=budget,
+        dtype=source.dtype,
+        device=source.device,
+        device_map=source.device_map,
+    )
 
 
 def dense_of(checkpoint: str | Path) -> str | None:

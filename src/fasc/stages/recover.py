@@ -50,7 +50,9 @@ def recover_checkpoint(
     plan = Plan.load(folder / PLAN_FILE)
     loaded = load(source.model_copy(update={"dtype": "float32"}))
     if not isinstance(dense, LoadedModel):
-        dense = load(recipe.source.model_copy(update={"model": dense or made["model"], "device": source.device}))
+        dense = load(
+            recipe.source.model_copy(update={"model": dense or made["model"], "device": source.device, "device_map": None})
+        )
     request = TextRequest(
         corpus=config.corpus or recipe.calibration.corpus,
         sequences=config.sequences,

@@ -201,7 +201,7 @@ class GroupCapture:
                     f"`{self.group.name}` reads {len(flat)} of {len(text)} tokens, padding or not",
                     "measure it on sequences without padding",
                 )
-            flat = flat[text]
+            flat = flat[text.to(flat.device)]
         return flat.float()
 
     def _text(self) -> Tensor | None:

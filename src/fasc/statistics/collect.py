@@ -1,20 +1,21 @@
 """The loop: batches through the model, moments out, the model left as it was."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from transformers import PreTrainedModel
 
 from fasc.errors import CorpusError, ModelError, NonFiniteError
-from fasc.model.blocks import block_names
+from fasc.model.blocks import block_names, stopping_after
 from fasc.model.experts import hearing_all, unknown_experts
 from fasc.model.groups import InputGroup, find_groups
 from fasc.model.load import model_fingerprint
+from fasc.model.offload import device_of, is_offloaded
 from fasc.model.options import LayersConfig
 from fasc.model.scopes import evaluating, forwarding, frozen
 from fasc.processes import current
@@ -78,7 +79,7 @@ def collect_moments(
         same |= {name: str(value) for name, value in calibration.model_dump(exclude={"corpus", "data_dir"}).items()}
         current().require_same(versions() | same)
     start = None if only is None else only.start
-    captures = [GroupCapture(group, needs, model.device) for group in groups]
+    captures = [GroupCapture(group, needs, _device(model, group)) for group in groups]
     ends = VocabularyCapture.of(model) if VOCABULARY in needs and start is None else None
     if ends is None:
         needs -= {VOCABULARY}
@@ -87,11 +88,14 @@ def collect_moments(
             stack.enter_context(ends.hooks(model))
         if calibration.route_all:
             stack.enter_context(hearing_all(model))
-        if calibration.gradient_checkpointing:
+        away = is_offloaded(model)
+        if calibration.gradient_checkpointing or away:  # otherwise the backward pass holds all that was fetched
             for name in block_names(model, [group.layers[0].name for group in groups]):
                 block = model.get_submodule(name)
-                stack.enter_context(forwarding(block, _recomputing(block.forward)))
-        nll, scored, read = _run(model, captures if ends is None else [*captures, ends], tokens, mask, calibration)
+                stack.enter_context(forwarding(block, _recomputing(block.forward, whole=away)))
+        listening: Sequence[Capture] = captures if ends is None else [*captures, ends]
+        run = stack.enter_context(_as_far_as(model, groups, only))
+        nll, scored, read = _run(model, listening, tokens, mask, calibration, run)
     published = _published(captures)
     published, few = pooled(published, groups, calibration.expert_floor)
     _say_experts(model, groups, published, few, calibration.expert_floor)
@@ -114,6 +118,23 @@ def collect_moments(
         "provenance": provenance(),
     }
     return Statistics(published, meta, tokens.cpu() if mask is None else None, _vocabulary(ends))
+
+
+@contextmanager
+def _as_far_as(
+    model: PreTrainedModel, groups: Sequence[InputGroup], only: Pass | None
+) -> Iterator[Callable[[Callable[[], Any]], Any]]:
+    """How a forward pass without gradients is run: to its end, or in a pass over some of the blocks to the last of these."""
+    if only is None:
+        yield lambda forward: forward()
+        return
+    blocks = block_names(model, [name for name, _ in model.named_modules()])
+    with stopping_after(model, blocks, block_names(model, [group.layers[0].name for group in groups])) as run:
+        yield run
+
+
+def _device(model: PreTrainedModel, group: InputGroup) -> torch.device:
+    return device_of(model.get_submodule(group.layers[0].name), model.device)
 
 
 def _chosen(groups: list[InputGroup], only: Pass | None) -> list[InputGroup]:
@@ -190,8 +211,17 @@ def _run(
     tokens: Tensor,
     mask: Tensor | None,
     calibration: CalibrationConfig,
+    run: Callable[[Callable[[], Any]], Any],
 ) -> tuple[float | None, int, list[int]]:
     """Feed the captures with this process's batches.
+
+    Args:
+        model: as it is measured.
+        captures: what listens.
+        tokens: int64 [sequences, length].
+        mask: 1 where there is text.
+        calibration: sizes of batches, labels.
+        run: calls a forward pass that no backward pass follows.
 
     Returns:
         The mean loss in nats per scored token, if it was computed; how many tokens were scored; how many each process read.
@@ -208,7 +238,8 @@ def _run(
             batch = tokens[chosen].to(model.device)
             part = None if mask is None else mask[chosen].to(model.device)
             with _listening(captures, Batch.of(batch, part)), precision():
-                logits = model(input_ids=batch, attention_mask=part, use_cache=False).logits
+                forward = partial(model, input_ids=batch, attention_mask=part, use_cache=False)
+                logits = forward().logits if backward else run(forward)
             if backward:
                 seeds = [label_seed(calibration.seed, calibration.skip + one) for one in range(chosen.start, chosen.stop)]
                 loss = summed_nll(logits, batch, part, calibration.labels, seeds)
@@ -284,8 +315,16 @@ def _gradients_of_activations(model: PreTrainedModel, start: str | None) -> Iter
         handle.remove()
 
 
-def _recomputing(forward: Any) -> Any:
+def _recomputing(forward: Any, *, whole: bool) -> Any:
+    """A forward that is done again in the backward pass.
+
+    Args:
+        forward: of a block.
+        whole: to its end, where an offloaded layer is sent away again, and not only as far as the gradients need it.
+    """
+
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+        with set_checkpoint_early_stop(not whole):
+            return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
     return wrapped

@@ -1,7 +1,8 @@
 """Statistics larger than memory: which groups one pass over the text can hold the sums of.
 
-The forward pass goes through the whole model, because gradients start at the loss; the backward pass ends below the pass's first
-block. Every pass reads the same batches with the same sampled labels, so the moments are those of one pass, bit by bit.
+The forward pass goes through the whole model, because gradients start at the loss, and the backward pass ends below the pass's
+first block. Where no gradients are asked for, the forward pass ends after the pass's last block. Every pass reads the same
+batches with the same sampled labels, so the moments are those of one pass, bit by bit.
 """
 
 from collections.abc import Sequence
