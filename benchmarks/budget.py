@@ -1,8 +1,10 @@
 """One budget, many ways to spend it: rank, channels, heads, values, sublayers and bits from one set of statistics.
 
-For every way: what was forecast, the KL divergence to the dense model on three texts with its interval, and the bytes of the file.
+For every way: what was forecast, the KL divergence to the dense model on three texts with its interval, and the bytes of the file;
+with `--facts N` also what it answers of N facts of LAMA, item by item beside the dense model.
 
     python benchmarks/budget.py --device cuda
+    python benchmarks/budget.py --facts 5000 --rows "params 0.8;bits*alone"
 """
 
 import argparse
@@ -13,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import filter as matching
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,11 @@ import torch
 from torch import Tensor
 
 from fasc.compression.compress import carry_out
+from fasc.evaluation.evaluate import Record, evaluate
 from fasc.evaluation.likelihood import finite_logits
+from fasc.evaluation.options import EvaluationConfig
+from fasc.evaluation.outcome import Outcome
+from fasc.evaluation.paired import paired
 from fasc.evaluation.score import mean_interval
 from fasc.linalg.divergence import kl_divergence
 from fasc.model.load import LoadedModel, load_model
@@ -43,6 +50,7 @@ from fasc.text.corpus import TextRequest, load_corpus
 
 BITS = (2, *MENU)
 WITHOUT_PRODUCTS = ("dense", "channels", "heads", "values", "skip")
+FACTS = "lama"
 WIDTHS = (5.25, 4.25, 3.75, 3.25, 2.75, 2.25)
 
 
@@ -68,6 +76,7 @@ def rows() -> Iterator[Row]:
     every = ("dense", "factors", "shared", "pivoted", "pivoted-columns", *WITHOUT_PRODUCTS[1:])
     yield Row("params 0.8, everything", {"layouts": every}, {"param_fraction": 0.8})
     yield Row("params 0.6, everything", {"layouts": every}, {"param_fraction": 0.6})
+    yield Row("bits 8 alone", {"layouts": ("dense",), "bits": (8,)}, {}, 8.5)  # the same everywhere, scales and zeros included
     for bits in WIDTHS:
         yield Row(f"bits {bits} alone", {"layouts": ("dense",), "bits": BITS}, {}, bits)
     for bits in WIDTHS:
@@ -103,8 +112,17 @@ def file_bytes(model: Any) -> int:
         return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
 
 
-def measured(loaded: LoadedModel, statistics: Statistics, made: Plan, texts: dict[str, Tensor]) -> dict[str, Any]:
-    """A plan carried out on a copy of the model."""
+def answers(loaded: LoadedModel, count: int) -> list[Outcome]:
+    """What a model makes of so many facts; of the same weights it is kept in the cache."""
+    record = Record()
+    evaluate(loaded.model, loaded.tokenizer, EvaluationConfig(benchmarks=(FACTS,), limit=count), record=record)
+    return record.outcomes[FACTS]
+
+
+def measured(
+    loaded: LoadedModel, statistics: Statistics, made: Plan, texts: dict[str, Tensor], facts: list[Outcome]
+) -> dict[str, Any]:
+    """A plan carried out on a copy of the model; ``facts`` are what the dense model answered, none if none are asked."""
     small = copy.deepcopy(loaded.model)
     started = time.perf_counter()
     carry_out(small, statistics, made)
@@ -114,25 +132,18 @@ def measured(loaded: LoadedModel, statistics: Statistics, made: Plan, texts: dic
         values = divergences(loaded.model, small, tokens)
         low, high = mean_interval(values.numpy())
         scores[name] = {"kl": float(values.mean()), "low": low, "high": high, "windows": len(values)}
-    return {"scores": scores, "file_bytes": file_bytes(small), "seconds_to_compress": spent}
+    found: dict[str, Any] = {"scores": scores, "seconds_to_compress": spent}
+    if facts:
+        answered = answers(LoadedModel(small, loaded.tokenizer), len(facts))
+        found["facts"] = paired(FACTS, ("compressed", "dense"), answered, facts).to_dict()
+    return found | {"file_bytes": file_bytes(small)}
 
 
 def main() -> None:
     """Parse, measure row after row, write after each."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--corpus", default="wikitext2,c4")
-    parser.add_argument("--sequences", type=int, default=256)
-    parser.add_argument("--sequence-length", type=int, default=128)
-    parser.add_argument("--statistics", type=Path, help="a file of moments to use instead of measuring; made if it is not there")
-    parser.add_argument("--windows", type=int, default=12)
-    parser.add_argument("--context", type=int, default=512)
-    parser.add_argument("--rows", default="", help="only rows whose name begins with one of these, split by `;`")
-    parser.add_argument("--plan-only", action="store_true")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "budget.json")
-    asked = parser.parse_args()
+    asked = _asked()
     loaded = load_model(asked.model, dtype="float32", device=asked.device)
+    facts = answers(loaded, asked.facts) if asked.facts and not asked.plan_only else []
     statistics = _statistics(asked, loaded)
     groups = groups_of(loaded.model, statistics, LayersConfig())
     layers = sum(layer.parameters for layer in layers_in(groups))
@@ -141,17 +152,14 @@ def main() -> None:
     texts = {name: _windows(loaded, corpus, asked) for name, corpus in corpora.items()}
     known: dict[str, Any] = {}
     results: dict[str, Any] = {"provenance": provenance(model=asked.model, device=asked.device), "rows": {}}
-    wanted = tuple(part.strip() for part in asked.rows.split(";") if part.strip())
-    for row in rows():
-        if wanted and not row.name.startswith(wanted):
-            continue
+    for row in asked.rows:
         options = MethodConfig(name="fasc", **row.options)
         started = time.perf_counter()
         most = header_bytes(loaded.model, groups, tensors=9 if options.bits else 5)
         made = make_plan(loaded.model, groups, options, budget_of(row, loaded, layers, most), statistics, known=known)
         entry: dict[str, Any] = {"seconds_to_plan": time.perf_counter() - started, "made_of": composition(made), **made.totals}
         if not asked.plan_only:
-            entry |= measured(loaded, statistics, made, texts)
+            entry |= measured(loaded, statistics, made, texts, facts)
         results["rows"][row.name] = entry
         write_json(asked.out, results)
         print(_line(row.name, entry), flush=True)
@@ -179,6 +187,36 @@ def left_out(entries: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _asked() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--corpus", default="wikitext2,c4")
+    parser.add_argument("--sequences", type=int, default=256)
+    parser.add_argument("--sequence-length", type=int, default=128)
+    parser.add_argument("--statistics", type=Path, help="a file of moments to use instead of measuring; made if it is not there")
+    parser.add_argument("--windows", type=int, default=12)
+    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument(
+        "--facts", type=int, default=0, help="of LAMA, asked of every row and of the dense model; needs FASC_DATA"
+    )
+    parser.add_argument("--rows", default="*", help="only rows of these names, split by `;`; * stands for anything")
+    parser.add_argument("--plan-only", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "budget.json")
+    asked = parser.parse_args()
+    asked.rows = _named(asked.rows, parser)
+    return asked
+
+
+def _named(patterns: str, parser: argparse.ArgumentParser) -> list[Row]:
+    known = {row.name: row for row in rows()}
+    found = {pattern: matching(known, pattern.strip()) for pattern in patterns.split(";")}
+    if strange := [pattern for pattern, names in found.items() if not names]:
+        parser.error(f"no row is named `{strange[0].strip()}`; there are: {'; '.join(known)}")
+    wanted = {name for names in found.values() for name in names}
+    return [row for name, row in known.items() if name in wanted]
+
+
 def _statistics(asked: argparse.Namespace, loaded: LoadedModel) -> Statistics:
     if asked.statistics is not None and asked.statistics.is_file():
         return fitted_statistics(Statistics.load(asked.statistics), loaded.model)
@@ -202,7 +240,11 @@ def _windows(loaded: LoadedModel, corpus: str, asked: argparse.Namespace) -> Ten
 def _line(name: str, entry: dict[str, Any]) -> str:
     forecast = entry["predicted_loss"]
     scores = {key: f"{one['kl']:.4f} [{one['low']:.4f}, {one['high']:.4f}]" for key, one in entry.get("scores", {}).items()}
-    return json.dumps({"row": name, "forecast": round(forecast, 4), **scores, "made of": entry["made_of"]}, ensure_ascii=False)
+    line = {"row": name, "forecast": round(forecast, 4), **scores}
+    if facts := entry.get("facts"):
+        low, high = facts["accuracy_interval"]
+        line["facts"] = f"{facts['accuracy']:.4f} of {facts['n']}, {facts['accuracy_difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
+    return json.dumps(line | {"made of": entry["made_of"]}, ensure_ascii=False)
 
 
 if __name__ == "__main__":
