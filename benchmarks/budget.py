@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import filter as matching
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -95,11 +95,30 @@ def budget_of(row: Row, loaded: LoadedModel, layers: int, most: int) -> BudgetCo
     return BudgetConfig(max_bytes=int(outside + most + row.bits_per_weight / 8 * layers), overhead=0)
 
 
-def divergences(dense: Any, small: Any, tokens: Tensor) -> Tensor:
+class Window(NamedTuple):
+    """One of a text."""
+
+    ids: Tensor
+    logits: Path
+    """Of the dense model: a file, because those of all windows are gigabytes."""
+
+
+def windows_of(dense: Any, tokens: Tensor, folder: Path) -> list[Window]:
+    """All windows of a text, with what the dense model says of them: it is asked once for all rows."""
+    folder.mkdir()
+    found = []
+    for number, ids in enumerate(tokens.split(1)):
+        logits = finite_logits(dense, ids, "the dense model")
+        torch.save(logits, folder / f"{number}.pt")
+        found.append(Window(ids, folder / f"{number}.pt"))
+    return found
+
+
+def divergences(small: Any, windows: list[Window]) -> Tensor:
     """Mean KL of each window, nats per token."""
     found = []
-    for ids in tokens.split(1):
-        target, logits = finite_logits(dense, ids, "the dense model"), finite_logits(small, ids, "the small model")
+    for ids, file in windows:
+        target, logits = torch.load(file, weights_only=True), finite_logits(small, ids, "the small model")
         found.append(kl_divergence(logits.flatten(0, 1), target.flatten(0, 1)).double().mean().cpu())
     return torch.stack(found)
 
@@ -120,7 +139,7 @@ def answers(loaded: LoadedModel, count: int) -> list[Outcome]:
 
 
 def measured(
-    loaded: LoadedModel, statistics: Statistics, made: Plan, texts: dict[str, Tensor], facts: list[Outcome]
+    loaded: LoadedModel, statistics: Statistics, made: Plan, texts: dict[str, list[Window]], facts: list[Outcome]
 ) -> dict[str, Any]:
     """A plan carried out on a copy of the model; ``facts`` are what the dense model answered, none if none are asked."""
     small = copy.deepcopy(loaded.model)
@@ -128,8 +147,8 @@ def measured(
     carry_out(small, statistics, made)
     spent = time.perf_counter() - started
     scores = {}
-    for name, tokens in texts.items():
-        values = divergences(loaded.model, small, tokens)
+    for name, windows in texts.items():
+        values = divergences(small, windows)
         low, high = mean_interval(values.numpy())
         scores[name] = {"kl": float(values.mean()), "low": low, "high": high, "windows": len(values)}
     found: dict[str, Any] = {"scores": scores, "seconds_to_compress": spent}
@@ -142,6 +161,12 @@ def measured(
 def main() -> None:
     """Parse, measure row after row, write after each."""
     asked = _asked()
+    with tempfile.TemporaryDirectory() as folder:
+        measure(asked, Path(folder))
+
+
+def measure(asked: argparse.Namespace, folder: Path) -> None:
+    """All rows that were asked for; what the dense model says of the windows lies in a folder meanwhile."""
     loaded = load_model(asked.model, dtype="float32", device=asked.device)
     facts = answers(loaded, asked.facts) if asked.facts and not asked.plan_only else []
     statistics = _statistics(asked, loaded)
@@ -149,7 +174,8 @@ def main() -> None:
     layers = sum(layer.parameters for layer in layers_in(groups))
     code = Path(os.environ.get("FASC_DATA", ".")) / "calib_exllamav2" / "code.txt"
     corpora = {"wikitext2": "wikitext2", "c4": "c4", **({"program code": str(code)} if code.is_file() else {})}
-    texts = {name: _windows(loaded, corpus, asked) for name, corpus in corpora.items()}
+    texts = {} if asked.plan_only else {name: _windows(loaded, corpus, asked) for name, corpus in corpora.items()}
+    windows = {name: windows_of(loaded.model, tokens, folder / name) for name, tokens in texts.items()}
     known: dict[str, Any] = {}
     results: dict[str, Any] = {"provenance": provenance(model=asked.model, device=asked.device), "rows": {}}
     for row in asked.rows:
@@ -159,7 +185,7 @@ def main() -> None:
         made = make_plan(loaded.model, groups, options, budget_of(row, loaded, layers, most), statistics, known=known)
         entry: dict[str, Any] = {"seconds_to_plan": time.perf_counter() - started, "made_of": composition(made), **made.totals}
         if not asked.plan_only:
-            entry |= measured(loaded, statistics, made, texts, facts)
+            entry |= measured(loaded, statistics, made, windows, facts)
         results["rows"][row.name] = entry
         write_json(asked.out, results)
         print(_line(row.name, entry), flush=True)
@@ -200,7 +226,7 @@ def _asked() -> argparse.Namespace:
     parser.add_argument(
         "--facts", type=int, default=0, help="of LAMA, asked of every row and of the dense model; needs FASC_DATA"
     )
-    parser.add_argument("--rows", default="*", help="only rows of these names, split by `;`; * stands for anything")
+    parser.add_argument("--rows", default="*", help="rows of these names, in this order, split by `;`; * stands for anything")
     parser.add_argument("--plan-only", action="store_true")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "budget.json")
     asked = parser.parse_args()
@@ -213,8 +239,7 @@ def _named(patterns: str, parser: argparse.ArgumentParser) -> list[Row]:
     found = {pattern: matching(known, pattern.strip()) for pattern in patterns.split(";")}
     if strange := [pattern for pattern, names in found.items() if not names]:
         parser.error(f"no row is named `{strange[0].strip()}`; there are: {'; '.join(known)}")
-    wanted = {name for names in found.values() for name in names}
-    return [row for name, row in known.items() if name in wanted]
+    return [known[name] for name in dict.fromkeys(name for names in found.values() for name in names)]
 
 
 def _statistics(asked: argparse.Namespace, loaded: LoadedModel) -> Statistics:

@@ -51,7 +51,7 @@ def test_rows_have_names_of_their_own_and_are_asked_for_by_name_or_pattern(budge
     assert len(every) == len(set(every))
     assert _names(budget, "*") == every
     assert _names(budget, "params 0.8") == ["params 0.8"]  # and not "params 0.8, everything"
-    assert _names(budget, "bits 8*; params 0.8") == ["params 0.8", "bits 8 alone"]
+    assert _names(budget, "bits 8*; params 0.8; bits 8 alone") == ["bits 8 alone", "params 0.8"]  # in the order asked, once each
 
 
 def test_a_row_that_does_not_exist_is_refused(budget, capsys):
