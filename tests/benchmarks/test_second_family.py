@@ -58,12 +58,15 @@ def test_verdict_compares_with_the_mean_of_both_corpora(family):
         }
 
     rows = {"params 0.9": row(0.1, 0.1, 0.14), "params 0.8": row(0.1, 0.2, 0.1), "bits 3.25 alone": row(0.1, 0.06, 0.11)}
-    table = family.verdict({"rows": rows, "expected": {"params 0.8": {"ratio": 1.1}, "bits 3.25 alone": {"ratio": 0.7}}})
-    assert table["params 0.9"] == pytest.approx(
-        {"forecast": 0.1, "measured": 0.12, "ratio": 1.2, "corrected_ratio": None, "within": True, "corrected_within": False}
-    )
-    assert (table["params 0.8"]["within"], table["params 0.8"]["corrected_within"]) == (False, True)  # 1.5, 1.1
-    assert (table["bits 3.25 alone"]["within"], table["bits 3.25 alone"]["corrected_within"]) == (True, False)  # 0.85, 0.7
+    table = family.verdict({"rows": rows, "expected": {"params 0.8": {"kl": 0.16}, "bits 3.25 alone": {"kl": 0.11}}})
+    assert table["params 0.9"] == {
+        "forecast": 0.1,
+        "measured": pytest.approx(0.12),
+        "over_measured": {"forecast": pytest.approx(0.1 / 0.12), "corrected": None},
+        "within": {"forecast": True, "corrected": False},
+    }
+    assert table["params 0.8"]["within"] == {"forecast": False, "corrected": True}  # 0.67 and 1.07
+    assert table["bits 3.25 alone"]["within"] == {"forecast": True, "corrected": False}  # 1.18 and 1.29
 
 
 def test_a_trained_one_is_a_checkpoint_that_fasc_loads(family, tmp_path):
