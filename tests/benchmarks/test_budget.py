@@ -93,3 +93,18 @@ def test_rows_carry_facts_of_the_compressed_model_beside_the_dense_one(budget, d
     assert facts["log_probability_difference"] == pytest.approx(float(log.mean()), abs=1e-4)
     assert abs(facts["log_probability_difference"]) > 1e-3  # the small model is another one
     assert row["scores"]["wikitext2"]["kl"] > 0
+
+
+def test_a_row_is_read_off_the_line_through_the_others_of_its_kind(budget):
+    def row(forecast, kl):
+        return {"predicted_loss": forecast, "scores": {"wikitext2": {"kl": kl}, "c4": {"kl": kl}}}
+
+    bits = {f"bits {number} alone": row(forecast, 1.3 * forecast**0.9) for number, forecast in enumerate((0.01, 0.05, 0.2, 0.6))}
+    ranks = {"params 0.9": row(0.03, 0.06), "params 0.8": row(0.1, 0.2), "params 0.6": row(0.3, 0.9)}
+    duplicate = {"params 0.6, everything": row(0.3, 0.9)}
+    found = budget.left_out(bits | ranks | duplicate | {"flops 0.8, channels": row(0.2, 5.0)})
+    assert set(found) == {*bits, *ranks}
+    for name in bits:  # they lie on one line
+        assert found[name]["ratio"] == pytest.approx(1)
+    assert found["params 0.6"]["kl"] == pytest.approx(0.6)  # twice the forecast, as the two others were
+    assert found["params 0.6"]["ratio"] == pytest.approx(1.5)
