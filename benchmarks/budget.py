@@ -1,8 +1,10 @@
 """One budget, many ways to spend it: rank, channels, heads, values, sublayers and bits from one set of statistics.
 
-For every way: what was forecast, the KL divergence to the dense model on three texts with its interval, and the bytes of the file.
+For every way: what was forecast, the KL divergence to the dense model on three texts with its interval, and the bytes of the file;
+with `--facts N` also what it answers of N facts of LAMA, item by item beside the dense model.
 
     python benchmarks/budget.py --device cuda
+    python benchmarks/budget.py --facts 5000 --rows "params 0.8;bits*alone"
 """
 
 import argparse
@@ -13,14 +15,19 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import filter as matching
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fasc.compression.compress import carry_out
+from fasc.evaluation.evaluate import Record, evaluate
 from fasc.evaluation.likelihood import finite_logits
+from fasc.evaluation.options import EvaluationConfig
+from fasc.evaluation.outcome import Outcome
+from fasc.evaluation.paired import paired
 from fasc.evaluation.score import mean_interval
 from fasc.linalg.divergence import kl_divergence
 from fasc.model.load import LoadedModel, load_model
@@ -43,6 +50,7 @@ from fasc.text.corpus import TextRequest, load_corpus
 
 BITS = (2, *MENU)
 WITHOUT_PRODUCTS = ("dense", "channels", "heads", "values", "skip")
+FACTS = "lama"
 WIDTHS = (5.25, 4.25, 3.75, 3.25, 2.75, 2.25)
 
 
@@ -68,6 +76,7 @@ def rows() -> Iterator[Row]:
     every = ("dense", "factors", "shared", "pivoted", "pivoted-columns", *WITHOUT_PRODUCTS[1:])
     yield Row("params 0.8, everything", {"layouts": every}, {"param_fraction": 0.8})
     yield Row("params 0.6, everything", {"layouts": every}, {"param_fraction": 0.6})
+    yield Row("bits 8 alone", {"layouts": ("dense",), "bits": (8,)}, {}, 8.5)  # the same everywhere, scales and zeros included
     for bits in WIDTHS:
         yield Row(f"bits {bits} alone", {"layouts": ("dense",), "bits": BITS}, {}, bits)
     for bits in WIDTHS:
@@ -86,11 +95,30 @@ def budget_of(row: Row, loaded: LoadedModel, layers: int, most: int) -> BudgetCo
     return BudgetConfig(max_bytes=int(outside + most + row.bits_per_weight / 8 * layers), overhead=0)
 
 
-def divergences(dense: Any, small: Any, tokens: Tensor) -> Tensor:
+class Window(NamedTuple):
+    """One of a text."""
+
+    ids: Tensor
+    logits: Path
+    """Of the dense model: a file, because those of all windows are gigabytes."""
+
+
+def windows_of(dense: Any, tokens: Tensor, folder: Path) -> list[Window]:
+    """All windows of a text, with what the dense model says of them: it is asked once for all rows."""
+    folder.mkdir()
+    found = []
+    for number, ids in enumerate(tokens.split(1)):
+        logits = finite_logits(dense, ids, "the dense model")
+        torch.save(logits, folder / f"{number}.pt")
+        found.append(Window(ids, folder / f"{number}.pt"))
+    return found
+
+
+def divergences(small: Any, windows: list[Window]) -> Tensor:
     """Mean KL of each window, nats per token."""
     found = []
-    for ids in tokens.split(1):
-        target, logits = finite_logits(dense, ids, "the dense model"), finite_logits(small, ids, "the small model")
+    for ids, file in windows:
+        target, logits = torch.load(file, weights_only=True), finite_logits(small, ids, "the small model")
         found.append(kl_divergence(logits.flatten(0, 1), target.flatten(0, 1)).double().mean().cpu())
     return torch.stack(found)
 
@@ -103,55 +131,61 @@ def file_bytes(model: Any) -> int:
         return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
 
 
-def measured(loaded: LoadedModel, statistics: Statistics, made: Plan, texts: dict[str, Tensor]) -> dict[str, Any]:
-    """A plan carried out on a copy of the model."""
+def answers(loaded: LoadedModel, count: int) -> list[Outcome]:
+    """What a model makes of so many facts; of the same weights it is kept in the cache."""
+    record = Record()
+    evaluate(loaded.model, loaded.tokenizer, EvaluationConfig(benchmarks=(FACTS,), limit=count), record=record)
+    return record.outcomes[FACTS]
+
+
+def measured(
+    loaded: LoadedModel, statistics: Statistics, made: Plan, texts: dict[str, list[Window]], facts: list[Outcome]
+) -> dict[str, Any]:
+    """A plan carried out on a copy of the model; ``facts`` are what the dense model answered, none if none are asked."""
     small = copy.deepcopy(loaded.model)
     started = time.perf_counter()
     carry_out(small, statistics, made)
     spent = time.perf_counter() - started
     scores = {}
-    for name, tokens in texts.items():
-        values = divergences(loaded.model, small, tokens)
+    for name, windows in texts.items():
+        values = divergences(small, windows)
         low, high = mean_interval(values.numpy())
         scores[name] = {"kl": float(values.mean()), "low": low, "high": high, "windows": len(values)}
-    return {"scores": scores, "file_bytes": file_bytes(small), "seconds_to_compress": spent}
+    found: dict[str, Any] = {"scores": scores, "seconds_to_compress": spent}
+    if facts:
+        answered = answers(LoadedModel(small, loaded.tokenizer), len(facts))
+        found["facts"] = paired(FACTS, ("compressed", "dense"), answered, facts).to_dict()
+    return found | {"file_bytes": file_bytes(small)}
 
 
 def main() -> None:
     """Parse, measure row after row, write after each."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--corpus", default="wikitext2,c4")
-    parser.add_argument("--sequences", type=int, default=256)
-    parser.add_argument("--sequence-length", type=int, default=128)
-    parser.add_argument("--statistics", type=Path, help="a file of moments to use instead of measuring; made if it is not there")
-    parser.add_argument("--windows", type=int, default=12)
-    parser.add_argument("--context", type=int, default=512)
-    parser.add_argument("--rows", default="", help="only rows whose name begins with one of these, split by `;`")
-    parser.add_argument("--plan-only", action="store_true")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "budget.json")
-    asked = parser.parse_args()
+    asked = _asked()
+    with tempfile.TemporaryDirectory() as folder:
+        measure(asked, Path(folder))
+
+
+def measure(asked: argparse.Namespace, folder: Path) -> None:
+    """All rows that were asked for; what the dense model says of the windows lies in a folder meanwhile."""
     loaded = load_model(asked.model, dtype="float32", device=asked.device)
+    facts = answers(loaded, asked.facts) if asked.facts and not asked.plan_only else []
     statistics = _statistics(asked, loaded)
     groups = groups_of(loaded.model, statistics, LayersConfig())
     layers = sum(layer.parameters for layer in layers_in(groups))
     code = Path(os.environ.get("FASC_DATA", ".")) / "calib_exllamav2" / "code.txt"
     corpora = {"wikitext2": "wikitext2", "c4": "c4", **({"program code": str(code)} if code.is_file() else {})}
-    texts = {name: _windows(loaded, corpus, asked) for name, corpus in corpora.items()}
+    texts = {} if asked.plan_only else {name: _windows(loaded, corpus, asked) for name, corpus in corpora.items()}
+    windows = {name: windows_of(loaded.model, tokens, folder / name) for name, tokens in texts.items()}
     known: dict[str, Any] = {}
     results: dict[str, Any] = {"provenance": provenance(model=asked.model, device=asked.device), "rows": {}}
-    wanted = tuple(part.strip() for part in asked.rows.split(";") if part.strip())
-    for row in rows():
-        if wanted and not row.name.startswith(wanted):
-            continue
+    for row in asked.rows:
         options = MethodConfig(name="fasc", **row.options)
         started = time.perf_counter()
         most = header_bytes(loaded.model, groups, tensors=9 if options.bits else 5)
         made = make_plan(loaded.model, groups, options, budget_of(row, loaded, layers, most), statistics, known=known)
         entry: dict[str, Any] = {"seconds_to_plan": time.perf_counter() - started, "made_of": composition(made), **made.totals}
         if not asked.plan_only:
-            entry |= measured(loaded, statistics, made, texts)
+            entry |= measured(loaded, statistics, made, windows, facts)
         results["rows"][row.name] = entry
         write_json(asked.out, results)
         print(_line(row.name, entry), flush=True)
@@ -162,14 +196,18 @@ def main() -> None:
 
 
 def left_out(entries: dict[str, Any]) -> dict[str, Any]:
-    """What the other plans say to expect of each, against what was measured on WikiText-2 and C4; bits and the rest apart."""
+    """What the other plans say to expect of each, against what was measured on WikiText-2 and C4; bits and ranks apart.
+
+    Rows of all layouts are left aside: their plans are nearly those of the default layouts, which would be told what they are.
+    """
 
     def measured_of(entry: dict[str, Any]) -> float:
         return sum(entry["scores"][text]["kl"] for text in ("wikitext2", "c4")) / 2
 
     found = {}
     for kind in ("bits", "params"):
-        rows = {name: one for name, one in entries.items() if name.startswith(kind) and one["predicted_loss"]}
+        rows = {name: one for name, one in entries.items() if name.startswith(kind) and not name.endswith("everything")}
+        rows = {name: one for name, one in rows.items() if one["predicted_loss"]}
         for name, one in rows.items():
             others = [Measured(other["predicted_loss"], measured_of(other), 0.0) for key, other in rows.items() if key != name]
             if len(others) > 1:
@@ -177,6 +215,35 @@ def left_out(entries: dict[str, Any]) -> dict[str, Any]:
                 kl = measured_of(one)
                 found[name] = {**expected.model_dump(), "measured": kl, "ratio": kl / expected.kl}
     return found
+
+
+def _asked() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--corpus", default="wikitext2,c4")
+    parser.add_argument("--sequences", type=int, default=256)
+    parser.add_argument("--sequence-length", type=int, default=128)
+    parser.add_argument("--statistics", type=Path, help="a file of moments to use instead of measuring; made if it is not there")
+    parser.add_argument("--windows", type=int, default=12)
+    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument(
+        "--facts", type=int, default=0, help="of LAMA, asked of every row and of the dense model; needs FASC_DATA"
+    )
+    parser.add_argument("--rows", default="*", help="rows of these names, in this order, split by `;`; * stands for anything")
+    parser.add_argument("--plan-only", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "budget.json")
+    asked = parser.parse_args()
+    asked.rows = _named(asked.rows, parser)
+    return asked
+
+
+def _named(patterns: str, parser: argparse.ArgumentParser) -> list[Row]:
+    known = {row.name: row for row in rows()}
+    found = {pattern: matching(known, pattern.strip()) for pattern in patterns.split(";")}
+    if strange := [pattern for pattern, names in found.items() if not names]:
+        parser.error(f"no row is named `{strange[0].strip()}`; there are: {'; '.join(known)}")
+    return [known[name] for name in dict.fromkeys(name for names in found.values() for name in names)]
 
 
 def _statistics(asked: argparse.Namespace, loaded: LoadedModel) -> Statistics:
@@ -202,7 +269,11 @@ def _windows(loaded: LoadedModel, corpus: str, asked: argparse.Namespace) -> Ten
 def _line(name: str, entry: dict[str, Any]) -> str:
     forecast = entry["predicted_loss"]
     scores = {key: f"{one['kl']:.4f} [{one['low']:.4f}, {one['high']:.4f}]" for key, one in entry.get("scores", {}).items()}
-    return json.dumps({"row": name, "forecast": round(forecast, 4), **scores, "made of": entry["made_of"]}, ensure_ascii=False)
+    line = {"row": name, "forecast": round(forecast, 4), **scores}
+    if facts := entry.get("facts"):
+        low, high = facts["accuracy_interval"]
+        line["facts"] = f"{facts['accuracy']:.4f} of {facts['n']}, {facts['accuracy_difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
+    return json.dumps(line | {"made of": entry["made_of"]}, ensure_ascii=False)
 
 
 if __name__ == "__main__":
