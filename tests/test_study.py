@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fasc import study
-from fasc.errors import StorageError, UsageError
+from fasc.errors import FascError, StorageError, UsageError
 from fasc.reporting.claims import JUDGES
 from tests.conftest import kill_when
 from tests.evaluation.benchmarks.test_files import ROWS, write
@@ -145,10 +145,11 @@ def test_a_sweep_is_one_work_for_each_value(tmp_path):
 
 
 def test_a_verb_that_fails_says_so_and_leaves_no_result(recipes, model_folder):
-    (recipes / "table-9.toml").write_text('verb = "validate"\n[options]\ncorpus = "nowhere.txt"')
-    with pytest.raises(UsageError, match="failed with exit code 2"):
-        study.run_study(recipes / "table-9.toml", recipes / "out", model=str(model_folder))
-    assert not list((recipes / "out").rglob("result.json"))
+    for options, message in (('corpus = "nowhere.txt"', "nowhere.txt"), ('rank-fractions = "7"', "failed with exit code 2")):
+        (recipes / "table-9.toml").write_text(f'verb = "validate"\n[options]\n{options}')
+        with pytest.raises(FascError, match=message):
+            study.run_study(recipes / "table-9.toml", recipes / "out", model=str(model_folder))
+        assert not list((recipes / "out").rglob("result.json"))
 
 
 @pytest.mark.parametrize("path", OF_THE_PROJECT, ids=lambda path: path.stem)

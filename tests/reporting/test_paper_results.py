@@ -142,3 +142,11 @@ def test_a_larger_dense_model_is_compared_fact_by_fact(tmp_path, known, verdict)
     one = claims.larger(Results(tmp_path))
     assert one.verdict == verdict
     assert "14 MB compressed; large 26 MB as it is" in one.protocol
+
+
+def test_rates_are_read_off_the_names_of_the_results(tmp_path):
+    run(tmp_path / "table-1", dense=(36, -0.5), fasc=(30, -1.0), svd=(10, -2.0))
+    other = {"fasc@0.4": (20, -1.0), "svd@0.4": (4, -2.0), "fasc@0.8": (34, -1.0), "svd@0.8": (33, -2.0)}
+    run(tmp_path / "table-4", dense=(36, -0.5), **other)
+    gains = {rate: one.accuracy_difference for rate, one in Results(tmp_path).rates("lama").items()}
+    assert gains == {0.4: pytest.approx(16 / 40), 0.5: pytest.approx(20 / 40), 0.8: pytest.approx(1 / 40)}

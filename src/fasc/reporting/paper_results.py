@@ -125,7 +125,7 @@ class Results:
         found = {0.5: self.paired(benchmark, "fasc", "svd")}
         for name in self._entries(TABLE_4):
             if name.startswith("fasc@"):
-                rate = float(name.rpartition("rank ")[2] or name.rpartition("@")[2])
+                rate = float(name.partition("@")[2].removeprefix("rank "))
                 found[rate] = self.paired(benchmark, name, f"svd@{name.partition('@')[2]}", TABLE_4)
         if len(found) < 2:
             raise KeyError("rates of table-4")
@@ -264,7 +264,7 @@ class Results:
     def thresholds(self) -> dict[str, dict[str, float]]:
         """KL and seconds of each threshold of Table 8."""
         found = {}
-        for name, entry in self._entries(TABLE_8).items():
+        for name, entry in sorted(self._entries(TABLE_8).items()):
             score = entry.score("kl")
             timing = self._of(TABLE_8) / name / "timing.json"
             if score is not None and timing.is_file():
