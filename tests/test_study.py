@@ -1,6 +1,7 @@
 """Recipes that name a verb or list others: two scales by the same code, resumable, with a page of verdicts made from results."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -79,6 +80,14 @@ def test_parts_are_carried_out_once_and_the_verdicts_name_what_is_missing(recipe
     results = json.loads((out / "results.json").read_text())
     assert len(results["verdicts"]) + len(results["missing"]) == len(JUDGES)
     assert results["tables"]["table-1"]["fasc"]["scores"]
+    (kept := recipes / "kept").mkdir()
+    with pytest.raises(UsageError, match="is no page that could be kept"):
+        study.judge_study(recipes / "paper.toml", kept, keep=True)
+    shutil.copy(out / "results.json", kept)
+    with pytest.raises(UsageError, match="is of scale small, not paper"):
+        study.judge_study(recipes / "paper.toml", kept, scale="paper", keep=True)
+    assert "ρ predicts where FASC beats SVD" in study.judge_study(recipes / "paper.toml", kept, keep=True).read_text()
+    assert set(json.loads((kept / "results.json").read_text())["kept"]) == set(results["verdicts"])
     before = {file: file.stat().st_mtime_ns for file in (out / "table-9").rglob("*.json")}
     study.run_study(recipes / "paper.toml", out, model=str(model_folder))
     assert {file: file.stat().st_mtime_ns for file in before} == before

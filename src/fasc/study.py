@@ -22,9 +22,9 @@ from fasc.outputs import is_ours, write_artifact
 from fasc.progress import say
 from fasc.provenance import digest, file_digest, provenance, versions
 from fasc.recipe import Recipe, recipe_of, recipe_values
-from fasc.reporting.verdicts import FIGURES, verdict_page
+from fasc.reporting.verdicts import FIGURES, gather, page
 from fasc.runfolder import require_name, run_folder
-from fasc.storage import new_file
+from fasc.storage import new_file, read_json
 from fasc.text.named import data_folder
 from fasc.text.sources import text_key
 
@@ -84,24 +84,42 @@ def run_study(path: Path, out: Path, *, scale: str = "small", model: str | None 
     return out / VERDICTS if lists else out
 
 
-def judge_study(path: Path, out: Path, *, scale: str = "small") -> Path:
+def judge_study(path: Path, out: Path, *, scale: str = "small", keep: bool = False) -> Path:
     """Only write the verdicts, on what results there are.
 
     Args:
         path: of a recipe that lists others.
         out: the folder of their results.
         scale: that they were made at.
+        keep: what the page in the folder says of parts that have no result there: the parts of a study may be run in several
+            places, at several times.
 
     Raises:
-        UsageError: the recipe lists no others, or the folder does not exist.
+        UsageError: the recipe lists no others, the folder does not exist, or has no page of that scale to keep.
     """
     if "parts" not in recipe_values(path):
         raise UsageError(f"recipe `{path}` lists no others, and has no verdicts", "recipes/paper.toml does")
     if not out.is_dir():
         raise UsageError(f"`{out}` holds no results", f"run `fasc run {path} --out {out}` first")
     _require_own_page(out)
-    write_verdicts(out, provenance(recipe=path.name, scale=scale))
+    write_verdicts(out, provenance(recipe=path.name, scale=scale), _earlier(out / RESULTS, scale) if keep else None)
     return out / VERDICTS
+
+
+def _earlier(file: Path, scale: str) -> dict[str, Any]:
+    """What the page says so far.
+
+    Raises:
+        UsageError: there is none of this version and scale.
+    """
+    found: dict[str, Any] = read_json(file) if file.is_file() else {}
+    if "sections" not in found:
+        raise UsageError(f"`{file}` is no page that could be kept", "leave --keep away")
+    if found["provenance"].get("scale") != scale:
+        raise UsageError(
+            f"`{file}` is of scale {found['provenance'].get('scale')}, not {scale}", "leave --keep away, or give its --scale"
+        )
+    return found
 
 
 VERDICTS = "verdicts.md"
@@ -121,12 +139,12 @@ def _require_own_page(out: Path) -> None:
             raise StorageError(f"`{file}` already exists and was not written by fasc", "choose another --out, or move the file")
 
 
-def write_verdicts(out: Path, made: dict[str, Any]) -> None:
+def write_verdicts(out: Path, made: dict[str, Any], earlier: dict[str, Any] | None = None) -> None:
     """Write the page of verdicts and the numbers it was made from, of whatever parts have a result."""
-    page, results = verdict_page(out, made)
-    write_artifact(out / RESULTS, "verdicts", results)
+    found = gather(out, made, earlier)
+    write_artifact(out / RESULTS, "verdicts", found)
     with new_file(out / VERDICTS) as scratch:
-        scratch.write_text(page, encoding="utf-8")
+        scratch.write_text(page(found), encoding="utf-8")
 
 
 def is_study(values: Mapping[str, Any]) -> bool:

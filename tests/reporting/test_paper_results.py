@@ -7,8 +7,9 @@ import pytest
 from fasc.evaluation.outcome import Outcome
 from fasc.reporting import claims
 from fasc.reporting.paper_results import Results
-from fasc.reporting.verdicts import verdict_page
+from fasc.reporting.verdicts import gather, page
 
+MADE = {"versions": {}, "command": [], "created": "2026-11-27T05:00:00+00:00", "git_revision": "0123456789"}
 PLACE = {"machine": {"processor": "a processor", "cores": 2}}
 
 
@@ -72,9 +73,9 @@ def test_table_7_compares_the_methods_in_each_fifth(gains):
     assert claims.critical(Results(gains)).verdict == claims.REPRODUCED
     run(gains / "table-7", safe_svd=(4, -3.0))
     assert claims.critical(Results(gains)).verdict == claims.NOT
-    page, _ = verdict_page(gains, {"versions": {}, "command": []})
-    assert "| critical | svd | 40 | 80.0 % | 10.0 % | 28 | 0 |" in page
-    assert "- table-7: a processor, 2 cores" in page
+    text = page(gather(gains, MADE))
+    assert "| critical | svd | 40 | 80.0 % | 10.0 % | 28 | 0 |" in text
+    assert "- table-7: a processor, 2 cores" in text
 
 
 def test_figure_2_is_judged_by_thirds_of_the_blocks(tmp_path):
@@ -95,8 +96,8 @@ def test_figure_2_is_judged_by_thirds_of_the_blocks(tmp_path):
     assert one.verdict == claims.CORRECTED
     assert "svd -0.10, -2.50, -1.00; fasc -0.01, -0.25, -0.10" in one.ours
     assert "6 of 6 blocks (n = 40 facts)" in one.ours
-    page, _ = verdict_page(tmp_path, {"versions": {}, "command": []})
-    assert "](figures/sensitivity.png)" in page
+    text = page(gather(tmp_path, MADE))
+    assert "](figures/sensitivity.png)" in text
     assert (tmp_path / "figures" / "sensitivity.png").read_bytes().startswith(b"\x89PNG")
     assert not (tmp_path / "figures" / "gains.png").exists(), "table-9 was not run"
     for row in (found := rows([-3.0, -2.0, -0.1, -0.1, -0.1, -0.1])):
@@ -150,3 +151,43 @@ def test_rates_are_read_off_the_names_of_the_results(tmp_path):
     run(tmp_path / "table-4", dense=(36, -0.5), **other)
     gains = {rate: one.accuracy_difference for rate, one in Results(tmp_path).rates("lama").items()}
     assert gains == {0.4: pytest.approx(16 / 40), 0.5: pytest.approx(20 / 40), 0.8: pytest.approx(1 / 40)}
+
+
+def test_facts_are_judged_by_the_table_of_all_methods_where_it_was_run(tmp_path):
+    run(tmp_path / "table-1", dense=(36, -0.5), fasc=(30, -1.0), svd=(10, -2.0))
+    assert "Eq. 6 as printed: not in this run" in claims.facts(Results(tmp_path)).ours
+    models = {"dense": (36, -0.5), "fasc": (30, -1.0), "svd": (10, -2.0), "fasc_eq6": (31, -1.0), "grad_weighted": (30, -1.0)}
+    run(tmp_path / "table-1-methods", **models)
+    assert claims.facts(Results(tmp_path)).verdict == claims.REPRODUCED, "Eq. 6 wins here, too"
+    assert claims.first_order(Results(tmp_path)).verdict == claims.NOT
+    assert "Table 1: every method at half rank" in gather(tmp_path, MADE)["sections"]
+
+
+@pytest.mark.parametrize(("pruned", "verdict"), [(10, claims.CORRECTED), (30, claims.OPEN), (36, claims.NOT)])
+def test_at_equal_bytes_every_rival_counts(tmp_path, pruned, verdict):
+    run(tmp_path / "table-1-equal-size", dense=(40, -0.5), fasc=(30, -1.0), svd=(10, -2.0), magnitude=(pruned, -1.0))
+    one = claims.equal_size(Results(tmp_path))
+    assert one.verdict == verdict
+    assert "svd" in one.reason.partition(";")[0]
+
+
+def test_a_page_keeps_what_it_says_of_parts_that_are_not_there_and_names_them(gains, tmp_path_factory):
+    run(gains / "table-1", dense=(36, -0.5), fasc=(30, -1.0), svd=(10, -2.0))
+    first = gather(gains, MADE)
+    assert {"facts", "correlation"} <= set(first["verdicts"])
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    run(elsewhere / "table-1", dense=(36, -0.5), fasc=(9, -1.0), svd=(10, -2.0))
+    later = {**MADE, "created": "2026-11-28T05:00:00+00:00"}
+    alone = gather(elsewhere, later)
+    assert "correlation" not in alone["verdicts"]
+    both = gather(elsewhere, later, first)
+    assert both["verdicts"]["correlation"] == first["verdicts"]["correlation"]
+    assert both["verdicts"]["facts"] == alone["verdicts"]["facts"] != first["verdicts"]["facts"]
+    assert both["kept"]["correlation"] == "2026-11-27, revision 0123456"
+    assert "facts" not in both["kept"]
+    assert "- 2026-11-27, revision 0123456: Figure 4, Table 9 (correlation)" in page(both)
+    assert set(both["missing"]) == set(first["missing"])
+    assert gather(elsewhere, {**MADE, "created": "2026-11-29"}, both)["kept"] == both["kept"], (
+        "the page that measured it is named"
+    )
+    assert gather(gains, later, both)["kept"] == {}

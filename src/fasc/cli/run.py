@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from fasc.errors import UsageError
 from fasc.evaluation.options import EvaluationConfig
 from fasc.planning.options import BudgetConfig, MethodConfig
 from fasc.recipe import Recipe, recipe_values
@@ -42,19 +43,25 @@ def run(
     verdicts: Annotated[
         bool, typer.Option("--verdicts", help="Of a recipe that lists others: only write the verdicts on the results there are.")
     ] = False,
+    keep: Annotated[
+        bool,
+        typer.Option("--keep", help="With --verdicts: what the page says of parts without a result here stays, and is named."),
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over even if the folder holds a run.")] = False,
 ) -> None:
     """Carry out a recipe: calibrate, diagnose, compress with each method, evaluate, report. Goes on where it stopped.
 
     A recipe may also name another verb with its options, or list other recipes: recipes/paper.toml makes the paper's tables.
     """
+    if keep and not verdicts:
+        raise UsageError("--keep means nothing without --verdicts", "a run keeps what is done anyway")
     folder, values = out or Path("runs") / recipe.stem, recipe_values(recipe)
     from fasc import study
 
     if study.is_study(values):
         from fasc.reporting.console import print_line
 
-        judge = study.judge_study if verdicts else partial(study.run_study, model=model, overwrite=overwrite)
+        judge = partial(study.judge_study, keep=keep) if verdicts else partial(study.run_study, model=model, overwrite=overwrite)
         print_line(judge(recipe, folder, scale=scale))
         return
     (work, *others) = study.works(recipe, scale, model)

@@ -1,11 +1,11 @@
 """Each claim of the paper beside what was measured of it, and the rule that says what became of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
 from fasc.evaluation.paired import Paired
-from fasc.reporting.paper_results import Results
+from fasc.reporting.paper_results import EQUAL_SIZE, Results
 from fasc.reporting.table import format_score
 
 REPRODUCED = "reproduced"
@@ -65,6 +65,16 @@ def _wins(one: Paired) -> bool:
     return low is not None and low > 0
 
 
+def _loses(one: Paired) -> bool:
+    """Whether the whole interval is below zero."""
+    high = one.accuracy_interval[1]
+    return high is not None and high < 0
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) or "none"
+
+
 def _share(value: float | None) -> float:
     return 0.0 if value is None else value
 
@@ -79,7 +89,8 @@ def _points(one: Paired) -> str:
 @judge
 def facts(results: Results) -> Verdict:
     """Table 1, LAMA."""
-    one, printed = results.paired("lama", "fasc", "svd"), results.paired_if_run("lama", "fasc-eq6", "svd")
+    table = results.methods_table()
+    one, printed = results.paired("lama", "fasc", "svd", table), results.paired_if_run("lama", "fasc-eq6", "svd", table)
     eq6 = "not in this run" if printed is None else _points(printed)
     both = printed is not None and _wins(printed)
     return Verdict(
@@ -114,9 +125,26 @@ def knowledge(results: Results) -> Verdict:
 
 
 @judge
+def equal_size(results: Results) -> Verdict:
+    """Table 1 at equal bytes."""
+    others = results.others("fasc", EQUAL_SIZE)
+    rows = {name: results.paired("lama", "fasc", name, EQUAL_SIZE) for name in others}
+    ahead, behind = ([name for name, one in rows.items() if wins(one)] for wins in (_wins, _loses))
+    return Verdict(
+        "Table 1",
+        "FASC keeps more facts than its rivals, at equal bytes instead of equal rank",
+        "no number: equal rank is no size",
+        "; ".join(f"beside {name} {_points(one)}" for name, one in rows.items()),
+        f"{_instead(results)}; 0.6 of the parameters of the layers, the same rank everywhere where a method has ranks",
+        CORRECTED if len(ahead) == len(rows) else NOT if behind else OPEN,
+        f"more than {_listed(ahead)}; less than {_listed(behind)}; the rest inside its interval",
+    )
+
+
+@judge
 def first_order(results: Results) -> Verdict:
     """Table 1, the first-order rival."""
-    one = results.paired("lama", "fasc", "grad-weighted")
+    one = results.paired("lama", "fasc", "grad-weighted", results.methods_table())
     wins = _wins(one)
     return Verdict(
         "Table 1",

@@ -1,6 +1,7 @@
 """What the recipes of the paper left in their folders, read for the verdicts."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from statistics import mean, median
@@ -18,7 +19,7 @@ from fasc.storage import read_json
 
 TABLE_1, TABLE_4, TABLE_7, TABLE_8, TABLE_9 = "table-1", "table-4", "table-7", "table-8", "table-9"
 FIGURE_2, FIGURE_3, SUBSPACES, EMERGENCE = "figure-2", "figure-3", "subspaces", "emergence"
-EQUAL_SIZE = "table-1-equal-size"
+EQUAL_SIZE, METHODS = "table-1-equal-size", "table-1-methods"
 SEEDS, APPENDIX_E = "table-9-seeds", "appendix-e"
 """A folder for each value of the sweep."""
 
@@ -80,12 +81,20 @@ class Results:
         both = [self._outcomes(table, name)[benchmark] for name in (model, reference)]
         return paired(benchmark, (model, reference), *both)
 
-    def paired_if_run(self, benchmark: str, model: str, reference: str) -> Paired | None:
+    def paired_if_run(self, benchmark: str, model: str, reference: str, table: str = TABLE_1) -> Paired | None:
         """The same, or ``None`` where one of them was not run."""
         try:
-            return self.paired(benchmark, model, reference)
+            return self.paired(benchmark, model, reference, table)
         except (KeyError, FileNotFoundError):
             return None
+
+    def methods_table(self) -> str:
+        """The table of all methods on facts; Table 1 itself where it was not run."""
+        return METHODS if self._of(METHODS).is_dir() else TABLE_1
+
+    def others(self, name: str, table: str) -> list[str]:
+        """The compressed models of a table, but for one."""
+        return [other for other in self._entries(table) if other not in (DENSE, name)]
 
     def machines(self) -> dict[str, list[str]]:
         """Which machines made each table, of a run those of its results."""
@@ -103,7 +112,7 @@ class Results:
 
     def model(self) -> str:
         """The model of Table 1, or of the first table that was made."""
-        for table in (TABLE_1, TABLE_4, TABLE_7, TABLE_8):
+        for table in _RUNS:
             file = self._of(table) / "provenance.json"
             if file.is_file() and (named := read_json(file).get("model")):
                 return Path(named).name
@@ -340,50 +349,58 @@ class Results:
             "emergence": self.emergence,
         }
         for name, make in parts.items():
-            try:
+            with suppress(KeyError, FileNotFoundError):
                 found[name] = make()
-            except (KeyError, FileNotFoundError):
-                continue
         return found
 
-    def tables(self) -> list[str]:
-        """The tables of scores in Markdown, and those that are compared item by item."""
-        lines: list[str] = []
-        for table, title in _RUNS.items():
-            if self._of(table).is_dir():
-                lines += [f"## {title}", "", _scores_table(list(self._entries(table).values())), ""]
-        for make in (self._table_3, self._table_6, self._table_7, self._figure_2):
-            try:
-                lines += make()
-            except (KeyError, FileNotFoundError):
-                continue
-        return lines
+    def tables(self) -> dict[str, str]:
+        """The tables of scores in Markdown, and those that are compared item by item, by title."""
+        found = {
+            title: _scores_table(list(self._entries(table).values()))
+            for table, title in _RUNS.items()
+            if self._of(table).is_dir()
+        }
+        for title, make in {
+            "Table 3, item by item against the dense model": self._table_3,
+            "Table 6, item by item against the dense model": self._table_6,
+            "Table 1 at equal bytes, LAMA item by item": self._equal_size,
+            "Table 7, LAMA item by item against the dense model": self._table_7,
+            "Figure 2: one block at a time": self._figure_2,
+        }.items():
+            with suppress(KeyError, FileNotFoundError):
+                found[title] = make()
+        return found
 
-    def _table_3(self) -> list[str]:
+    def _equal_size(self) -> str:
+        """Every model against the dense one, on facts."""
+        rows = [[name, *_paired_cells(self.paired("lama", name, DENSE, EQUAL_SIZE))] for name in self.others(DENSE, EQUAL_SIZE)]
+        return markdown_table(("", *_PAIRED), rows)
+
+    def _table_3(self) -> str:
         """Grammar and facts, both methods against the dense model."""
         rows = []
         for benchmark in ("blimp", "mlama", "nq_open"):
             for method in ("fasc", "svd"):
                 rows.append([benchmark, method, *_paired_cells(self.paired(benchmark, method, DENSE))])
-        return ["## Table 3, item by item against the dense model", "", markdown_table(("", "", *_PAIRED), rows), ""]
+        return markdown_table(("", "", *_PAIRED), rows)
 
-    def _table_6(self) -> list[str]:
+    def _table_6(self) -> str:
         """Types of relations, likewise."""
         rows = [
             [kind, name, *_paired_cells(one)] for kind, row in self.types("relation_types").items() for name, one in row.items()
         ]
-        return ["## Table 6, item by item against the dense model", "", markdown_table(("", "", *_PAIRED), rows), ""]
+        return markdown_table(("", "", *_PAIRED), rows)
 
-    def _table_7(self) -> list[str]:
+    def _table_7(self) -> str:
         rows = [
             [kind, name, *_paired_cells(one)]
             for kind, row in self.layer_types().items()
             for name, one in row.items()
             if name != "gain"
         ]
-        return ["## Table 7, LAMA item by item against the dense model", "", markdown_table(("", "", *_PAIRED), rows), ""]
+        return markdown_table(("", "", *_PAIRED), rows)
 
-    def _figure_2(self) -> list[str]:
+    def _figure_2(self) -> str:
         """A row per block."""
         rows = []
         for block, methods in self.sensitivity().items():
@@ -400,11 +417,12 @@ class Results:
         header = ["block"]
         for name in ("svd", "fasc"):
             header += [f"{name}: KL", "LAMA", "Δ log-probability, nats"]
-        return ["## Figure 2: one block at a time", "", markdown_table(header, rows), ""]
+        return markdown_table(header, rows)
 
 
 _RUNS = {
     TABLE_1: "Tables 1, 3 and 6: half rank",
+    METHODS: "Table 1: every method at half rank",
     EQUAL_SIZE: "Table 1 at equal bytes",
     TABLE_4: "Table 4: other rates",
     TABLE_7: "Table 7: the fifths with the highest and the lowest ρ, each compressed alone",

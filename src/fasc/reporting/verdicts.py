@@ -6,28 +6,60 @@ from pathlib import Path
 from typing import Any
 
 from fasc.outputs import MARKDOWN_HEAD
-from fasc.reporting.claims import JUDGES, Verdict
+from fasc.reporting.claims import JUDGES
 from fasc.reporting.paper_figures import paper_figures
 from fasc.reporting.paper_results import Results
 
 FIGURES = "figures"
+_ROW = ("where", "claim", "paper", "ours", "protocol")
 
 
-def verdict_page(folder: Path, made: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The page in Markdown, and what it was made from; draws the paper's figures into the folder ``figures``.
+def gather(folder: Path, made: Mapping[str, Any], earlier: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Everything that the page says, as plain JSON values; draws the paper's figures into the folder ``figures``.
 
     Args:
         folder: of the results, one folder for each table.
         made: provenance.
+        earlier: what this function gave before: what it says of parts that have no result in the folder is kept, and named.
     """
     results = Results(folder)
-    found: list[Verdict] = []
-    missing: list[str] = []
+    before: Mapping[str, Any] = earlier or {
+        "verdicts": {},
+        "kept": {},
+        "sections": {},
+        "figures": {},
+        "machines": {},
+        "tables": {},
+    }
+    verdicts: dict[str, Any] = {}
+    missing: dict[str, str] = {}
+    kept: dict[str, str] = {}
     for judged in JUDGES:
+        name = judged.__name__
         try:
-            found.append(judged(results))
+            verdicts[name] = asdict(judged(results))
         except (KeyError, FileNotFoundError, ValueError, IndexError, ZeroDivisionError) as problem:
-            missing.append(f"{(judged.__doc__ or '').strip()} No result: {problem}.")
+            if name in before["verdicts"]:
+                verdicts[name] = before["verdicts"][name]
+                kept[name] = before["kept"].get(name, _told(before))
+            else:
+                missing[name] = f"{(judged.__doc__ or '').strip()} No result: {problem}."
+    drawn = {title: file.name for title, file in paper_figures(results, folder / FIGURES).items()}
+    standing = {title: name for title, name in before["figures"].items() if (folder / FIGURES / name).is_file()}
+    return {
+        "verdicts": verdicts,
+        "missing": missing,
+        "kept": kept,
+        "sections": {**before["sections"], **results.tables()},
+        "figures": {**standing, **drawn},
+        "machines": {**before["machines"], **results.machines()},
+        "tables": {**before["tables"], **results.numbers()},
+        "provenance": dict(made),
+    }
+
+
+def page(found: Mapping[str, Any]) -> str:
+    """What was gathered, in Markdown."""
     lines = [
         MARKDOWN_HEAD,
         "# The paper's claims, one by one",
@@ -37,21 +69,31 @@ def verdict_page(folder: Path, made: Mapping[str, Any]) -> tuple[str, dict[str, 
         "| where | the paper says | its number | measured | how it differs | verdict |",
         "|---|---|---|---|---|---|",
     ]
-    for one in found:
-        cells = (one.where, one.claim, one.paper, one.ours, one.protocol, f"**{one.verdict}**: {one.reason}")
+    for one in found["verdicts"].values():
+        cells = (*(one[key] for key in _ROW), f"**{one['verdict']}**: {one['reason']}")
         lines.append("| " + " | ".join(cell.replace("|", "/").replace("\n", " ") for cell in cells) + " |")
-    if missing:
-        lines += ["", "Without a result in this run:", "", *(f"- {text}" for text in missing)]
-    lines += ["", *results.tables()]
-    for title, file in paper_figures(results, folder / FIGURES).items():
-        lines += [f"## {title}", "", f"![{title}]({FIGURES}/{file.name})", ""]
+    if found["missing"]:
+        lines += ["", "Without a result in this run:", "", *(f"- {text}" for text in found["missing"].values())]
+    by_page: dict[str, list[str]] = {}
+    for name, told in found["kept"].items():
+        by_page.setdefault(told, []).append(f"{found['verdicts'][name]['where']} ({name.replace('_', ' ')})")
+    if by_page:
+        lines += ["", "Kept from an earlier page, because their parts have no result in the folder:", ""]
+        lines += [f"- {told}: {', '.join(names)}" for told, names in by_page.items()]
+    lines.append("")
+    for title, text in found["sections"].items():
+        lines += [f"## {title}", "", text, ""]
+    for title, name in found["figures"].items():
+        lines += [f"## {title}", "", f"![{title}]({FIGURES}/{name})", ""]
+    made = found["provenance"]
     versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
-    command = " ".join(made["command"])
-    lines += ["", f"Written by `{command}` with {versions}. Machines of the parts:", ""]
-    lines += [*(f"- {table}: {'; '.join(machines)}" for table, machines in results.machines().items()), ""]
-    return "\n".join(lines), {
-        "verdicts": [asdict(one) for one in found],
-        "missing": missing,
-        "tables": results.numbers(),
-        "provenance": dict(made),
-    }
+    lines += [f"Written by `{' '.join(made['command'])}` with {versions}. Machines of the parts:", ""]
+    lines += [*(f"- {table}: {'; '.join(machines)}" for table, machines in found["machines"].items()), ""]
+    return "\n".join(lines)
+
+
+def _told(before: Mapping[str, Any]) -> str:
+    """Which page it was."""
+    made = before["provenance"]
+    revision = (made.get("git_revision") or "")[:7]
+    return f"{made['created'][:10]}{f', revision {revision}' if revision else ''}"
