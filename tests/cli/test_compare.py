@@ -3,13 +3,18 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from fasc.errors import UsageError
 from fasc.evaluation.options import EvaluationConfig
+from fasc.model.options import ModelConfig
 from fasc.reporting.kept_card import with_section
 from fasc.stages.compare import compare
+from fasc.stages.emergence import of_checkpoints
+from fasc.stages.evaluate import evaluate
+from fasc.statistics.options import CalibrationConfig
 from tests.conftest import byte_tokenizer, tiny_model
 
 
@@ -58,8 +63,38 @@ def test_what_cannot_be_compared_is_refused(models, tmp_path):
     other = byte_tokenizer()
     other.add_tokens(["another"])
     other.save_pretrained(models[1])
+    (Path(models[0]) / "model.safetensors").unlink()  # seen before weights are read
     with pytest.raises(UsageError, match="different tokenizers"):
         compare(models[:2], config)
+    with pytest.raises(UsageError, match="different tokenizers"):
+        evaluate(models[1], benchmarks="kl", dense=models[0])
+    with pytest.raises(UsageError, match="different tokenizers"):
+        of_checkpoints(models[:2], CalibrationConfig(), config, ModelConfig())
+
+
+def test_the_divergence_of_each_model_is_printed(models, text_file):
+    done = fasc("compare", *models[:2], "--benchmarks", "kl", "--corpus", text_file, "--context", 16, "--windows", 2, "--no-card")
+    assert done.returncode == 0, done.stderr
+    assert "against m0" in done.stdout
+    assert [line.split("│")[1].strip() for line in done.stdout.splitlines() if "│ kl/p99" in line] == ["m1"]
+    assert "McNemar" not in done.stdout, "nothing is paired"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("emergence", "--people", 5, "--checkpoints", "a,b"), "--people means nothing beside --checkpoints"),
+        (("emergence", "--limit", 5), "--limit means nothing without --checkpoints"),
+        (("validate", "m", "--limit", 5), "--limit means nothing without --benchmarks"),
+        (("run", "r.toml", "--keep"), "--keep means nothing without --verdicts"),
+        (("run", "r.toml", "--verdicts", "--model", "m"), "--model means nothing beside --verdicts"),
+        (("compress", "m", "--out", "o", "--selection-else", "svd2"), "--selection-else means nothing beside --selection none"),
+    ],
+)
+def test_what_would_be_passed_over_is_refused(arguments, message):
+    done = fasc(*arguments)
+    assert done.returncode == 2
+    assert message in " ".join(done.stderr.split())
 
 
 def test_a_section_of_the_card_is_replaced_and_nothing_else():

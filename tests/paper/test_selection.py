@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from fasc.compression.compress import carry_out
 from fasc.compression.trial import Trial
@@ -9,7 +10,7 @@ from fasc.errors import BudgetError, StatisticsError, UsageError
 from fasc.methods import METHODS
 from fasc.paper.selection import select_methods
 from fasc.planning.needs import needs_for, selection_needs
-from fasc.planning.options import BudgetConfig, MethodConfig
+from fasc.planning.options import BY_RHO, BudgetConfig, MethodConfig
 from fasc.planning.plan import Plan
 from fasc.stages.plan import plan
 from fasc.statistics.collect import collect_moments
@@ -19,7 +20,9 @@ HALF = BudgetConfig(rank_fraction=0.5)
 
 
 def selecting(by, threshold=0.5, **more):
-    return MethodConfig(name="fasc", damping=1e-3, selection=by, selection_threshold=threshold, **more)
+    if by in BY_RHO and "selection_share" not in more:
+        more["selection_threshold"] = threshold
+    return MethodConfig(name="fasc", damping=1e-3, selection=by, **more)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +126,22 @@ def test_units_that_a_selection_leaves_keep_their_weights(statistics, made):
     assert set(changed) == layers
 
 
-@pytest.mark.parametrize("wrong", [{"selection_share": 0.2}, {"selection_else": "none"}])
-def test_a_share_or_no_other_method_needs_a_selection_by_rho(wrong):
+def test_no_other_method_needs_a_selection_by_rho():
     with pytest.raises(BudgetError, match="`predicted`"):
-        selection_needs(selecting("predicted", **wrong))
+        selection_needs(selecting("predicted", selection_else="none"))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"selection_share": 0.2}, "selection_share means nothing beside selection none"),
+        ({"selection_threshold": 0.2}, "selection_threshold means nothing beside selection none"),
+        ({"selection_else": "whitened"}, "selection_else means nothing beside selection none"),
+        ({"selection": "predicted", "selection_share": 0.2}, "selection_share means nothing beside selection predicted"),
+        ({"selection": "kl", "selection_threshold": 0.2}, "selection_threshold means nothing beside selection kl"),
+        ({"selection": "rho", "selection_threshold": 0.2, "selection_share": 0.2}, "give one"),
+    ],
+)
+def test_what_a_selection_would_pass_over_is_refused(given, message):
+    with pytest.raises(ValidationError, match=message):
+        MethodConfig(**given)

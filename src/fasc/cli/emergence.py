@@ -10,11 +10,23 @@ from fasc.evaluation.options import EvaluationConfig
 from fasc.model.options import ModelConfig
 from fasc.statistics.options import CalibrationConfig
 
+PEOPLE, STEPS, SEEDS = 100, 1200, "0,1"
+
 
 def emergence(
-    people: Annotated[int, typer.Option("--people", min=2, help="People of the made text, with four facts each.")] = 100,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of training.")] = 1200,
-    seeds: Annotated[str, typer.Option("--seeds", help="Seeds, separated by commas; each trains twice.")] = "0,1",
+    people: Annotated[
+        int | None,
+        typer.Option(
+            "--people", min=2, help=f"People of the made text, with four facts each. [default: {PEOPLE}]", show_default=False
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help=f"Steps of training. [default: {STEPS}]", show_default=False)
+    ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option("--seeds", help=f"Seeds, separated by commas; each trains twice. [default: {SEEDS}]", show_default=False),
+    ] = None,
     checkpoints: Annotated[
         str | None,
         typer.Option(
@@ -37,7 +49,9 @@ def emergence(
     """Does ρ rise as a model learns facts? Train a small one on made biographies, and on shuffled ones as a control."""
     given = locals()
     names = opt.names(checkpoints)
-    numbers = opt.seeds(seeds)
+    numbers = opt.seeds(seeds or SEEDS)
+    opt.unused(given, ("corpus", "sequences", "data_dir", "limit", "dtype"), "without --checkpoints", when=names is None)
+    opt.unused(given, ("people", "steps", "seeds"), "beside --checkpoints", when=names is not None)
     calibration = opt.take(CalibrationConfig, given)
     config = opt.take(EvaluationConfig, given, benchmarks=("facts",), corpus=None)
     source = opt.take(ModelConfig, given)
@@ -48,7 +62,7 @@ def emergence(
 
     opt.check_files(json, figure, inputs=(corpus, *(names or ())))
     if names is None:
-        result = of_training(people, steps, numbers, device=source.device)
+        result = of_training(people or PEOPLE, steps or STEPS, numbers, device=source.device)
     else:
         result = of_checkpoints(names, calibration, config, source)
     if json is not None:

@@ -127,6 +127,23 @@ def fractions(text: str, field: str) -> list[BudgetConfig]:
     return [] if text.strip() == "none" else [build(BudgetConfig, **{field: part}) for part in names(text) or ()]
 
 
+def unused(given: Mapping[str, Any], options: Sequence[str], why: str, *, when: bool) -> None:
+    """Refuse options that would be passed over.
+
+    Args:
+        given: the verb's ``locals()``; an option that was not typed is ``None`` there.
+        options: which ones, by the names of the arguments.
+        why: `without --benchmarks`, `beside --checkpoints`.
+        when: whether that is so.
+
+    Raises:
+        UsageError: one was typed.
+    """
+    typed = next((name for name in options if when and given[name] is not None), None)
+    if typed is not None:
+        raise UsageError(f"--{typed.replace('_', '-')} means nothing {why}", "leave it away, or change the other")
+
+
 def check_files(*files: Path | None, inputs: Sequence[str | Path | None]) -> None:
     """Refuse a file that cannot be written, that the command reads, writes twice, or that is not ours, before the work."""
     from fasc.outputs import require_own_file

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fasc.errors import UsageError
+from fasc.cli import options as opt
 from fasc.evaluation.options import EvaluationConfig
 from fasc.planning.options import BudgetConfig, MethodConfig
 from fasc.recipe import Recipe, recipe_values
@@ -53,8 +53,9 @@ def run(
 
     A recipe may also name another verb with its options, or list other recipes: recipes/paper.toml makes the paper's tables.
     """
-    if keep and not verdicts:
-        raise UsageError("--keep means nothing without --verdicts", "a run keeps what is done anyway")
+    given = {"keep": keep or None, "model": model, "overwrite": overwrite or None}
+    opt.unused(given, ("keep",), "without --verdicts", when=not verdicts)
+    opt.unused(given, ("model", "overwrite"), "beside --verdicts", when=verdicts)
     folder, values = out or Path("runs") / recipe.stem, recipe_values(recipe)
     from fasc import study
 

@@ -74,6 +74,7 @@ def validate(  # noqa: PLR0915 - a statement for each part of what was asked
     layers = opt.take(LayersConfig, given)
     scored = opt.names(benchmarks)
     evaluation = None
+    opt.unused(given, ("limit",), "without --benchmarks", when=not scored)
     if scored:
         evaluation = opt.build(EvaluationConfig, benchmarks=scored, limit=limit, data_dir=data_dir)
     from fasc.outputs import write_artifact

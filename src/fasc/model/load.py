@@ -1,6 +1,7 @@
 """A model and its tokenizer from a hub id, a folder, a GGUF file or an alias."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,19 +113,58 @@ def _load_path(spec: str, dtype: DType, **options: Any) -> LoadedModel:
     spec = str(path) if path.exists() else spec
     if spec in embedded.EMBEDDED and not path.exists():
         return _load_alias(spec, dtype, **options)
+    _require_place(spec, path)
     if path.suffix == ".gguf":
-        if not path.is_file():
-            raise ModelError(f"`{spec}` does not exist", "check the path of the .gguf file")
         return load_gguf(path, dtype)
     if path.is_dir():
         inspect_folder(path)
-    elif path.exists() or spec.startswith((".", "/", "~")) or spec.count("/") != 1:
+    return _from_pretrained(spec, dtype, **options)
+
+
+def _require_place(spec: str, path: Path) -> None:
+    """See that something may be there: a folder, a file, or a hub id."""
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"`{spec}` does not exist", "check the path of the .gguf file")
+    elif not path.is_dir() and (path.exists() or spec.startswith((".", "/", "~")) or spec.count("/") != 1):
         aliases = ", ".join(embedded.EMBEDDED)
         raise ModelError(
             f"unknown model `{spec}`: no such folder, .gguf file or alias",
             f"aliases: {aliases}; a hub id looks like `owner/name`",
         )
-    return _from_pretrained(spec, dtype, **options)
+
+
+def require_same_tokenizer(specs: Sequence[str]) -> None:
+    """See that models split text alike, before any of them is loaded.
+
+    Args:
+        specs: as :func:`load_model` takes them; the first is what the others are held against.
+
+    Raises:
+        UsageError: one splits it otherwise; log-probabilities of differently split answers cannot be compared.
+        ModelError: one has no tokenizer that loads.
+    """
+    first = _tokenizer_alone(specs[0])
+    for spec in specs[1:]:
+        other = _tokenizer_alone(spec)
+        if other.get_vocab() != first.get_vocab():
+            raise UsageError(
+                f"`{spec}` and `{specs[0]}` have different tokenizers: {len(other)} and {len(first)} tokens",
+                "compare models of one tokenizer: the log-probability of an answer depends on how it is split",
+            )
+
+
+def _tokenizer_alone(spec: str) -> PreTrainedTokenizerBase:
+    path = Path(spec).expanduser()
+    if spec in embedded.EMBEDDED and not path.exists():
+        with suppress(ModelError):
+            return _tokenizer(str(embedded.pull(spec)), {})
+        return _tokenizer(embedded.EMBEDDED[spec].hub_id, {})
+    _require_place(spec, path)
+    with quiet_transformers():
+        if path.suffix == ".gguf":
+            return _tokenizer(str(path.parent), {"gguf_file": path.name})
+        return _tokenizer(str(path) if path.exists() else spec, {})
 
 
 def _load_alias(alias: str, dtype: DType, **options: Any) -> LoadedModel:

@@ -16,8 +16,8 @@ from fasc.forecast.half_j import loss_curve
 from fasc.linalg.decomposition import Decomposition
 from fasc.methods import AtRank, Solver, get_method, solver
 from fasc.model.groups import stacked_weight
-from fasc.planning.needs import BY_RHO, NOTHING, solver_of
-from fasc.planning.options import MethodConfig
+from fasc.planning.needs import NOTHING, solver_of
+from fasc.planning.options import BY_RHO, MethodConfig
 from fasc.planning.plan import Plan
 from fasc.progress import progress
 from fasc.statistics.moments import Statistics

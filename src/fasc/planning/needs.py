@@ -6,7 +6,7 @@ from fasc.layouts import layouts_named
 from fasc.methods import Solver, get_method, solver
 from fasc.model.groups import Scope
 from fasc.planning.candidates import UNROUNDED, Cost, Rules
-from fasc.planning.options import BudgetConfig, MethodConfig
+from fasc.planning.options import BY_RHO, BudgetConfig, MethodConfig
 from fasc.planning.pruning import check_pruning
 from fasc.planning.removable import EXPERTS, WORDS
 from fasc.pruning import Pruning, find_method
@@ -166,9 +166,6 @@ def check_bits(options: MethodConfig, budget: BudgetConfig | None) -> None:
         raise BudgetError("bits go with no selection of methods and no propagation", "leave --selection and --propagate out")
 
 
-BY_RHO = ("rho", "low-rho")
-"""Selections that go by ρ alone."""
-
 NOTHING = "none"
 """Instead of the other method of a selection: those units stay as they are."""
 
@@ -177,17 +174,11 @@ def selection_needs(options: MethodConfig) -> frozenset[Need]:
     """The moments that a selection of methods needs beside the method's own, per group.
 
     Raises:
-        BudgetError: a share, or no other method, where the selection does not go by ρ.
+        BudgetError: no other method where the selection does not go by ρ.
     """
     if options.selection == "none":
-        if options.selection_share is not None:
-            raise BudgetError("--selection-share has no meaning without a selection", f"give --selection {' or '.join(BY_RHO)}")
         return frozenset()
     by_rho = options.selection in BY_RHO
-    if options.selection_share is not None and not by_rho:
-        raise BudgetError(
-            f"a share of the units has no meaning for the selection `{options.selection}`", f"use {' or '.join(BY_RHO)}"
-        )
     if options.selection_else == NOTHING and not by_rho:
         raise BudgetError(f"the selection `{options.selection}` compares two methods and has one", f"use {' or '.join(BY_RHO)}")
     other = frozenset() if options.selection_else == NOTHING else get_method(options.selection_else).needs

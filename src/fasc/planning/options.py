@@ -10,6 +10,9 @@ from fasc.options import Options, bytes_of
 AllocationName = Literal["uniform", "fisher"]
 SelectionName = Literal["none", "rho", "low-rho", "predicted", "kl"]
 
+BY_RHO = ("rho", "low-rho")
+"""Selections that go by ρ alone."""
+
 
 class MethodConfig(Options, extra="allow"):
     """Which method, how its ranks are allocated and its layers stored; and the options that the method itself declares."""
@@ -61,6 +64,20 @@ class MethodConfig(Options, extra="allow"):
 
     label: str | None = None
     """Name of the row in a run's tables, where the method's own would not tell two rows apart."""
+
+    @model_validator(mode="after")
+    def _nothing_unused(self) -> Self:
+        of = {"selection_else": self.selection == "none", "selection_threshold": self.selection not in BY_RHO}
+        of |= {"selection_share": self.selection not in BY_RHO}
+        for name, unused in of.items():
+            if unused and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} means nothing beside selection {self.selection}")
+        if (
+            self.selection_share is not None
+            and self.selection_threshold != type(self).model_fields["selection_threshold"].default
+        ):
+            raise ValueError("selection_share and selection_threshold are both given: give one")
+        return self
 
     @property
     def own(self) -> dict[str, Any]:

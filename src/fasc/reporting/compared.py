@@ -9,6 +9,7 @@ from rich.table import Table
 from fasc.evaluation.compared import Compared
 from fasc.evaluation.paired import Paired
 from fasc.reporting.console import print_results
+from fasc.reporting.table import format_score
 from fasc.storage import new_file
 
 _BEGIN, _END = "<!-- fasc: what was kept -->", "<!-- fasc: end -->"
@@ -69,7 +70,23 @@ def print_compared(result: Compared) -> None:
             table.add_row(*cells(one))
         print_results(table)
         _print_groups([row for row in result.groups if row["benchmark"] == benchmark])
-    print_results(NOTE)
+    _print_unpaired(result)
+    if result.pairs:
+        print_results(NOTE)
+
+
+def _print_unpaired(result: Compared) -> None:
+    """What is itself a difference from the reference, such as the KL divergence: the scores of the others."""
+    mine = {one.benchmark for one in result.scores[result.names[0]]}
+    rows = [(name, one) for name in result.names[1:] for one in result.scores[name] if one.benchmark not in mine]
+    if not rows:
+        return
+    table = Table(title=f"against {short(result.names[0])}", title_justify="left")
+    for title in ("model", "benchmark", "metric", "value [95 % interval]", "n"):
+        table.add_column(title, justify="left" if title in ("model", "benchmark", "metric") else "right", overflow="fold")
+    for name, one in sorted(rows, key=lambda row: row[1].benchmark):
+        table.add_row(short(name), one.benchmark, one.metric, format_score(one.to_dict()), f"{one.n:,}")
+    print_results(table)
 
 
 WORDS = ("group", "model", "against", "kept")

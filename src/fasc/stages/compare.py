@@ -16,7 +16,7 @@ from fasc.evaluation.paired import by_group, paired
 from fasc.evaluation.registry import get_benchmark
 from fasc.evaluation.score import FEW, Score
 from fasc.evaluation.text import evaluation_texts
-from fasc.model.load import LoadedModel
+from fasc.model.load import LoadedModel, require_same_tokenizer
 from fasc.model.options import ModelConfig
 from fasc.progress import say
 from fasc.stages.compress import load
@@ -49,6 +49,7 @@ def compare(
     twice = next((name for name, place in zip(names, places, strict=True) if places.count(place) > 1), None)
     if twice is not None:
         raise UsageError(f"`{twice}` is named twice", "name each model once")
+    require_same_tokenizer(names)
     reference = load(source.model_copy(update={"model": names[0]}))
     benchmarks = [get_benchmark(name) for name in config.benchmarks]
     texts = evaluation_texts(*reference, config) if any(one.needs_text for one in benchmarks) else []
@@ -56,7 +57,6 @@ def compare(
     outcomes: dict[str, Outcomes] = {}
     for name in names:
         loaded = reference if name == names[0] else load(source.model_copy(update={"model": name}))
-        _require_same_tokenizer(names[0], reference, name, loaded)
         say(f"scoring {name}")
         scores[name], outcomes[name] = _scored(loaded, name, config, texts, reference if name != names[0] else None)
     pairs, groups = [], []
@@ -79,14 +79,6 @@ def _scored(
     record = Record(texts_seen(name) if Path(name).is_dir() else ())
     dense = None if reference is None else reference.model
     return score(loaded.model, loaded.tokenizer, config, dense=dense, texts=texts, record=record), record.outcomes
-
-
-def _require_same_tokenizer(first: str, reference: LoadedModel, name: str, loaded: LoadedModel) -> None:
-    if loaded.tokenizer.get_vocab() != reference.tokenizer.get_vocab():
-        raise UsageError(
-            f"`{name}` and `{first}` have different tokenizers: {len(loaded.tokenizer)} and {len(reference.tokenizer)} tokens",
-            "log-probabilities of differently split answers cannot be paired; compare models of one tokenizer",
-        )
 
 
 def _grouped(

@@ -6,6 +6,7 @@ from typing import Any
 from fasc.diagnosis import emergence as trained
 from fasc.evaluation.evaluate import evaluate as score
 from fasc.evaluation.options import EvaluationConfig
+from fasc.model.load import require_same_tokenizer
 from fasc.model.options import ModelConfig
 from fasc.progress import say
 from fasc.stages.compress import load
@@ -29,7 +30,11 @@ def of_checkpoints(
         calibration: text and its size.
         config: limit of the facts.
         source: device and precision.
+
+    Raises:
+        UsageError: two of them split text differently.
     """
+    require_same_tokenizer(names)
     rows: list[dict[str, Any]] = []
     for step, name in enumerate(names):
         say(f"looking at {name}")

@@ -14,7 +14,7 @@ from fasc.evaluation.options import EvaluationConfig, SpeedConfig
 from fasc.evaluation.registry import get_benchmark
 from fasc.evaluation.score import Score
 from fasc.evaluation.speed import SpeedReport, compare_speed
-from fasc.model.load import LoadedModel
+from fasc.model.load import LoadedModel, require_same_tokenizer
 from fasc.model.options import ModelConfig
 from fasc.planning.options import BudgetConfig
 from fasc.progress import say
@@ -79,8 +79,10 @@ def score_checkpoint(
     """Score a checkpoint; the dense model is loaded only if a benchmark needs it."""
     wanted = [get_benchmark(name) for name in config.benchmarks]
     reference = dense or dense_of(source.model)
-    loaded = load(source)
     needed = any(one.needs_dense for one in wanted)
+    if needed and isinstance(reference, (str, Path)):
+        require_same_tokenizer([str(reference), source.model])
+    loaded = load(source)
     record = record or Record(texts_seen(source.model))
     compared = _loaded(reference, source) if needed else None
     scores = list(score(loaded.model, loaded.tokenizer, config, dense=compared, record=record))
