@@ -41,6 +41,10 @@ def test_an_existing_file_is_replaced_only_if_that_is_asked_for(fasc, done, stat
     assert statistics.read_bytes() != before
 
 
+SLOWLY = ["--batch-tokens", "16"]
+"""There is time to kill a call between two of its shards."""
+
+
 def least_memory(fasc, command):
     """What the refusal of too little says is enough."""
     lines = refused(fasc(*command, "--max-memory", "1MB"), "do not hold the moments of one block")
@@ -70,7 +74,7 @@ def test_a_limit_of_memory_gives_a_folder_that_other_verbs_read(fasc, done, mode
 
 
 def test_a_collect_in_passes_that_was_killed_goes_on(fasc, done, model_folder, text_file, tmp_path):
-    command = ["collect", model_folder, "--methods", "fasc", "--corpus", text_file, *CALIBRATION, "--out"]
+    command = ["collect", model_folder, "--methods", "fasc", "--corpus", text_file, *CALIBRATION, *SLOWLY, "--out"]
     limit = least_memory(fasc, [*command, tmp_path / "x"])
     done(*command, tmp_path / "whole", "--max-memory", limit)
     folder = tmp_path / "moments"
@@ -87,15 +91,41 @@ def test_a_collect_in_passes_that_was_killed_goes_on(fasc, done, model_folder, t
     assert [entry.name for entry in tmp_path.iterdir() if "moments" in entry.name] == ["moments"]
 
 
-def test_layers_that_lie_on_disk_give_the_same_file(done, places, model_folder, text_file, tmp_path):
-    command = ["collect", model_folder, "--methods", "fasc", "--corpus", text_file, *CALIBRATION, "--out"]
-    done(*command, tmp_path / "memory.safetensors")
-    done(*command, tmp_path / "disk.safetensors", "--device-map", places)
-    here, there = (Statistics.load(tmp_path / f"{name}.safetensors") for name in ("memory", "disk"))
+def same_moments(one, other):
+    here, there = Statistics.load(one), Statistics.load(other)
+    assert list(here.groups) == list(there.groups)
     for name, group in here.groups.items():
         assert torch.equal(group.input.matrix, there.groups[name].input.matrix)
         for unit, moment in group.gradients.items():
             assert torch.equal(moment.covariance.matrix, there.groups[name].gradients[unit].covariance.matrix)
+
+
+def test_replayed_blocks_give_the_same_moments_also_from_disk_and_after_a_kill(
+    fasc, done, places, model_folder, text_file, tmp_path
+):
+    command = ["collect", model_folder, "--methods", "fasc", "--corpus", text_file, *CALIBRATION, *SLOWLY, "--out"]
+    done(*command, tmp_path / "memory.safetensors")
+    out, _ = done(*command, tmp_path / "blocks", "--block-replay")
+    assert out.strip() == str(tmp_path / "blocks")
+    same_moments(tmp_path / "memory.safetensors", tmp_path / "blocks")
+    done(*command, tmp_path / "disk", "--block-replay", "--device-map", places)
+    same_moments(tmp_path / "memory.safetensors", tmp_path / "disk")
+    kill_when(
+        [sys.executable, "-m", "fasc", *map(str, command), str(tmp_path / "killed"), "--block-replay"],
+        tmp_path,
+        ".killed.work/statistics-00002-of-*",
+    )
+    assert not (tmp_path / "killed").exists()
+    done(*command, tmp_path / "killed", "--block-replay")
+    same_moments(tmp_path / "memory.safetensors", tmp_path / "killed")
+    refused(fasc(*command, tmp_path / "x", "--block-replay", "--max-memory", "1GB"), "--max-memory means nothing beside")
+
+
+def test_layers_that_lie_on_disk_give_the_same_file(done, places, model_folder, text_file, tmp_path):
+    command = ["collect", model_folder, "--methods", "fasc", "--corpus", text_file, *CALIBRATION, "--out"]
+    done(*command, tmp_path / "memory.safetensors")
+    done(*command, tmp_path / "disk.safetensors", "--device-map", places)
+    same_moments(tmp_path / "memory.safetensors", tmp_path / "disk.safetensors")
 
 
 def test_a_map_that_splits_a_block_is_refused_before_the_work(fasc, places, model_folder, text_file, tmp_path):

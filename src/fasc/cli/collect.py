@@ -48,6 +48,14 @@ def collect(
             show_default=False,
         ),
     ] = None,
+    block_replay: Annotated[
+        bool,
+        typer.Option(
+            "--block-replay",
+            help="One block at a time, each run again on what it read: a device then holds one block, its sums, and the head, "
+            "whatever the depth. --out is then a folder. A killed call measures only what is missing.",
+        ),
+    ] = False,
     overwrite: opt.Overwrite = False,
 ) -> None:
     """Measure the moments that the methods need and write them to --out (.safetensors)."""
@@ -55,13 +63,14 @@ def collect(
     calibration = opt.take(CalibrationConfig, given)
     layers = opt.take(LayersConfig, given)
     source = opt.take(ModelConfig, given)
+    opt.unused(given, ("max_memory", "gradient_checkpointing"), "beside --block-replay", when=block_replay)
     limit = None if max_memory is None else size("--max-memory", max_memory)
     from contextlib import nullcontext
 
     from fasc.cli.processes import first, launched
     from fasc.outputs import output
     from fasc.reporting.console import print_line
-    from fasc.stages.calibrate import calibrate_in_passes
+    from fasc.stages.calibrate import calibrate_by_block, calibrate_in_passes
     from fasc.stages.compress import load, needs_of
     from fasc.stages.diagnose import collect_for, needs_to_collect
     from fasc.statistics.shards import require_own_shards
@@ -70,12 +79,14 @@ def collect(
     needs_of(chosen)
     if launched(nproc, source.device, calibration.sequences):
         return
-    inputs, folder = (model, calibration.corpus), limit is not None
+    inputs, folder = (model, calibration.corpus), block_replay or limit is not None
     owned = require_own_shards if folder else None
     place = output(out, overwrite=overwrite, inputs=inputs, folder=folder, owned=owned) if first() else nullcontext(out)
     with place as target:
-        if limit is not None:
-            needs = needs_to_collect(chosen, diagnosis=diagnosis)
+        needs = needs_to_collect(chosen, diagnosis=diagnosis)
+        if block_replay:
+            calibrate_by_block(load(source), needs, calibration, layers, out=target, overwrite=overwrite)
+        elif limit is not None:
             calibrate_in_passes(load(source), needs, calibration, layers, limit=limit, out=target, overwrite=overwrite)
         else:
             statistics = collect_for(load(source), chosen, calibration, layers, diagnosis=diagnosis)

@@ -2,9 +2,9 @@
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from fasc.statistics.file import read_statistics
 from fasc.statistics.moments import Need, Statistics, text_identity
 from fasc.statistics.options import CalibrationConfig
 from fasc.statistics.passes import plan_passes
+from fasc.statistics.replay import blocks_of, replay_moments
 from fasc.statistics.shards import PASS, run_of, shard_name, write_index
 from fasc.storage import new_folder, work_folder
 from fasc.text.corpus import TextRequest, TokenBlock, load_corpus
@@ -129,27 +130,83 @@ def calibrate_in_passes(
     """
     with _ready(loaded, calibration) as (tokens, facts):
         passes = plan_passes(loaded.model, find_groups(loaded.model, layers), needs, calibration, limit)
-        what = {key: str(value) for key, value in facts.items()} | {"tokens": text_identity(tokens), "needs": repr(sorted(needs))}
-        what |= {
-            "options": repr(sorted(calibration.model_dump(mode="json").items())),
-            "versions": repr(sorted(versions().items())),
-        }
-        run = run_of(what, [one.groups for one in passes])
-        names = [shard_name(number, len(passes)) for number in range(len(passes))]
-        with _work(out, run) as work:
-            done = current().from_first(lambda: torch.tensor([[_is_of(work / name, run) for name in names]], dtype=torch.int64))
+        what = _identity(tokens, needs, calibration, facts)
+        with _shards(out, what, [one.groups for one in passes], facts, overwrite=overwrite) as shards:
             for number, one in enumerate(passes):
-                if done[0, number]:
+                if number in shards.finished:
                     continue
                 say(f"pass {number + 1} of {len(passes)}: {len(one.groups)} groups, {one.bytes / 1e9:,.2f} GB of sums")
-                part = collect_moments(loaded.model, tokens, needs, calibration=calibration, layers=layers, only=one)
-                if current().first:
-                    noted = {**part.meta, **facts, PASS: {"run": run, "number": number, "of": len(passes)}}
-                    replace(part, meta=noted).save(work / names[number])
-                del part
-            if current().first:
-                _put_together(work, out, run, list(zip(names, [one.groups for one in passes], strict=True)), overwrite=overwrite)
+                shards.keep(
+                    number, collect_moments(loaded.model, tokens, needs, calibration=calibration, layers=layers, only=one)
+                )
     return len(passes)
+
+
+def calibrate_by_block(
+    loaded: LoadedModel,
+    needs: frozenset[Need],
+    calibration: CalibrationConfig,
+    layers: LayersConfig,
+    *,
+    out: Path,
+    overwrite: bool = False,
+) -> int:
+    """The same one block at a time, each run again on what it read: see :func:`fasc.statistics.replay.replay_moments`.
+
+    Returns:
+        How many blocks there are.
+
+    Raises:
+        ModelError: the blocks hand on more than hidden states.
+    """
+    with _ready(loaded, calibration) as (tokens, facts):
+        blocks = blocks_of(loaded.model, find_groups(loaded.model, layers))
+        groups = [[group.name for group in own] for _, own in blocks]
+        what = _identity(tokens, needs, calibration, facts)
+        with _shards(out, what, groups, facts, overwrite=overwrite) as shards:
+            replay_moments(
+                loaded.model, tokens, needs, shards.keep, calibration=calibration, layers=layers, finished=shards.finished
+            )
+    return len(blocks)
+
+
+def _identity(tokens: Tensor, needs: frozenset[Need], calibration: CalibrationConfig, facts: Mapping[str, Any]) -> dict[str, str]:
+    """What is measured and how, for shards that an earlier call has left."""
+    found = {key: str(value) for key, value in facts.items()} | {"tokens": text_identity(tokens), "needs": repr(sorted(needs))}
+    found |= {"options": repr(sorted(calibration.model_dump(mode="json").items())), "versions": repr(sorted(versions().items()))}
+    return found
+
+
+@dataclass
+class _Shards:
+    """Files of moments that belong together."""
+
+    work: Path
+    names: list[str]
+    run: str
+    facts: Mapping[str, Any]
+    finished: frozenset[int]
+    """Numbers of those that an earlier call of the same has left."""
+
+    def keep(self, number: int, part: Statistics) -> None:
+        """Write one; only the first process does."""
+        if current().first:
+            noted = {**part.meta, **self.facts, PASS: {"run": self.run, "number": number, "of": len(self.names)}}
+            replace(part, meta=noted).save(self.work / self.names[number])
+
+
+@contextmanager
+def _shards(
+    out: Path, what: Mapping[str, str], groups: Sequence[Sequence[str]], facts: Mapping[str, Any], *, overwrite: bool
+) -> Iterator[_Shards]:
+    """Where shards are kept until all are there; then they are put together."""
+    run = run_of(what, groups)
+    names = [shard_name(number, len(groups)) for number in range(len(groups))]
+    with _work(out, run) as work:
+        done = current().from_first(lambda: torch.tensor([[_is_of(work / name, run) for name in names]], dtype=torch.int64))
+        yield _Shards(work, names, run, facts, frozenset(done[0].nonzero().flatten().tolist()))
+        if current().first:
+            _put_together(work, out, run, list(zip(names, groups, strict=True)), overwrite=overwrite)
 
 
 def _work(out: Path, run: str) -> AbstractContextManager[Path]:

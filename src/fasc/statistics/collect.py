@@ -1,7 +1,8 @@
 """The loop: batches through the model, moments out, the model left as it was."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -69,21 +70,13 @@ def collect_moments(
         NonFiniteError: a loss or a moment is NaN or infinite; names the batch or the layer.
     """
     calibration = calibration or CalibrationConfig()
-    _require_text(model, tokens, mask)
     groups = _chosen(find_groups(model, layers or LayersConfig()), only)
-    fingerprint = model_fingerprint(model)
-    if current().count > 1:
-        same = {"model": fingerprint, "device": model.device.type, "text": text_identity(tokens)}
-        same |= {"mask": "none" if mask is None else text_identity(mask), "moments": repr(sorted(needs))}
-        same |= {"layers": digest(group.name.encode() for group in groups)}
-        same |= {name: str(value) for name, value in calibration.model_dump(exclude={"corpus", "data_dir"}).items()}
-        current().require_same(versions() | same)
     start = None if only is None else only.start
-    captures = [GroupCapture(group, needs, _device(model, group)) for group in groups]
     ends = VocabularyCapture.of(model) if VOCABULARY in needs and start is None else None
-    if ends is None:
-        needs -= {VOCABULARY}
-    with capturing(model, captures), evaluating(model), _gradients_of_activations(model, start), ExitStack() as stack:
+    work = prepared(model, tokens, mask, needs, calibration, groups)
+    captures = [GroupCapture(group, needs, device_of_group(model, group)) for group in groups]
+    beginning = starting_at_embedding(model) if start is None else _starting_before(model.get_submodule(start))
+    with capturing(model, captures), evaluating(model), frozen(model), beginning, ExitStack() as stack:
         if ends is not None:
             stack.enter_context(ends.hooks(model))
         if calibration.route_all:
@@ -93,22 +86,134 @@ def collect_moments(
             for name in block_names(model, [group.layers[0].name for group in groups]):
                 block = model.get_submodule(name)
                 stack.enter_context(forwarding(block, _recomputing(block.forward, whole=away)))
-        listening: Sequence[Capture] = captures if ends is None else [*captures, ends]
+        every: Sequence[Capture] = captures if ends is None else [*captures, ends]
         run = stack.enter_context(_as_far_as(model, groups, only))
-        nll, scored, read = _run(model, listening, tokens, mask, calibration, run)
-    published = _published(captures)
-    published, few = pooled(published, groups, calibration.expert_floor)
+        loss = _run(model, every, work, run)
+    return put_together(model, groups, captures, ends, work, loss)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is measured on what, by this process."""
+
+    text: Tensor
+    """int64 [sequences, length]."""
+
+    mask: Tensor | None
+    needs: frozenset[Need]
+    calibration: CalibrationConfig
+    fingerprint: str
+    """Of the model."""
+
+    own: Sequence[slice]
+    """The sequences of each batch."""
+
+    @property
+    def amount(self) -> int:
+        """Tokens that this process reads, padding included."""
+        return sum(self.text[part].numel() for part in self.own)
+
+    @property
+    def read(self) -> int:
+        """The same without padding."""
+        return sum(self.text[part].numel() if self.mask is None else int(self.mask[part].sum()) for part in self.own)
+
+
+def prepared(
+    model: PreTrainedModel,
+    tokens: Tensor,
+    mask: Tensor | None,
+    needs: frozenset[Need],
+    calibration: CalibrationConfig,
+    groups: Sequence[InputGroup],
+) -> Work:
+    """See that text and model can be measured, and that all processes measure the same.
+
+    Raises:
+        CorpusError: no tokens, or some that the model cannot read.
+        UsageError: more processes than sequences, or processes that were given different things.
+    """
+    _require_text(model, tokens, mask)
+    fingerprint = model_fingerprint(model)
+    if current().count > 1:
+        same = {"model": fingerprint, "device": model.device.type, "text": text_identity(tokens)}
+        same |= {"mask": "none" if mask is None else text_identity(mask), "moments": repr(sorted(needs))}
+        same |= {"layers": digest(group.name.encode() for group in groups)}
+        same |= {name: str(value) for name, value in calibration.model_dump(exclude={"corpus", "data_dir"}).items()}
+        current().require_same(versions() | same)
+    rows = max(1, calibration.batch_tokens // tokens.shape[1])
+    return Work(tokens, mask, needs, calibration, fingerprint, current().batches(len(tokens), rows))
+
+
+def batches_of(work: Work, device: torch.device) -> Iterator[tuple[slice, Tensor, Batch]]:
+    """This process's own, one after the other: which sequences, their tokens, their shape and mask."""
+    for chosen in work.own:
+        part = None if work.mask is None else work.mask[chosen].to(device)
+        batch = work.text[chosen].to(device)
+        yield chosen, batch, Batch.of(batch, part)
+
+
+def precision_of(work: Work, device: torch.device) -> AbstractContextManager[Any]:
+    """In which the model multiplies."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if work.calibration.mixed_precision else nullcontext()
+
+
+class Loss:
+    """The summed loss of a text, nats, batch after batch."""
+
+    def __init__(self) -> None:
+        self._total, self._scored = 0.0, 0
+        self._everywhere: tuple[float | None, int] | None = None
+
+    def of(self, logits: Tensor, tokens: Tensor, mask: Tensor | None, calibration: CalibrationConfig, chosen: slice) -> Tensor:
+        """That of one batch, a scalar; it is added to the sum.
+
+        Raises:
+            NonFiniteError: it is NaN or infinite; names the sequences.
+        """
+        seeds = [label_seed(calibration.seed, calibration.skip + one) for one in range(chosen.start, chosen.stop)]
+        loss = summed_nll(logits, tokens, mask, calibration.labels, seeds)
+        self._total += float(loss.detach())
+        self._scored += _scored(tokens, mask, calibration.labels)
+        if not bool(torch.isfinite(loss)):
+            raise NonFiniteError(
+                f"the loss of calibration sequences {chosen.start}-{chosen.stop - 1}",
+                "load the model as --dtype float32, or check the text for degenerate sequences",
+            )
+        return loss
+
+    def everywhere(self) -> tuple[float | None, int]:
+        """Mean over the scored tokens of all processes, if any were, and how many; asked for once, by all of them."""
+        if self._everywhere is None:
+            total, scored = current().to_first(torch.tensor([self._total, self._scored], dtype=torch.float64)).tolist()
+            self._everywhere = (total / scored if scored else None), int(scored)
+        return self._everywhere
+
+
+def put_together(
+    model: PreTrainedModel,
+    groups: Sequence[InputGroup],
+    captures: list[GroupCapture],
+    ends: VocabularyCapture | None,
+    work: Work,
+    loss: Loss,
+) -> Statistics:
+    """The moments of all processes, at the first of them; empties ``captures``."""
+    calibration = work.calibration
+    nll, scored = loss.everywhere()
+    read = current().gathered(torch.tensor([work.read])).tolist()
+    published, few = pooled(_published(captures), groups, calibration.expert_floor)
     _say_experts(model, groups, published, few, calibration.expert_floor)
     constant = without_gradient(published.values())
     if constant:
         say(f"the loss does not depend on {len(constant)} layers, the first is `{constant[0]}`: they have no gradient moments")
     meta = {
-        "model_fingerprint": fingerprint,
-        "token_digest": text_identity(tokens),
+        "model_fingerprint": work.fingerprint,
+        "token_digest": text_identity(work.text),
         "labels": calibration.labels,
         "nll": nll,
         "scored_tokens": scored,
-        "needs": sorted([need.moment, need.scope] for need in needs),
+        "needs": sorted([need.moment, need.scope] for need in work.needs - (frozenset() if ends else {VOCABULARY})),
         "groups": [group.name for group in groups],
         "processes": len(read),
         "tokens_by_process": read,
@@ -117,7 +222,7 @@ def collect_moments(
         "calibration": calibration.model_dump(mode="json", exclude_none=True),
         "provenance": provenance(),
     }
-    return Statistics(published, meta, tokens.cpu() if mask is None else None, _vocabulary(ends))
+    return Statistics(published, meta, work.text.cpu() if work.mask is None else None, _vocabulary(ends))
 
 
 @contextmanager
@@ -133,7 +238,8 @@ def _as_far_as(
         yield run
 
 
-def _device(model: PreTrainedModel, group: InputGroup) -> torch.device:
+def device_of_group(model: PreTrainedModel, group: InputGroup) -> torch.device:
+    """Where the sums of a group lie: where its layers work."""
     return device_of(model.get_submodule(group.layers[0].name), model.device)
 
 
@@ -205,62 +311,37 @@ def _say_experts(
         say(f"{len(experts)} experts got fewer than {floor:,} tokens and are pooled with their block: {listed}{rest}")
 
 
-def _run(
-    model: PreTrainedModel,
-    captures: Sequence[Capture],
-    tokens: Tensor,
-    mask: Tensor | None,
-    calibration: CalibrationConfig,
-    run: Callable[[Callable[[], Any]], Any],
-) -> tuple[float | None, int, list[int]]:
+def _run(model: PreTrainedModel, captures: Sequence[Capture], work: Work, run: Callable[[Callable[[], Any]], Any]) -> Loss:
     """Feed the captures with this process's batches.
 
     Args:
         model: as it is measured.
         captures: what listens.
-        tokens: int64 [sequences, length].
-        mask: 1 where there is text.
-        calibration: sizes of batches, labels.
+        work: the text, and which of it is this process's.
         run: calls a forward pass that no backward pass follows.
-
-    Returns:
-        The mean loss in nats per scored token, if it was computed; how many tokens were scored; how many each process read.
     """
-    total, scored = 0.0, 0
-    rows = max(1, calibration.batch_tokens // tokens.shape[1])
-    own = current().batches(len(tokens), rows)
-    read = sum(tokens[part].numel() if mask is None else int(mask[part].sum()) for part in own)
-    precision = partial(torch.autocast, model.device.type, dtype=torch.bfloat16) if calibration.mixed_precision else nullcontext
-    backward = any(capture.wants_gradients for capture in captures)
-    work = sum(tokens[part].numel() for part in own)
-    with progress("measuring moments", work, "tokens") as advance, torch.set_grad_enabled(backward):
-        for chosen in own:
-            batch = tokens[chosen].to(model.device)
-            part = None if mask is None else mask[chosen].to(model.device)
-            with _listening(captures, Batch.of(batch, part)), precision():
-                forward = partial(model, input_ids=batch, attention_mask=part, use_cache=False)
-                logits = forward().logits if backward else run(forward)
-            if backward:
-                seeds = [label_seed(calibration.seed, calibration.skip + one) for one in range(chosen.start, chosen.stop)]
-                loss = summed_nll(logits, batch, part, calibration.labels, seeds)
-                total += float(loss.detach())
-                scored += _scored(batch, part, calibration.labels)
+    loss, back = Loss(), any(capture.wants_gradients for capture in captures)
+    with progress("measuring moments", work.amount, "tokens") as advance, torch.set_grad_enabled(back):
+        for chosen, batch, shape in batches_of(work, model.device):
+            with listening(captures, shape), precision_of(work, model.device):
+                forward = partial(model, input_ids=batch, attention_mask=shape.mask, use_cache=False)
+                logits = forward().logits if back else run(forward)
+            if back:
+                of_batch = loss.of(logits, batch, shape.mask, work.calibration, chosen)
                 del logits  # the largest tensor of the pass, and the backward pass does not need it
-                if not bool(torch.isfinite(loss)):
-                    raise NonFiniteError(
-                        f"the loss of calibration sequences {chosen.start}-{chosen.stop - 1}",
-                        "load the model as --dtype float32, or check the text for degenerate sequences",
-                    )
-                _backward(model, loss)
+                backward(model, of_batch)
                 for capture in captures:
                     capture.finish_call()
             advance(batch.numel())
-    total, scored = current().to_first(torch.tensor([total, scored], dtype=torch.float64)).tolist()
-    return (total / scored if scored else None), int(scored), current().gathered(torch.tensor([read])).tolist()
+    return loss
 
 
-def _backward(model: PreTrainedModel, loss: Tensor) -> None:
-    """The gradients, or a line for a model whose own code refuses to make any in evaluation."""
+def backward(model: PreTrainedModel, loss: Tensor) -> None:
+    """The gradients, or a line for a model whose own code refuses to make any in evaluation.
+
+    Raises:
+        ModelError: it does.
+    """
     try:
         loss.backward()
     except (AssertionError, NotImplementedError) as problem:
@@ -277,7 +358,8 @@ def _scored(batch: Tensor, mask: Tensor | None, labels: Labels) -> int:
 
 
 @contextmanager
-def _listening(captures: Sequence[Capture], batch: Batch) -> Iterator[None]:
+def listening(captures: Sequence[Capture], batch: Batch) -> Iterator[None]:
+    """Captures listen while a batch goes forward."""
     for capture in captures:
         capture.begin_batch(batch)
         capture.listening = True
@@ -288,29 +370,37 @@ def _listening(captures: Sequence[Capture], batch: Batch) -> Iterator[None]:
             capture.listening = False
 
 
-@contextmanager
-def _gradients_of_activations(model: PreTrainedModel, start: str | None) -> Iterator[None]:
-    """Freeze the parameters and let gradients start at the embeddings or before a block: no weight gradient is computed."""
+def _required(hidden: Tensor) -> Tensor:
+    # Not the leaf itself: a model may scale its embeddings in place (CTRL).
+    return hidden.requires_grad_().clone() if torch.is_grad_enabled() else hidden
 
-    def required(hidden: Tensor) -> Tensor:
-        # Not the leaf itself: a model may scale its embeddings in place (CTRL).
-        return hidden.requires_grad_().clone() if torch.is_grad_enabled() else hidden
+
+@contextmanager
+def starting_at_embedding(model: PreTrainedModel) -> Iterator[None]:
+    """Gradients of activations start at the embedding."""
 
     def after(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> Tensor:
-        return required(output)
+        return _required(output)
+
+    handle = model.get_input_embeddings().register_forward_hook(after)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _starting_before(block: nn.Module) -> Iterator[None]:
+    """Gradients of activations start at what a block reads."""
 
     def before(_module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if args:
-            return (required(args[0]), *args[1:]), given
-        return args, given | {"hidden_states": required(given["hidden_states"])}
+            return (_required(args[0]), *args[1:]), given
+        return args, given | {"hidden_states": _required(given["hidden_states"])}
 
-    if start is None:
-        handle = model.get_input_embeddings().register_forward_hook(after)
-    else:
-        handle = model.get_submodule(start).register_forward_pre_hook(before, with_kwargs=True)
+    handle = block.register_forward_pre_hook(before, with_kwargs=True)
     try:
-        with frozen(model):
-            yield
+        yield
     finally:
         handle.remove()
 

@@ -81,12 +81,12 @@ class VocabularyCapture:
         """Nothing waits."""
 
     @contextmanager
-    def hooks(self, model: nn.Module) -> Iterator[None]:
-        """Listen while the context is open; only our own hooks are removed."""
-        table, head = (model.get_submodule(name) for name in self._names)
+    def hooks(self, model: nn.Module, *, table: bool = True, head: bool = True) -> Iterator[None]:
+        """Listen at one end or at both while the context is open; only our own hooks are removed."""
         with ExitStack() as stack:
-            stack.callback(table.register_forward_hook(self._on_table).remove)
-            stack.callback(head.register_forward_hook(self._on_head).remove)
+            for name, hook, wanted in zip(self._names, (self._on_table, self._on_head), (table, head), strict=True):
+                if wanted:
+                    stack.callback(model.get_submodule(name).register_forward_hook(hook).remove)
             yield
 
     def _rows(self, tensor: Tensor) -> Tensor:

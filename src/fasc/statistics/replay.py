@@ -1,0 +1,307 @@
+"""Moments block by block: for a device that holds one block of a deep model, and the sums of one block.
+
+Forward once without gradients, keeping what every block reads in the host's memory; then the end of the model, for the gradient
+of what the last block gives; then the blocks from the last to the first, each run again on what it read, with gradients. That is
+one forward pass more than measuring all at once, however many blocks there are, and the moments are the same bit by bit.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+from transformers import PreTrainedModel
+
+from fasc.errors import ModelError
+from fasc.model.blocks import block_names
+from fasc.model.experts import hearing_all
+from fasc.model.groups import InputGroup, find_groups
+from fasc.model.options import LayersConfig
+from fasc.model.scopes import evaluating, forwarding, frozen
+from fasc.progress import progress, say
+from fasc.statistics.capture import GroupCapture
+from fasc.statistics.collect import (
+    Loss,
+    Work,
+    backward,
+    batches_of,
+    device_of_group,
+    listening,
+    precision_of,
+    prepared,
+    put_together,
+    starting_at_embedding,
+)
+from fasc.statistics.hooks import capturing
+from fasc.statistics.moments import Need, Statistics
+from fasc.statistics.options import CalibrationConfig
+from fasc.statistics.vocabulary import VOCABULARY, VocabularyCapture
+
+_INSTEAD = "use --max-memory, which needs all blocks at once and several passes over the text"
+
+
+class _Stop(Exception):  # noqa: N818 - no error: what was asked for has been seen
+    pass
+
+
+@dataclass
+class _Visit:
+    """What a block was called with for one batch, and how it gives its result."""
+
+    hidden: Tensor
+    """On the host."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    device: torch.device
+    named: bool
+    """Whether the hidden states were given by name."""
+
+    tuple_: bool = False
+    """Whether the block gives a tuple."""
+
+    def result(self, hidden: Tensor) -> Any:
+        """Hidden states as this block gives them."""
+        return (hidden,) if self.tuple_ else hidden
+
+    def run(self, block: nn.Module, hidden: Tensor) -> Tensor:
+        """The block on hidden states, with what else it was given."""
+        given = block(*self.args, **self.kwargs, hidden_states=hidden) if self.named else block(hidden, *self.args, **self.kwargs)
+        return _hidden(given)
+
+
+@dataclass
+class _Text:
+    """All visits, by block and batch, and what the last block gave."""
+
+    visits: list[list[_Visit]]
+    ends: list[Tensor] = field(default_factory=list)
+    """On the host."""
+
+
+def blocks_of(model: PreTrainedModel, groups: Sequence[InputGroup]) -> list[tuple[str, list[InputGroup]]]:
+    """Every block of a model with its groups, in order; blocks between them that have none are among them.
+
+    Raises:
+        ModelError: a group lies in no block, or the model's blocks are known to share more than hidden states.
+    """
+    config = model.config.get_text_config()
+    if getattr(config, "num_kv_shared_layers", 0):
+        raise ModelError(f"blocks of {type(model).__name__} read keys and values of other blocks", _INSTEAD)
+    named = [(group, block_names(model, [group.layers[0].name])) for group in groups]
+    outside = next((group.name for group, blocks in named if not blocks), None)
+    if outside is not None:
+        raise ModelError(f"`{outside}` lies in no block", "leave it out by --exclude, or use --max-memory")
+    prefixes = {blocks[0].rpartition(".")[0] for _, blocks in named}
+    if len(prefixes) > 1:
+        raise ModelError(f"{type(model).__name__} has blocks in {len(prefixes)} places: {', '.join(sorted(prefixes))}", _INSTEAD)
+    every = [
+        name for name in block_names(model, [name for name, _ in model.named_modules()]) if name.rpartition(".")[0] in prefixes
+    ]
+    return [(block, [group for group, blocks in named if blocks[0] == block]) for block in every]
+
+
+def replay_moments(
+    model: PreTrainedModel,
+    tokens: Tensor,
+    needs: frozenset[Need],
+    take: Callable[[int, Statistics], None],
+    *,
+    calibration: CalibrationConfig,
+    layers: LayersConfig | None = None,
+    finished: Collection[int] = (),
+) -> None:
+    """Measure moments one block at a time, the last block first.
+
+    Inside :func:`fasc.processes.joined` each process reads its own batches, and the first one gets the moments.
+
+    Args:
+        model: a dense causal language model whose blocks hand on hidden states and nothing else.
+        tokens: int64 [sequences, length], without padding.
+        needs: the moments.
+        take: gets the number of a block and its moments, as soon as they are known.
+        calibration: labels, seed, batch size.
+        layers: which.
+        finished: numbers of blocks whose moments are known; these are run again for their gradients alone.
+
+    Raises:
+        ModelError: the blocks hand on something else, or are not called one after the other.
+        CorpusError, UsageError, NonFiniteError: as :func:`~fasc.statistics.collect.collect_moments`.
+    """
+    groups = find_groups(model, layers or LayersConfig())
+    blocks = blocks_of(model, groups)
+    ends = VocabularyCapture.of(model) if VOCABULARY in needs else None
+    work = prepared(model, tokens, None, needs, calibration, groups)
+    modules = [model.get_submodule(name) for name, _ in blocks]
+    with evaluating(model), frozen(model), ExitStack() as stack:
+        if calibration.route_all:
+            stack.enter_context(hearing_all(model))
+        text = _forward(model, work, modules)
+        probe = [GroupCapture(group, needs, device_of_group(model, group)) for group in groups[:1]]
+        loss, gradients = Loss(), list[Tensor | None]()
+        if any(one.wants_gradients for one in probe) or ends is not None:
+            gradients = list(_tail(model, work, modules, text, ends, loss))
+        del probe
+        with progress("replaying", len(blocks), "blocks") as advance:
+            for number in reversed(range(len(blocks))):
+                own = [] if number in finished else blocks[number][1]
+                captures = [GroupCapture(group, needs, device_of_group(model, group)) for group in own]
+                with capturing(model, captures):
+                    gradients = _replay(modules[number], text.visits[number], gradients, captures, work)
+                if number == 0 and ends is not None:
+                    _embedding(model, work, modules[0], gradients, ends)
+                if number not in finished:
+                    take(number, put_together(model, own, captures, ends if number == 0 else None, work, loss))
+                text.visits[number] = []
+                advance()
+
+
+def _forward(model: PreTrainedModel, work: Work, modules: Sequence[nn.Module]) -> _Text:
+    """What every block reads; sees that each reads what the one before it gives, and that they take turns."""
+    text = _Text([[] for _ in modules])
+    order = {id(module): number for number, module in enumerate(modules)}
+    called: list[int] = []
+    last: list[Tensor] = []
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        number = order[id(module)]
+        given = dict(kwargs)
+        hidden = args[0] if args else given.pop("hidden_states")
+        if number != len(called) or (last and not torch.equal(last[0], hidden)):
+            raise ModelError(f"blocks of {type(model).__name__} do not read what the one before them gives", _INSTEAD)
+        called.append(number)
+        same = text.visits[number][0] if text.visits[number] else None
+        rest, named = _shared((args[1:], given), None if same is None else (same.args, same.kwargs)), not args
+        kept = hidden.detach().to("cpu", copy=True)
+        text.visits[number].append(_Visit(kept, *rest, device=hidden.device, named=named))
+
+    def after(module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        last[:] = [_hidden(output)]
+        text.visits[order[id(module)]][-1].tuple_ = isinstance(output, tuple)
+
+    with ExitStack() as stack, progress("reading what blocks read", work.amount, "tokens") as advance, torch.no_grad():
+        for module in modules:
+            stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(after).remove)
+        for _, batch, _ in batches_of(work, model.device):
+            called.clear()
+            last.clear()
+            with precision_of(work, model.device):
+                _to_the_last(partial(model, input_ids=batch, use_cache=False), modules[-1])
+            if len(called) != len(modules):
+                raise ModelError(f"{type(model).__name__} calls {len(called)} of its {len(modules)} blocks", _INSTEAD)
+            text.ends.append(last[0].detach().to("cpu", copy=True))
+            advance(batch.numel())
+    kept = sum(visit.hidden.nbytes for visits in text.visits for visit in visits)
+    say(f"what the blocks read is kept in memory: {kept / 1e9:,.2f} GB")
+    return text
+
+
+def _to_the_last(forward: Callable[[], Any], block: nn.Module) -> None:
+    """A forward pass that ends with a block: the head comes later."""
+
+    def stop(*_: Any) -> None:
+        raise _Stop
+
+    handle = block.register_forward_hook(stop)
+    try:
+        forward()
+    except _Stop:
+        pass
+    finally:
+        handle.remove()
+
+
+def _shared(found: Any, first: Any) -> Any:
+    """What a block is given besides, with the first batch's tensors in the place of equal ones: masks and positions repeat."""
+    if first is None:
+        return found
+    known = list[Tensor]()
+    tree_map_only(Tensor, known.append, first)
+
+    def own(tensor: Tensor) -> Tensor:
+        return next((one for one in known if one.shape == tensor.shape and torch.equal(one, tensor)), tensor)
+
+    return tree_map_only(Tensor, own, found)
+
+
+def _tail(
+    model: PreTrainedModel, work: Work, modules: Sequence[nn.Module], text: _Text, ends: VocabularyCapture | None, loss: Loss
+) -> Iterator[Tensor]:
+    """The gradient of what the last block gives, batch by batch, on the host."""
+    heads = [] if ends is None else [ends]
+    with nullcontext() if ends is None else ends.hooks(model, table=False):
+        for number, (chosen, batch, shape) in enumerate(batches_of(work, model.device)):
+            leaf = text.ends[number].to(text.visits[-1][number].device).requires_grad_()
+            with _instead(modules, text, number, leaf), listening(heads, shape), precision_of(work, model.device):
+                logits = model(input_ids=batch, use_cache=False).logits
+            backward(model, loss.of(logits, batch, None, work.calibration, chosen))
+            if leaf.grad is None:
+                raise ModelError(f"the loss of {type(model).__name__} does not depend on its last block", _INSTEAD)
+            yield leaf.grad.cpu()
+            text.ends[number] = text.ends[number].new_empty(0)
+
+
+@contextmanager
+def _instead(modules: Sequence[nn.Module], text: _Text, number: int, leaf: Tensor) -> Iterator[None]:
+    """Blocks that compute nothing; the last one gives what is known of it."""
+
+    def passing(visit: _Visit, *args: Any, **kwargs: Any) -> Any:
+        return visit.result(args[0] if args else kwargs["hidden_states"])
+
+    visits = [visits[number] for visits in text.visits]
+    with ExitStack() as stack:
+        for module, visit in zip(modules[:-1], visits[:-1], strict=True):
+            stack.enter_context(forwarding(module, partial(passing, visit)))
+        stack.enter_context(forwarding(modules[-1], lambda *_args, **_kwargs: visits[-1].result(leaf.clone())))
+        yield
+
+
+def _replay(
+    block: nn.Module, visits: Sequence[_Visit], gradients: Sequence[Tensor | None], captures: Sequence[GroupCapture], work: Work
+) -> list[Tensor | None]:
+    """Every batch through a block once more, forward and backward; gives the gradients of what the block read."""
+    found: list[Tensor | None] = []
+    back = bool(gradients)
+    for number, (_, _, shape) in enumerate(batches_of(work, torch.device("cpu"))):
+        visit = visits[number]
+        leaf = visit.hidden.to(visit.device).requires_grad_(back)
+        with torch.set_grad_enabled(back), listening(captures, shape), precision_of(work, visit.device):
+            output = visit.run(block, leaf.clone())  # not the leaf itself: a block may add to what it reads
+        gradient = gradients[number] if back else None
+        if gradient is not None:
+            output.backward(gradient.to(output.device))
+            for capture in captures:
+                capture.finish_call()
+            found.append(None if leaf.grad is None else leaf.grad.cpu())
+    return found
+
+
+def _embedding(
+    model: PreTrainedModel, work: Work, first: nn.Module, gradients: Sequence[Tensor | None], ends: VocabularyCapture
+) -> None:
+    """From what the first block reads back to the embedding."""
+    seen: list[Tensor] = []
+
+    def stop(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen[:] = [args[0] if args else kwargs["hidden_states"]]
+        raise _Stop
+
+    with ExitStack() as stack:
+        stack.callback(first.register_forward_pre_hook(stop, with_kwargs=True).remove)
+        stack.enter_context(starting_at_embedding(model))
+        stack.enter_context(ends.hooks(model, head=False))
+        for (_, batch, shape), gradient in zip(batches_of(work, model.device), gradients, strict=True):
+            with listening([ends], shape), precision_of(work, model.device), suppress(_Stop):
+                model(input_ids=batch, use_cache=False)
+            if gradient is not None:
+                seen[0].backward(gradient.to(seen[0].device))
+
+
+def _hidden(output: Any) -> Tensor:
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
