@@ -163,12 +163,25 @@ def test_facts_are_judged_by_the_table_of_all_methods_where_it_was_run(tmp_path)
     assert "Table 1: every method at half rank" in gather(tmp_path, MADE)["sections"]
 
 
+def test_a_run_that_was_only_begun_is_no_result(tmp_path):
+    (tmp_path / "table-1-methods").mkdir()
+    (tmp_path / "table-1-methods" / "provenance.json").write_text("{}")
+    assert gather(tmp_path, MADE)["sections"] == {}
+    run(tmp_path / "table-1", dense=(36, -0.5), fasc=(30, -1.0), svd=(10, -2.0))
+    assert claims.facts(Results(tmp_path)).verdict == claims.CORRECTED, "Table 1 itself"
+
+
 @pytest.mark.parametrize(("pruned", "verdict"), [(10, claims.CORRECTED), (30, claims.OPEN), (36, claims.NOT)])
 def test_at_equal_bytes_every_rival_counts(tmp_path, pruned, verdict):
     run(tmp_path / "table-1-equal-size", dense=(40, -0.5), fasc=(30, -1.0), svd=(10, -2.0), magnitude=(pruned, -1.0))
     one = claims.equal_size(Results(tmp_path))
     assert one.verdict == verdict
     assert "svd" in one.reason.partition(";")[0]
+    for name, size in {"fasc": 100, "svd": 100, "magnitude": 150}.items():
+        put(tmp_path, f"table-1-equal-size/{name}/plan.json", {"totals": {"bytes": size}})
+    alone = claims.equal_size(Results(tmp_path))
+    assert alone.verdict == claims.CORRECTED, "zeros are not fewer bytes"
+    assert "of the dense model: magnitude" in alone.reason
 
 
 def test_a_page_keeps_what_it_says_of_parts_that_are_not_there_and_names_them(gains, tmp_path_factory):

@@ -127,7 +127,8 @@ def knowledge(results: Results) -> Verdict:
 @judge
 def equal_size(results: Results) -> Verdict:
     """Table 1 at equal bytes."""
-    others = results.others("fasc", EQUAL_SIZE)
+    larger = results.outsizes("fasc", EQUAL_SIZE)
+    others = [name for name in results.others("fasc", EQUAL_SIZE) if name not in larger]
     rows = {name: results.paired("lama", "fasc", name, EQUAL_SIZE) for name in others}
     ahead, behind = ([name for name, one in rows.items() if wins(one)] for wins in (_wins, _loses))
     return Verdict(
@@ -137,7 +138,8 @@ def equal_size(results: Results) -> Verdict:
         "; ".join(f"beside {name} {_points(one)}" for name, one in rows.items()),
         f"{_instead(results)}; 0.6 of the parameters of the layers, the same rank everywhere where a method has ranks",
         CORRECTED if len(ahead) == len(rows) else NOT if behind else OPEN,
-        f"more than {_listed(ahead)}; less than {_listed(behind)}; the rest inside its interval",
+        f"more than {_listed(ahead)}; less than {_listed(behind)}; the rest inside its interval"
+        + (f"; left aside, because their zeros take the bytes of the dense model: {_listed(larger)}" if larger else ""),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fasc.errors import StorageError
 from fasc.evaluation.outcome import Outcome, outcomes_from
 from fasc.evaluation.paired import Paired, by_group, paired
 from fasc.reporting.compared import difference, share
@@ -50,7 +51,10 @@ class Results:
         folder = self._of(table)
         if not folder.is_dir():
             raise FileNotFoundError(f"{table} was not run")
-        return {entry.name: entry for entry in read_entries(folder)}
+        try:
+            return {entry.name: entry for entry in read_entries(folder)}
+        except StorageError as problem:  # it was begun
+            raise FileNotFoundError(f"{table} has no scores yet") from problem
 
     def _read_outcomes(self, table: str, name: str) -> dict[str, list[Outcome]]:
         file = self._of(table) / name / ITEMS
@@ -90,11 +94,20 @@ class Results:
 
     def methods_table(self) -> str:
         """The table of all methods on facts; Table 1 itself where it was not run."""
-        return METHODS if self._of(METHODS).is_dir() else TABLE_1
+        with suppress(FileNotFoundError):
+            self._entries(METHODS)
+            return METHODS
+        return TABLE_1
 
     def others(self, name: str, table: str) -> list[str]:
         """The compressed models of a table, but for one."""
         return [other for other in self._entries(table) if other not in (DENSE, name)]
+
+    def outsizes(self, name: str, table: str) -> list[str]:
+        """Models of a table whose weights take a twentieth more bytes than this one's, or yet more."""
+        sizes = {other: (entry.plan or {}).get("totals", {}).get("bytes") for other, entry in self._entries(table).items()}
+        own = sizes.pop(name)
+        return [other for other, size in sizes.items() if own and size and size > 1.05 * own]
 
     def machines(self) -> dict[str, list[str]]:
         """Which machines made each table, of a run those of its results."""
@@ -328,7 +341,7 @@ class Results:
         """Every table as plain values, for benchmarks/results."""
         found: dict[str, Any] = {}
         for table in _RUNS:
-            if self._of(table).is_dir():
+            with suppress(FileNotFoundError):
                 found[table] = {
                     name: {"scores": list(entry.scores), "totals": (entry.plan or {}).get("totals"), "speeds": list(entry.speeds)}
                     for name, entry in self._entries(table).items()
@@ -355,11 +368,10 @@ class Results:
 
     def tables(self) -> dict[str, str]:
         """The tables of scores in Markdown, and those that are compared item by item, by title."""
-        found = {
-            title: _scores_table(list(self._entries(table).values()))
-            for table, title in _RUNS.items()
-            if self._of(table).is_dir()
-        }
+        found: dict[str, str] = {}
+        for table, title in _RUNS.items():
+            with suppress(FileNotFoundError):
+                found[title] = _scores_table(list(self._entries(table).values()))
         for title, make in {
             "Table 3, item by item against the dense model": self._table_3,
             "Table 6, item by item against the dense model": self._table_6,
