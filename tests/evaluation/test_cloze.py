@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from fasc.errors import CorpusError
 from fasc.evaluation import Subject
 from fasc.evaluation.cloze import ClozeItem, best_candidates, candidate_tokens, searched
 from tests.conftest import tiny_model
@@ -52,3 +53,10 @@ def test_an_item_with_several_right_answers_takes_the_most_probable_of_them(toke
     ((choice, score),) = searched(Subject(model, tokenizer, None), [item], "test", batch_tokens=64)
     assert choice in item.right
     assert score == pytest.approx(max(slow_scores(model, tokenizer, item)), abs=1e-4)
+
+
+def test_an_answer_that_is_a_whole_text_is_refused_before_the_model_is_run(tokenizer):
+    item = ClozeItem("prompt", ("one", "word " * 1000), 0, "r", "t")
+    with pytest.raises(CorpusError, match=r"`test`: the answer `word word .*…` has [45],\d+ tokens") as refused:
+        searched(Subject(None, tokenizer, None), [item], "test", batch_tokens=64)
+    assert "256 at most" in refused.value.hint

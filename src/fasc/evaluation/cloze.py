@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from fasc.errors import CorpusError
 from fasc.evaluation.limits import limited
 from fasc.evaluation.options import EvaluationConfig
 from fasc.evaluation.outcome import Outcome
@@ -24,6 +25,9 @@ from fasc.progress import progress
 
 _BRANCHES = 8
 """Prefixes expanded per item and round, most probable first."""
+
+_LONGEST = 256
+"""Tokens of an answer."""
 
 Prefix = tuple[int, ...]
 
@@ -143,6 +147,7 @@ def searched(subject: Subject, items: Sequence[ClozeItem], what: str, batch_toke
         batch_tokens: tokens per forward pass.
 
     Raises:
+        CorpusError: an answer is too long to be one.
         NonFiniteError: the model produced NaN or infinity; names the items.
     """
     known: dict[tuple[tuple[str, ...], bool, str], tuple[Trie, list[list[int]]]] = {}
@@ -152,6 +157,7 @@ def searched(subject: Subject, items: Sequence[ClozeItem], what: str, batch_toke
         if key not in known:
             whole = [f"{candidate}{item.suffix}" for candidate in item.candidates]
             tokens = candidate_tokens(subject.tokenizer, whole, space=item.space)
+            _require_short(what, whole, tokens)
             known[key] = (build_trie(tokens), tokens)
         trie, tokens = known[key]
         follow = frozenset(tuple(tokens[one][:end]) for one in item.right for end in range(len(tokens[one])))
@@ -164,6 +170,15 @@ def searched(subject: Subject, items: Sequence[ClozeItem], what: str, batch_toke
             _search_together(header, [prompts[i] for i in part], [searches[i] for i in part], batch_tokens)
             advance(len(part))
     return [(search.choice, search.right_score) for search in searches]
+
+
+def _require_short(what: str, candidates: Sequence[str], tokens: Sequence[Sequence[int]]) -> None:
+    longest = max(range(len(tokens)), key=lambda one: len(tokens[one]))
+    if len(tokens[longest]) > _LONGEST:
+        raise CorpusError(
+            f"`{what}`: the answer `{candidates[longest][:40]}…` has {len(tokens[longest]):,} tokens",
+            f"an answer has {_LONGEST} at most, because they are read one by one: take it out of the file",
+        )
 
 
 def _search_together(header: Header, prompts: list[list[int]], searches: list[_Search], batch_tokens: int) -> None:
