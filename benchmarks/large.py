@@ -1,7 +1,8 @@
 """A model of random weights through the whole way within a limit of memory: seconds and most resident bytes of each stage.
 
 Blocks of Llama-3.2-1B's shapes in bfloat16 (16 of them make 1.2 billion parameters), each stage in a process of its own, as a user
-would type it: collect with --max-memory, plan, compress, and the result loaded and run. Then, also in processes of their own, each
+would type it: collect with --max-memory, plan, compress, and the result loaded and run; then collect block by block, which must
+give the same bits, and compress with svd. Then, also in processes of their own, each
 group of one block of Llama-3-8B's shapes decomposed: what that takes beside the weight and the moments, in units of its Σ_xx.
 
 The loss of such a model says nothing; memory and time do not depend on what the weights are. Other work on the machine makes the
@@ -33,7 +34,7 @@ from fasc.model.load import load_model
 from fasc.options import bytes_of
 from fasc.provenance import provenance
 from fasc.statistics.accumulators import Covariance
-from fasc.statistics.moments import GradientMoment, UnitStatistics
+from fasc.statistics.moments import GradientMoment, Statistics, UnitStatistics
 from fasc.storage import write_json
 
 SHAPES = {"hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64}
@@ -100,6 +101,17 @@ def loaded_and_run(folder: Path) -> None:
         raise ValueError("the loaded model gives NaN or infinity")
 
 
+def same_moments(one: Path, other: Path) -> None:
+    """See that two folders hold the same bits."""
+    first, second = Statistics.load(one), Statistics.load(other)
+    for name, group in first.groups.items():
+        twin = second.groups[name]
+        pairs = [(group.input.matrix, twin.input.matrix)]
+        pairs += [(moment.covariance.matrix, twin.gradients[unit].covariance.matrix) for unit, moment in group.gradients.items()]
+        if not all(torch.equal(*pair) for pair in pairs):
+            raise ValueError(f"the moments of {name} differ")
+
+
 def decomposed(d_in: int, d_out: int) -> dict[str, float]:
     """What decomposing a group takes beside its weight and its moments."""
     generator = torch.Generator().manual_seed(0)
@@ -157,14 +169,18 @@ def whole_way(options: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
     dense, small, moments = work / "dense", work / "small", work / "moments"
     fasc = [sys.executable, "-m", "fasc"]
     collect = [*fasc, "collect", dense, "--methods", "fasc", "--corpus", work / "text.txt", "--sequence-length", SEQUENCE]
-    collect += ["--sequences", -(-options.tokens // SEQUENCE), "--max-memory", options.max_memory, "--out", moments]
+    collect += ["--sequences", -(-options.tokens // SEQUENCE), "--out"]
+    passes = [*collect, moments, "--max-memory", options.max_memory]
     plan = ["--statistics", moments, "--param-fraction", 0.8, *(["--layouts", options.layouts] if options.layouts else [])]
     commands = {
         "make": own(make, dense, options.blocks, options.shrink),
-        "collect": collect,
+        "collect": passes,
         "plan": [*fasc, "plan", dense, *plan, "--json", work / "plan.json"],
         "compress and save": [*fasc, "compress", dense, *plan, "--device", "cpu", "--out", small],
         "load and run": own(loaded_and_run, small),
+        "collect, block by block": [*collect, work / "replayed", "--block-replay"],
+        "compare the moments": own(same_moments, moments, work / "replayed"),
+        "compress and save, svd": [*fasc, "compress", dense, "--method", "svd", *plan, "--device", "cpu", "--out", work / "svd"],
     }
     done, ended = work / "stages.json", work / "ended.json"
     rows = _list(done)
@@ -236,7 +252,9 @@ def called(request: str) -> None:
     """In a process of its own: run a function of this file."""
     name, *arguments = json.loads(request)
     folders = {"make": make, "loaded_and_run": loaded_and_run}
-    if name in folders:
+    if name == "same_moments":
+        same_moments(*map(Path, arguments))
+    elif name in folders:
         folders[name](Path(arguments[0]), *map(int, arguments[1:]))  # type: ignore[operator]
     else:
         print(json.dumps(decomposed(*map(int, arguments))))
