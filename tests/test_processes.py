@@ -2,6 +2,7 @@
 
 import os
 import sys
+from itertools import product
 
 import pytest
 import torch
@@ -52,6 +53,45 @@ def test_sums_meet_at_the_first_process_and_rows_meet_everywhere(tmp_path):
     said = together(3, tmp_path, work)
     assert said[0] == "(111.0, [1, 2, 2], [False, True, False], [[7, 8]], 48)"
     assert said[1] == said[2] == "(None, [1, 2, 2], [False, True, False], [[7, 8]], 48)"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_dear_items_are_spread_so_that_nobody_has_much_more_than_the_least_possible(seed):
+    costs = torch.rand(7, generator=torch.Generator().manual_seed(seed)).tolist()
+    count = 3
+    owners = [Processes(rank, count).owners(costs) for rank in range(count)]
+    assert owners[0] == owners[1] == owners[2], "all answer alike"
+    best = min(
+        max(sum(cost for cost, at in zip(costs, places, strict=True) if at == rank) for rank in range(count))
+        for places in product(range(count), repeat=len(costs))
+    )
+    loads = [sum(cost for cost, at in zip(costs, owners[0], strict=True) if at == rank) for rank in range(count)]
+    assert max(loads) <= (4 / 3 - 1 / (3 * count)) * best + 1e-9, "Graham's bound for the dearest first"
+
+
+def test_items_are_done_once_and_known_everywhere_in_their_order(tmp_path):
+    def work(processes):
+        done = []
+
+        def one(item):
+            done.append(item)
+            return {f"b|{item}": torch.full((item,), 1.5), f"a|{item}": torch.tensor([item])}
+
+        found = processes.each(("working", "items"), [1.0, 5.0], one)
+        return list(found), [value.tolist() for value in found.values()], done, processes.agreed(processes.first)
+
+    said = together(3, tmp_path, work)
+    same = "(['b|0', 'a|0', 'b|1', 'a|1'], [[], [0], [1.5], [1]], "
+    assert sorted(said) == sorted([f"{same}[1], True)", f"{same}[0], True)", f"{same}[], True)"])
+    assert eval(said[0])[:2] == work(current())[:2]
+
+
+def test_a_sum_is_the_same_bits_everywhere(tmp_path):
+    def work(processes):
+        own = torch.randn(1000, generator=torch.Generator().manual_seed(processes.rank))
+        return processes.summed(own).double().sum().item()
+
+    assert len(set(together(3, tmp_path, work))) == 1
 
 
 def test_processes_that_were_given_different_things_are_refused_by_name(tmp_path):

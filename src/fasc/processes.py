@@ -6,7 +6,7 @@ somebody's own training job waits for nobody.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from datetime import timedelta
 from itertools import product
@@ -14,15 +14,20 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import load, save
 from torch import Tensor
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from fasc.errors import ProcessError, UsageError
-from fasc.progress import INTERRUPT
+from fasc.progress import INTERRUPT, progress
 
 _PATIENCE = timedelta(days=7)
 """A process may sample text for hours while others wait; whoever dies closes its connections, and that ends the wait."""
+
+
+_BETWEEN = "|"
+"""Separates a number from a tensor's name on its way."""
 
 
 class ProcessLostError(ProcessError):
@@ -82,6 +87,95 @@ class Processes:
         rows = self.gathered(work(shares[self.rank]))
         order = torch.tensor([index for share in shares for index in share], dtype=torch.int64)
         return rows[order.argsort()]
+
+    def owners(self, costs: Sequence[float]) -> list[int]:
+        """Which process does each item: the dearest first, each to whoever has least; the same answer in every process."""
+        load, found = [0.0] * self.count, [0] * len(costs)
+        for item in sorted(range(len(costs)), key=lambda item: (-costs[item], item)):
+            found[item] = min(range(self.count), key=lambda rank: (load[rank], rank))
+            load[found[item]] += costs[item]
+        return found
+
+    def each(
+        self, what: tuple[str, str], costs: Sequence[float], work: Callable[[int], Mapping[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Do each item in one of the processes, and give all of them all results.
+
+        Args:
+            what: name and noun of the progress.
+            costs: of each item, in any unit.
+            work: gives tensors by name for an item; no two items give the same name.
+
+        Returns:
+            By name, in the order of the items, on the processor.
+
+        Raises:
+            ProcessLostError: another process has ended.
+        """
+        own = [item for item, rank in enumerate(self.owners(costs)) if rank == self.rank]
+        found: dict[str, Tensor] = {}
+        with progress(what[0], len(own), what[1]) as advance:
+            for item in own:
+                found |= {f"{item}{_BETWEEN}{name}": value.detach().cpu() for name, value in work(item).items()}
+                advance()
+        every = [pair for part in self.exchanged(found) for pair in part.items()]
+        every.sort(key=lambda pair: int(pair[0].partition(_BETWEEN)[0]))  # stable: an item's own order stays
+        return {name.partition(_BETWEEN)[2]: value for name, value in every}
+
+    def exchanged(self, own: Mapping[str, Tensor]) -> list[Mapping[str, Tensor]]:
+        """The named tensors of every process, at each of them.
+
+        Raises:
+            ProcessLostError: another process has ended.
+        """
+        if self.count == 1:
+            return [own]
+        order = [f"{place:09}{_BETWEEN}{name}" for place, name in enumerate(own)]  # safetensors sorts by name
+        packed = torch.frombuffer(
+            bytearray(save(dict(zip(order, map(Tensor.contiguous, own.values()), strict=True)))), dtype=torch.uint8
+        )
+        lengths = self.gathered(torch.tensor([len(packed)])).tolist()
+        parts = [load(part.numpy().tobytes()) for part in self.gathered(packed).split(lengths)]
+        return [{name.partition(_BETWEEN)[2]: part[name] for name in sorted(part)} for part in parts]
+
+    def summed(self, own: Tensor) -> Tensor:
+        """The sum over all processes, at each of them the same bits. Changes ``own``.
+
+        Raises:
+            ProcessLostError: another process has ended.
+        """
+        if self.count > 1:
+            own = own.contiguous()
+            self.sent += own.numel() * own.element_size()
+            with _together():
+                dist.all_reduce(own)
+        return own
+
+    def agreed(self, answer: bool) -> bool:  # noqa: FBT001 - what is asked has no other argument
+        """What the first process answers, at each of them: whether a file is there, which may come between two looks.
+
+        Raises:
+            ProcessLostError: another process has ended.
+        """
+        return bool(self.from_first(lambda: torch.tensor([[answer]], dtype=torch.int64)).item())
+
+    def wait(self) -> None:
+        """Until all are here.
+
+        Raises:
+            ProcessLostError: another process has ended.
+        """
+        self.gathered(torch.zeros(1))
+
+    def require_one_machine(self, what: str) -> None:
+        """Refuse work whose parts meet in files.
+
+        Raises:
+            UsageError: the processes run on several machines.
+        """
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", self.count))
+        if here < self.count:
+            raise UsageError(f"{what} hands on files, and {self.count} processes run on several machines", "use one machine")
 
     def to_first(self, own: Tensor) -> Tensor:
         """The sum over all processes, at process 0; elsewhere the result means nothing. Changes ``own``.
@@ -145,12 +239,12 @@ class Processes:
             ProcessLostError: another process has ended.
         """
         if not self.first:
-            self.gathered(torch.zeros(1))
+            self.wait()
         try:
             yield
         finally:
             if self.first:
-                self.gathered(torch.zeros(1))
+                self.wait()
 
     def require_same(self, facts: Mapping[str, str]) -> None:
         """See that all processes are to do the same work, before it is done.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,10 +12,13 @@ from contextlib import nullcontext
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from fasc.cli.processes import SILENT
 from fasc.statistics.moments import Statistics
+from fasc.storage import cache_root
 from tests.cli.conftest import CALIBRATION, refused
+from tests.conftest import kill_when
 from tests.fuzz.kills import fingerprint
 from tests.processes import free_port
 from tests.statistics.test_processes import require_bound
@@ -103,8 +107,51 @@ def test_other_verbs_are_refused_in_several_processes(fasc, monkeypatch, model_f
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("fasc.cli.app.processes.joined", nullcontext)
     monkeypatch.setattr("fasc.cli.processes.leave", sys.exit)
-    for verb in ("plan", "compress", "bench", "run"):
-        refused(fasc(verb, model_folder), f"`fasc {verb}` works in one process, and 4 were started", "collect and evaluate")
+    for verb in ("bench", "run", "validate"):
+        refused(
+            fasc(verb, model_folder), f"`fasc {verb}` works in one process, and 4 were started", "collect, compress, evaluate"
+        )
+
+
+def test_two_processes_plan_compress_and_recover_as_one_does(done, statistics, model_folder, text_file, tmp_path):
+    budget = [model_folder, "--statistics", statistics, "--param-fraction", "0.6", "--overhead", "0"]
+    one, _ = done("plan", *budget, "--json", tmp_path / "one.json")
+    shutil.rmtree(cache_root() / "forecasts")
+    code, out, err = ended(started("plan", *budget, "--json", tmp_path / "two.json", "--nproc", "2"))
+    assert (code, out) == (0, one), err
+    assert json.loads((tmp_path / "one.json").read_text()) == json.loads((tmp_path / "two.json").read_text())
+    assert any((cache_root() / "forecasts").iterdir()), "the first process keeps the forecasts"
+    done("compress", *budget, "--device", "cpu", "--out", tmp_path / "alone")
+    code, out, err = ended(started("compress", *budget, "--device", "cpu", "--out", tmp_path / "shared", "--nproc", "2"))
+    assert code == 0, err
+    assert out.splitlines()[-1] == str(tmp_path / "shared")
+    for name in ("model.safetensors", "config.json", "fasc_plan.json"):
+        assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "shared" / name).read_bytes(), name
+    text = ["--corpus", text_file, "--sequences", "12", "--sequence-length", "16", "--batch-tokens", "80", "--device", "cpu"]
+    said, _ = done("recover", tmp_path / "alone", *text, "--out", tmp_path / "recovered")
+    code, out, err = ended(started("recover", tmp_path / "shared", *text, "--out", tmp_path / "together", "--nproc", "2"))
+    assert code == 0, err
+    assert out.splitlines()[0] == said.splitlines()[0], "KL before and after, steps, and how far"
+    assert not [entry for entry in tmp_path.iterdir() if entry.name.startswith(".")], "nothing is left beside the results"
+
+
+def test_a_compress_of_two_processes_measures_shares_and_goes_on_after_a_kill(done, model_folder, text_file, tmp_path):
+    arguments = ["compress", model_folder, "--corpus", text_file, *CALIBRATION, "--param-fraction", "0.6", "--overhead", "0"]
+    arguments += ["--device", "cpu", "--batch-tokens", "32", "--out"]
+    done(*arguments, tmp_path / "one")
+    kill_when(
+        [sys.executable, "-m", "fasc", *map(str, arguments), str(tmp_path / "two"), "--nproc", "2"],
+        tmp_path,
+        ".two.work/statistics.safetensors",
+    )
+    assert not (tmp_path / "two").exists()
+    code, _, err = ended(started(*arguments, tmp_path / "two", "--nproc", "2"))
+    assert code == 0, err
+    assert "measuring moments" not in err, "they were kept"
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("one", "two")]
+    assert list(weights[0]) == list(weights[1])
+    assert all(torch.allclose(value.float(), weights[1][name].float(), atol=1e-3) for name, value in weights[0].items())
+    refused(ended(started(*arguments, tmp_path / "three", "--propagate", "--nproc", "2")), "which processes cannot share")
 
 
 def test_scores_of_two_processes_are_those_of_one(done, compressed, text_file, tmp_path):

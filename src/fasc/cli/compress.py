@@ -89,6 +89,7 @@ def compress(
     dtype: opt.DTypeName = None,
     device: opt.Device = None,
     device_map: opt.DeviceMapName = None,
+    nproc: opt.Nproc = None,
     report: opt.Report = None,
     max_shard_size: Annotated[
         str | None,
@@ -111,7 +112,10 @@ def compress(
         methods=(opt.method_for(given),),
         budgets=(opt.budget_for(given),),
     )
-    from fasc.outputs import output
+    from contextlib import AbstractContextManager, nullcontext
+
+    from fasc.cli.processes import first, launched
+    from fasc.outputs import output, resolved
     from fasc.planning.needs import needs_for
     from fasc.planning.plan import Plan
     from fasc.reporting.console import print_line
@@ -126,9 +130,14 @@ def compress(
     made = None if plan is None else Plan.load(plan)
     if made is not None:
         _require_no_other(made, given)
+    if launched(nproc, recipe.source.device, None if statistics is not None else recipe.calibration.sequences):
+        return
     sources = (model, statistics, held_out, plan, recipe.calibration.corpus)
-    opt.check_report(report, inputs=sources, out=out)
-    with output(out, overwrite=overwrite, inputs=sources, folder=True, owned=require_own_checkpoint) as target:
+    place: AbstractContextManager[Path] = nullcontext(resolved(out))
+    if first():
+        opt.check_report(report, inputs=sources, out=out)
+        place = output(out, overwrite=overwrite, inputs=sources, folder=True, owned=require_own_checkpoint)
+    with place as target:
         small = compress_recipe(
             recipe,
             target,
@@ -141,7 +150,7 @@ def compress(
             max_shard_size=shard,
         )
     print_outcome(small.plan, out, recipe.source.model, merged=merge, model_type=small.model.config.model_type)
-    if report is not None:
+    if report is not None and first():
         from fasc.reporting.page.sources import read_source
 
         opt.write_report(report, read_source(out))

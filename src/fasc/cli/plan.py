@@ -76,6 +76,7 @@ def plan(
     ] = None,
     json: opt.Json = None,
     dtype: opt.DTypeName = None,
+    nproc: opt.Nproc = None,
 ) -> None:
     """Print what a compressed model will weigh, and with --statistics what it is predicted to lose, before it is made.
 
@@ -90,12 +91,14 @@ def plan(
     options = opt.method_for(given)
     source = opt.take(ModelConfig, given, device="cpu")
     layers = opt.take(LayersConfig, given)
+    from fasc.cli.processes import first, launched
     from fasc.planning.needs import needs_for
     from fasc.planning.table import tables
     from fasc.reporting.console import print_results
     from fasc.stages.compress import load
     from fasc.stages.plan import plan_from_files
 
+    opt.unused(given, ("nproc",), "beside --config-only and --frontier", when=config_only or frontier is not None)
     if config_only:
         _print_needs(source, options, budget, layers, memory, json, given)
         return
@@ -105,9 +108,12 @@ def plan(
         _print_frontier(source, options, layers, statistics, frontier, json)
         return
     needs_for(options, budget)
-    opt.check_files(json, inputs=(model, statistics, held_out, validation))
+    if launched(nproc, "cpu"):
+        return
+    if first():
+        opt.check_files(json, inputs=(model, statistics, held_out, validation))
     result = plan_from_files(load(source), options, budget, layers, statistics, held_out, validation)
-    if json is not None:
+    if json is not None and first():
         result.save(json)
     print_results(*tables(result))
 

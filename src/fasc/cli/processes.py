@@ -13,7 +13,7 @@ import typer
 
 from fasc.errors import ProcessError, UsageError
 
-SHARED = ("collect", "evaluate")
+SHARED = ("collect", "compress", "evaluate", "plan", "recover")
 """Verbs whose work several processes share."""
 
 INTERRUPTED = 130
@@ -42,7 +42,7 @@ def require_shared(verb: str | None) -> None:
     if count > 1 and verb is not None and verb not in SHARED:
         raise UsageError(
             f"`fasc {verb}` works in one process, and {count} were started",
-            f"start it without torchrun; {' and '.join(SHARED)} share their work (or unset WORLD_SIZE)",
+            f"start it without torchrun; {', '.join(SHARED)} share their work (or unset WORLD_SIZE)",
         )
 
 

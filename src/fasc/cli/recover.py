@@ -27,6 +27,7 @@ def recover(
     seed: Annotated[int | None, opt.option(RecoveryConfig, "seed", "--seed")] = None,
     data_dir: opt.DataDir = None,
     device: opt.Device = None,
+    nproc: opt.Nproc = None,
     overwrite: opt.Overwrite = False,
 ) -> None:
     """Train the replaced layers of a compressed model towards the dense one, on unlabelled text, and write a new checkpoint.
@@ -37,13 +38,21 @@ def recover(
     given = locals()
     config = opt.take(RecoveryConfig, given)
     source = opt.take(ModelConfig, given, model=str(checkpoint))
-    from fasc.outputs import output
+    from contextlib import AbstractContextManager, nullcontext
+
+    from fasc.cli.processes import first, launched
+    from fasc.outputs import output, resolved
     from fasc.reporting.console import print_line
     from fasc.serving.checkpoint import require_own_checkpoint
     from fasc.stages.recover import recover_checkpoint
 
+    if launched(nproc, source.device):
+        return
     sources = (checkpoint, dense, config.corpus)
-    with output(out, overwrite=overwrite, inputs=sources, folder=True, owned=require_own_checkpoint) as target:
+    place: AbstractContextManager[Path] = nullcontext(resolved(out))
+    if first():
+        place = output(out, overwrite=overwrite, inputs=sources, folder=True, owned=require_own_checkpoint)
+    with place as target:
         result = recover_checkpoint(source, target, config, dense=dense, overwrite=overwrite)
     print_line(
         f"KL to the dense model on {result.held_out:,} held-out tokens: {result.before:.4f} → {result.after:.4f} nats/token "

@@ -5,6 +5,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from fasc.compression.propagate import compress_in_order
+from fasc.compression.shared import can_be_shared, share_edits
 from fasc.edits import Edit
 from fasc.edits.factor import Factor
 from fasc.edits.remove import experts_apart, require_loadable
@@ -24,7 +25,13 @@ def carry_out(
 
 
 def carried_out(
-    model: PreTrainedModel, statistics: Statistics, plan: Plan, *, propagate: bool = False, work: Path | None = None
+    model: PreTrainedModel,
+    statistics: Statistics,
+    plan: Plan,
+    *,
+    propagate: bool = False,
+    work: Path | None = None,
+    shared: Path | None = None,
 ) -> tuple[Plan, Statistics]:
     """Compress a model in place, edit by edit.
 
@@ -34,6 +41,8 @@ def carried_out(
         plan: edits in order; all are checked against the model before the first is made.
         propagate: compress the blocks in order, each from the inputs it gets from the compressed blocks below it.
         work: folder for finished blocks, with ``propagate``: an interrupted compression goes on there.
+        shared: folder through which several processes share the edits; only the first then has the whole result, and the
+            statistics come back as they were given.
 
     Returns:
         The plan as it was carried out: with ``predicted_loss`` (π ½J, nats per token) filled in where the statistics hold the
@@ -57,6 +66,8 @@ def carried_out(
         require_loadable(model, plan.edits)
         if propagate:
             compress_in_order(model, statistics, plan, work)
+        elif shared is not None and can_be_shared(plan):
+            share_edits(model, statistics, plan, shared)
         else:
             with progress(f"compressing with {plan.method}", len(plan.edits), "edits") as advance:
                 for edit in plan.edits:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 from fasc.compression.options import RecoveryConfig
 from fasc.errors import NonFiniteError, StorageError
 from fasc.linalg.divergence import kl_divergence
+from fasc.processes import current
 from fasc.progress import progress, say
 from fasc.storage import new_file, require_free_space
 
@@ -66,6 +67,9 @@ def distil(
 ) -> list[float]:
     """Minimise ``KL(dense ‖ model)``, in place, in one pass over the text in an order drawn by the seed.
 
+    Inside :func:`fasc.processes.joined` each process takes its share of the sequences of every step; gradients are added up, so
+    that all take the step of one process, up to the order of summation.
+
     AdamW without weight decay; the rate rises over the first tenth of the steps and falls to zero as a cosine.
 
     Args:
@@ -88,23 +92,44 @@ def distil(
     options = {"params": list(parameters), "initial_lr": config.learning_rate}
     optimizer = torch.optim.AdamW([options], lr=config.learning_rate, betas=_BETAS, weight_decay=0.0, fused=True)
     losses = [] if work is None else _resume(work / _STATE, parameters, optimizer)
+    current().wait()  # until all have read what the first may write again
     remaining = batches[len(losses) :]
     schedule = get_cosine_schedule_with_warmup(optimizer, ceil(_WARM_UP * len(batches)), len(batches), last_epoch=len(losses) - 1)
     saved = time.monotonic()
     with progress("recovering", sum(ids.numel() for ids in remaining), "tokens") as advance:
         for ids in remaining:
-            loss = divergence_of(model, dense, ids, mixed=config.mixed_precision).mean()
-            losses.append(_finite(loss.item(), step=len(losses) + 1))
-            loss.backward()
+            loss = _loss_and_gradients(model, dense, parameters, ids, config)
+            losses.append(_finite(loss, step=len(losses) + 1))
             nn.utils.clip_grad_norm_(parameters, _GRADIENT_NORM)
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
             advance(ids.numel())
-            if work is not None and len(losses) < len(batches) and time.monotonic() - saved >= _SAVE_SECONDS:
+            unfinished = work is not None and len(losses) < len(batches)
+            if work is not None and unfinished and current().first and time.monotonic() - saved >= _SAVE_SECONDS:
                 _save(work / _STATE, parameters, optimizer, losses)
                 saved = time.monotonic()
     return losses
+
+
+def _loss_and_gradients(
+    model: PreTrainedModel, dense: PreTrainedModel, parameters: Sequence[nn.Parameter], ids: Tensor, config: RecoveryConfig
+) -> float:
+    """The mean divergence of a batch, with the gradients of all processes' shares of it; nats per token."""
+    own = ids[current().rank :: current().count]
+    total = 0.0
+    if len(own):
+        loss = divergence_of(model, dense, own, mixed=config.mixed_precision).sum() / ids.numel()
+        loss.backward()
+        total = loss.item()
+    if current().count == 1:
+        return total
+    reached = current().summed(torch.tensor([float(one.grad is not None) for one in parameters])) > 0
+    for parameter, anywhere in zip(parameters, reached.tolist(), strict=True):
+        if anywhere:  # one that no token of the batch reaches, such as of an idle expert, has none in any process
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = current().summed(gradient)
+    return float(current().summed(torch.tensor(total, dtype=torch.float64)))
 
 
 def _finite(value: float, *, step: int) -> float:

@@ -6,25 +6,20 @@ that can be known from ``x'``, and the rest does not depend on ``W'``; so the pr
 and ``Σ_x'x'`` for ``Σ_xx``. Every method is propagated by the same substitution (docs/method.md).
 """
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fasc.edits import Edit, read_edit
+from fasc.compression.parts import load_part, recorded, save_part
+from fasc.edits import Edit
 from fasc.edits.factor import Factor, Problem
 from fasc.edits.narrow import Narrow
-from fasc.edits.structure import record, structure_of
-from fasc.errors import ModelError, StatisticsError, UsageError
+from fasc.errors import StatisticsError, UsageError
 from fasc.linalg.psd import cholesky, damped
 from fasc.model.blocks import BlockInputs, block_inputs, block_names, input_of, run_block
 from fasc.model.groups import stacked_weight
@@ -34,7 +29,6 @@ from fasc.progress import progress
 from fasc.statistics.accumulators import Covariance, CrossSum, SymmetricSum, VectorSum
 from fasc.statistics.moments import GradientMoment, GroupStatistics, Statistics, UnitStatistics, as_float64
 from fasc.statistics.narrowing import narrowed
-from fasc.storage import new_file
 
 _TOKENS = 2048
 """Tokens per forward pass of a block."""
@@ -70,19 +64,14 @@ def compress_in_order(model: PreTrainedModel, statistics: Statistics, plan: Plan
             dense = deepcopy(model.get_submodule(name))
             stored = None if work is None else work / f"{name}.safetensors"
             if stored is not None and stored.is_file():
-                _load_block(model, stored)
+                load_part(model, stored)
             else:
-                before = len(_structure(model))
+                before = len(recorded(model))
                 _compress_block(_Block(model, name, dense, states, {}), statistics, edits)
                 if stored is not None:
-                    _save_block(model, _structure(model)[before:], stored)
+                    save_part(model, recorded(model)[before:], stored)
             states.advance(name, dense, model.get_submodule(name))
             advance()
-
-
-def _structure(model: PreTrainedModel) -> list[dict[str, Any]]:
-    structure = structure_of(model)
-    return [] if structure is None else structure.edits
 
 
 @dataclass
@@ -208,32 +197,3 @@ def _problem(model: PreTrainedModel, group: GroupStatistics, edit: Factor, chang
     if not edit.solver.method.is_loss:  # its forecast would be of other gradients than those that were measured
         unit = replace(unit, gradient=None)
     return Problem(fitted, unit, weight @ change.dense_mean.to(weight))
-
-
-@contextmanager
-def _as_model_error(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as problem:
-        raise ModelError(f"`{path}` is damaged: {problem}", "delete it and run the same command again") from problem
-
-
-def _save_block(model: nn.Module, edits: Sequence[Mapping[str, Any]], path: Path) -> None:
-    tensors: dict[str, Tensor] = {}
-    for edit in edits:
-        for name in read_edit(edit, f"`{path}`").touches:
-            module = model.get_submodule(name)
-            tensors |= {f"{name}.{key}": value.contiguous() for key, value in module.state_dict().items()}
-    with new_file(path) as scratch:
-        save_file(tensors, scratch, metadata={"edits": json.dumps(edits)})
-
-
-def _load_block(model: PreTrainedModel, path: Path) -> None:
-    with _as_model_error(path), safe_open(path, framework="pt") as file:
-        edits = [read_edit(raw, f"`{path}`") for raw in json.loads(file.metadata()["edits"])]
-        for edit in edits:
-            edit.build(model)
-            record(model, edit)
-        for name in {name for edit in edits for name in edit.touches}:
-            module = model.get_submodule(name)
-            module.load_state_dict({key: file.get_tensor(f"{name}.{key}") for key in module.state_dict()})

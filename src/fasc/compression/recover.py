@@ -20,6 +20,7 @@ from fasc.edits.structure import edited_layers
 from fasc.errors import ModelError, NonFiniteError, UsageError
 from fasc.model.experts import routers
 from fasc.model.scopes import evaluating, frozen
+from fasc.processes import current
 from fasc.progress import progress
 
 
@@ -120,12 +121,13 @@ def _require_trainable(
 
 def _mean_divergence(model: PreTrainedModel, dense: PreTrainedModel, batches: Sequence[Tensor], *, mixed: bool) -> float:
     """KL(dense ‖ compressed) on sequences, nats per token."""
-    tokens, total = sum(ids.numel() for ids in batches), 0.0
-    with progress("measuring on held-out text", tokens, "tokens") as advance, torch.no_grad():
-        for ids in batches:
+    own, total = batches[current().rank :: current().count], 0.0
+    with progress("measuring on held-out text", sum(ids.numel() for ids in own), "tokens") as advance, torch.no_grad():
+        for ids in own:
             total += float(divergence_of(model, dense, ids, mixed=mixed).double().sum())
             advance(ids.numel())
-    return total / tokens
+    every = float(current().summed(torch.tensor(total, dtype=torch.float64)))
+    return every / sum(ids.numel() for ids in batches)
 
 
 def _go_as_far_as_it_helps(

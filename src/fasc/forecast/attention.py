@@ -20,7 +20,7 @@ from fasc.linalg.psd import cholesky, damped
 from fasc.model.attention import Attention
 from fasc.model.coupling import Coupling
 from fasc.model.groups import stacked_weight
-from fasc.progress import progress
+from fasc.processes import current
 from fasc.statistics.moments import Statistics, as_float64
 from fasc.statistics.reduction import Outputs, Reduction, reduced
 
@@ -179,12 +179,15 @@ def attention_curves(
     Raises:
         StatisticsError: the statistics lack a gradient moment of a consumer.
     """
-    curves: dict[str, Curve] = {}
-    with progress("forecasting the loss of fewer heads", len(attentions), "attentions") as advance, torch.no_grad():
-        for attention in attentions:
-            curves |= _curves(model, attention, damping, moments, words)
-            advance()
-    return curves
+
+    def curves_of(number: int) -> dict[str, Tensor]:
+        curves = _curves(model, attentions[number], damping, moments, words)
+        return {name: torch.from_numpy(curve) for name, curve in curves.items()}
+
+    costs = [float(attention.coupling.consumer.d_in) ** 3 for attention in attentions]
+    with torch.no_grad():
+        found = current().each(("forecasting the loss of fewer heads", "attentions"), costs, curves_of)
+    return {name: curve.numpy() for name, curve in found.items()}
 
 
 def _curves(

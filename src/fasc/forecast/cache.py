@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from fasc.processes import current
 from fasc.provenance import digest
 from fasc.storage import cache_root
 
@@ -35,13 +36,22 @@ def kept_forecasts(statistics: str | None, held_out: str | None = None) -> Itera
         yield {}
         return
     file = cache_root() / "forecasts" / f"{digest(_parts(statistics, held_out))}.safetensors"
-    known = _read(file)
+    known = _of_the_first(file)
     before = set(known)
     try:
         yield known
     finally:
-        if set(known) != before:
+        if set(known) != before and current().first:
             _write(file, known)
+
+
+def _of_the_first(file: Path) -> dict[str, Curves]:
+    """What the first process has kept, at each of them: all must leave out the same work."""
+    if current().count == 1:
+        return _nested(_read(file))
+    own = _read(file) if current().first else {}
+    first = current().exchanged({name: torch.from_numpy(np.ascontiguousarray(curve)) for name, curve in own.items()})[0]
+    return _nested({name: curve.numpy() for name, curve in first.items()})
 
 
 def _parts(statistics: str, held_out: str | None) -> Iterator[bytes]:
@@ -54,13 +64,19 @@ _BETWEEN = "\n"
 """Separates the two keys of a curve in a tensor's name."""
 
 
-def _read(file: Path) -> dict[str, Curves]:
-    known: dict[str, dict[str, NDArray[np.float64]]] = {}
+def _read(file: Path) -> dict[str, NDArray[np.float64]]:
+    found: dict[str, NDArray[np.float64]] = {}
     with suppress(OSError, SafetensorError):
-        for name, curve in load_file(file).items():
-            key, _, unit = name.partition(_BETWEEN)
-            known.setdefault(key, {})[unit] = curve
+        found = load_file(file)
         file.touch()
+    return found
+
+
+def _nested(found: Mapping[str, NDArray[np.float64]]) -> dict[str, Curves]:
+    known: dict[str, dict[str, NDArray[np.float64]]] = {}
+    for name, curve in found.items():
+        key, _, unit = name.partition(_BETWEEN)
+        known.setdefault(key, {})[unit] = curve
     return {**known}
 
 

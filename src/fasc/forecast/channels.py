@@ -18,7 +18,7 @@ from fasc.linalg.psd import cholesky, damped
 from fasc.methods import Solver
 from fasc.model.coupling import Coupling
 from fasc.model.groups import stacked_weight
-from fasc.progress import progress
+from fasc.processes import current
 from fasc.statistics.moments import Statistics, as_float64
 from fasc.statistics.narrowing import Narrowing, narrowed
 
@@ -54,15 +54,19 @@ def channel_curves(
     Raises:
         StatisticsError: the statistics lack a gradient moment of a consumer.
     """
-    curves: dict[str, Curve] = {}
-    with progress("forecasting the loss of fewer channels", len(couplings), "MLPs") as advance, torch.no_grad():
-        for coupling in couplings:
-            if moments[1] is None:
-                curves |= _curves(model, moments[0], coupling, solver, widths(coupling.parts))
-            else:
-                curves |= _held_out_curves(model, (moments[0], moments[1]), coupling, solver, widths(coupling.parts))
-            advance()
-    return curves
+
+    def curves_of(number: int) -> dict[str, Tensor]:
+        coupling = couplings[number]
+        if moments[1] is None:
+            curves = _curves(model, moments[0], coupling, solver, widths(coupling.parts))
+        else:
+            curves = _held_out_curves(model, (moments[0], moments[1]), coupling, solver, widths(coupling.parts))
+        return {name: torch.from_numpy(curve) for name, curve in curves.items()}
+
+    costs = [float(coupling.parts) ** 3 for coupling in couplings]
+    with torch.no_grad():
+        found = current().each(("forecasting the loss of fewer channels", "MLPs"), costs, curves_of)
+    return {name: curve.numpy() for name, curve in found.items()}
 
 
 def choose_channels(model: PreTrainedModel, statistics: Statistics, coupling: Coupling, width: int, damping: float) -> Narrowing:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from fasc.linalg.decomposition import Decomposition, conjugated
 from fasc.methods import Solver
 from fasc.model.groups import Unit, stacked_weight
-from fasc.progress import progress
+from fasc.processes import current
 from fasc.statistics.moments import Statistics, UnitStatistics, as_float64
 
 _SINGULAR = 1e-9
@@ -43,21 +43,24 @@ def loss_curves(
     Raises:
         StatisticsError: a moment is missing.
     """
-    curves = {}
-    with progress(f"forecasting the loss of {solver.name}", len(units), "units") as advance, torch.no_grad():
-        for unit in units:
-            weight, moments = stacked_weight(model, unit), statistics.unit(unit)
-            quick = held_out is None and solver.method.is_loss
-            energies = solver.energies(weight, moments) if quick else None
-            if energies is not None:
-                curve = half_tails(energies) * moments.share
-            elif held_out is not None:
-                curve = fisher_loss_curve(solver.decompose(weight, moments), weight, held_out.unit(unit))
-            else:
-                curve = loss_curve(solver, solver.decompose(weight, moments), weight, moments)
-            curves[unit.name] = curve.numpy(force=True)
-            advance()
-    return curves
+
+    def curve_of(number: int) -> dict[str, Tensor]:
+        unit = units[number]
+        weight, moments = stacked_weight(model, unit), statistics.unit(unit)
+        quick = held_out is None and solver.method.is_loss
+        energies = solver.energies(weight, moments) if quick else None
+        if energies is not None:
+            curve = half_tails(energies) * moments.share
+        elif held_out is not None:
+            curve = fisher_loss_curve(solver.decompose(weight, moments), weight, held_out.unit(unit))
+        else:
+            curve = loss_curve(solver, solver.decompose(weight, moments), weight, moments)
+        return {unit.name: curve}
+
+    costs = [float(unit.full_rank) ** 3 for unit in units]
+    with torch.no_grad():
+        found = current().each((f"forecasting the loss of {solver.name}", "units"), costs, curve_of)
+    return {name: curve.numpy() for name, curve in found.items()}
 
 
 def loss_curve(

@@ -1,6 +1,7 @@
 """A model, statistics and a plan → a compressed model; and the whole way from text to a checkpoint, resumable."""
 
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,8 +25,9 @@ from fasc.planning.one_width import asks_for_one_width
 from fasc.planning.options import BudgetConfig, MethodConfig
 from fasc.planning.plan import Plan
 from fasc.planning.removable import WORDS, require_experts
+from fasc.processes import current
 from fasc.progress import say
-from fasc.provenance import provenance
+from fasc.provenance import digest, provenance
 from fasc.pruning import find_method
 from fasc.recipe import Recipe
 from fasc.reporting.card import model_card
@@ -34,7 +36,7 @@ from fasc.serving.pack_quantized import save_pack_quantized
 from fasc.serving.quantizer import attach
 from fasc.stages.calibrate import calibrate
 from fasc.stages.keywords import Corpus, corpus_in, take
-from fasc.stages.plan import fitted_statistics, plan_of_recipe, take_method
+from fasc.stages.plan import fitted_statistics, plan_of_recipe, require_same_work, take_method
 from fasc.stages.plan import plan as make_plan
 from fasc.statistics.moments import Need, Statistics
 from fasc.statistics.options import CalibrationConfig
@@ -203,7 +205,8 @@ def carry_out_recipe(
         merged: make an ordinary dense model of it again.
         work: folder in which an interrupted compression with propagation goes on.
     """
-    done, left = carried_out(loaded.model, statistics, plan, propagate=plan.options.propagate, work=work)
+    shared = None if merged else work  # merging goes by the statistics of all that is left
+    done, left = carried_out(loaded.model, statistics, plan, propagate=plan.options.propagate, work=work, shared=shared)
     damping = find_method(plan.method).options.model_validate(plan.options.own).damping
     folded = merge(loaded.model, left, damping) if merged else []
     attach(loaded.model)
@@ -314,24 +317,55 @@ def compress_recipe(  # noqa: PLR0913 - a source each, and switches
     key = {"recipe": recipe.to_dict(), "statistics": digests[0], "held_out": digests[1]}
     key["text"] = None if statistics is not None else text_key(calibration.corpus, "calibration", calibration.data_dir)
     key["plan"] = None if plan is None else plan.to_dict()
-    with work_folder(out.with_name(f".{out.name}.work"), key) as work:
+    if recipe.methods[0].propagate and current().count > 1:
+        raise UsageError("--propagate goes from block to block, which processes cannot share", "leave --nproc or --propagate out")
+    with shared_work_folder(out, key) as work:
         loaded = load(recipe.source)
+        require_same_work(loaded.model, {"options": digest([repr(sorted(key.items())).encode()])})
         require_experts(loaded.model, recipe.methods[0].layouts)
         moments = measured(loaded, recipe, needs, work) if statistics is None else Statistics.load(statistics)
         moments = fitted_statistics(moments, loaded.model)
         if plan is None:
             moments.require(needs)
-        if plan is None and (work / "plan.json").is_file():
-            plan = Plan.load(work / "plan.json")
-        elif plan is None:
-            unseen = None if held_out is None else Statistics.load(held_out)
-            with kept_forecasts(*digests) as known:
-                plan = plan_of_recipe(loaded, moments, recipe, known, unseen)
-            if recipe.methods[0].propagate or recipe.methods[0].selection != "none":  # otherwise it takes seconds
-                plan.save(work / "plan.json")
+            plan = _planned(loaded, moments, recipe, digests, held_out, work)
         small = carry_out_recipe(loaded, moments, recipe, plan, merged=merged, work=work)
-        small.save(out, overwrite=overwrite, format=format, max_shard_size=max_shard_size)
+        if current().first:
+            small.save(out, overwrite=overwrite, format=format, max_shard_size=max_shard_size)
+        current().wait()
     return small
+
+
+def _planned(
+    loaded: LoadedModel,
+    moments: Statistics,
+    recipe: Recipe,
+    digests: Sequence[str | None],
+    held_out: Path | None,
+    work: Path,
+) -> Plan:
+    """The plan of a recipe, or the one that an interrupted call has left."""
+    file, options = work / "plan.json", recipe.methods[0]
+    if current().agreed(file.is_file()):
+        return Plan.load(file)
+    unseen = None if held_out is None else Statistics.load(held_out)
+    with kept_forecasts(*digests) as known:
+        plan = plan_of_recipe(loaded, moments, recipe, known, unseen)
+    if current().first and (options.propagate or options.selection != "none"):  # otherwise it takes seconds
+        plan.save(file)
+    return plan
+
+
+@contextmanager
+def shared_work_folder(out: Path, key: Mapping[str, Any]) -> Iterator[Path]:
+    """The hidden folder of unfinished work beside a result; the first process makes and removes it, the others find it there."""
+    folder = out.with_name(f".{out.name}.work")
+    if current().first:
+        with work_folder(folder, key) as work:
+            current().wait()
+            yield work
+    else:
+        current().wait()
+        yield folder
 
 
 def load(source: ModelConfig) -> LoadedModel:
@@ -342,14 +376,26 @@ def load(source: ModelConfig) -> LoadedModel:
 def measured(loaded: LoadedModel, recipe: Recipe, needs: frozenset[Need], folder: Path) -> Statistics:
     """The statistics that a recipe needs, measured once and kept in a folder."""
     file = folder / "statistics.safetensors"
-    if file.is_file():
-        with suppress(StatisticsError):  # damaged, or of a model that has changed since
-            statistics = Statistics.load(file)
-            statistics.require(needs)
-            statistics.require_model(model_fingerprint(loaded.model))
-            return statistics
-    statistics = calibrate(loaded, needs, recipe.calibration, recipe.layers)
-    statistics.save(file)
+    kept = _kept(file, needs, loaded)
+    if current().agreed(kept is not None):
+        return Statistics.load(file) if kept is None else kept
+    made = calibrate(loaded, needs, recipe.calibration, recipe.layers)
+    if current().first:
+        made.save(file)
+    current().wait()
+    return made if current().count == 1 else Statistics.load(file)  # only the first process was given the moments
+
+
+def _kept(file: Path, needs: frozenset[Need], loaded: LoadedModel) -> Statistics | None:
+    """What an earlier call has measured; nothing where it is damaged, or of a model that has changed since."""
+    if not file.is_file():
+        return None
+    try:
+        statistics = Statistics.load(file)
+        statistics.require(needs)
+        statistics.require_model(model_fingerprint(loaded.model))
+    except StatisticsError:
+        return None
     return statistics
 
 

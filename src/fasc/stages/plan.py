@@ -1,6 +1,6 @@
 """Statistics and a budget → a plan."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from fasc.planning.needs import needs_for
 from fasc.planning.options import BudgetConfig, MethodConfig
 from fasc.planning.plan import Plan
 from fasc.planning.requirements import Requirements, requirements
+from fasc.processes import current
+from fasc.provenance import versions
 from fasc.recipe import Recipe
 from fasc.serving.checkpoint import header_bytes
 from fasc.stages.calibrate import held_out_tokens
@@ -176,11 +178,23 @@ def plan_from_files(
     moments = None if statistics is None else stored_statistics(statistics, loaded.model)
     unseen = None if held_out is None else stored_statistics(held_out, loaded.model)
     digests = [None if file is None else digest_of(file) for file in (statistics, held_out)]
+    require_same_work(loaded.model, {"statistics": str(digests), "options": f"{options!r} {budget!r} {layers!r}"})
     with expert_layers(loaded.model), kept_forecasts(*digests) as known:
         groups = groups_of(loaded.model, moments, layers)
         limit = budget if correction is None else corrected(budget, correction)
         made = make_plan(loaded.model, groups, options, limit, moments, known=known, held_out=unseen)
         return _selected(loaded.model, moments, expecting(made, budget, correction))
+
+
+def require_same_work(model: PreTrainedModel, facts: Mapping[str, str]) -> None:
+    """See that all processes that share the work were given the same, and meet on one machine.
+
+    Raises:
+        UsageError: they were not; names the fact.
+    """
+    if current().count > 1:
+        current().require_one_machine("this")
+        current().require_same({**versions(), "model": model_fingerprint(model), **facts})
 
 
 def plan_of_config(

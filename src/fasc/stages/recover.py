@@ -11,13 +11,15 @@ from fasc.errors import ModelError
 from fasc.model.load import LoadedModel, model_fingerprint
 from fasc.model.options import ModelConfig
 from fasc.planning.plan import Plan
-from fasc.provenance import provenance
+from fasc.processes import current
+from fasc.provenance import digest, provenance
 from fasc.pruning import find_method
 from fasc.recipe import read_recipe
 from fasc.reporting.card import model_card
 from fasc.serving.checkpoint import PLAN_FILE, RECIPE_FILE, CheckpointNotes, read_provenance, save_checkpoint
-from fasc.stages.compress import load
-from fasc.storage import read_json, work_folder
+from fasc.stages.compress import load, shared_work_folder
+from fasc.stages.plan import require_same_work
+from fasc.storage import read_json
 from fasc.text.corpus import TextRequest, TokenBlock, load_corpus
 from fasc.text.sources import text_key
 
@@ -64,7 +66,8 @@ def recover_checkpoint(
     text = text_key(request.corpus, "calibration", request.data_dir)
     key: dict[str, Any] = {"recovery": config.model_dump(mode="json"), "text": text}
     key["models"] = [model_fingerprint(one.model) for one in (loaded, dense)]
-    with work_folder(out.with_name(f".{out.name}.work"), key) as work:
+    require_same_work(loaded.model, {"recovery": digest([repr(sorted(key.items())).encode()])})
+    with shared_work_folder(out, key) as work:
         block = _kept_text(dense, request, work)
         result = recover(loaded.model, dense.model, block.tokens, config, work)
         facts = config.model_dump(mode="json", exclude_none=True) | {"corpus": block.corpus, "tokens": block.tokens.numel()}
@@ -76,17 +79,20 @@ def recover_checkpoint(
         now = provenance(**kept | {"recovery": recovery, "compressed": {key: made[key] for key in ("created", "command")}})
         card = model_card(recipe, plan, find_method(plan.method).summary, now, merged=False)
         notes = CheckpointNotes(recipe=recipe.to_dict(), provenance=now, plan=plan.to_dict(), card=card)
-        save_checkpoint(loaded.model, loaded.tokenizer, out, notes, overwrite=overwrite)
+        if current().first:
+            save_checkpoint(loaded.model, loaded.tokenizer, out, notes, overwrite=overwrite)
+        current().wait()
     return result
 
 
 def _kept_text(loaded: LoadedModel, request: TextRequest, folder: Path) -> TokenBlock:
     """The text, drawn or sampled once and kept in a folder."""
     file = folder / "text.safetensors"
-    if file.is_file():
+    if current().agreed(file.is_file()):
         return TokenBlock.load(file)
     block = load_corpus(loaded.model, loaded.tokenizer, request)
-    block.save(file)
+    if current().first:
+        block.save(file)
     return block
 
 
