@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from datetime import timedelta
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -144,12 +145,7 @@ class Processes:
         Raises:
             ProcessLostError: another process has ended.
         """
-        if self.count > 1:
-            own = own.contiguous()
-            self.sent += own.numel() * own.element_size()
-            with _together():
-                dist.all_reduce(own)
-        return own
+        return self._added(own, dist.all_reduce)
 
     def agreed(self, answer: bool) -> bool:  # noqa: FBT001 - what is asked has no other argument
         """What the first process answers, at each of them: whether a file is there, which may come between two looks.
@@ -183,11 +179,14 @@ class Processes:
         Raises:
             ProcessLostError: another process has ended.
         """
+        return self._added(own, partial(dist.reduce, dst=0))
+
+    def _added(self, own: Tensor, add: Callable[[Tensor], object]) -> Tensor:
         if self.count > 1:
             own = own.contiguous()
             self.sent += own.numel() * own.element_size()
             with _together():
-                dist.reduce(own, 0)
+                add(own)
         return own
 
     def gathered(self, own: Tensor) -> Tensor:
