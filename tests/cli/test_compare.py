@@ -72,6 +72,15 @@ def test_what_cannot_be_compared_is_refused(models, tmp_path):
         of_checkpoints(models[:2], CalibrationConfig(), config, ModelConfig())
 
 
+def test_a_model_that_is_not_there_is_said_as_everywhere(models):
+    done = fasc("compare", models[0], "owner/nothing", "--benchmarks", "facts", "--no-card")
+    assert done.returncode == 2
+    assert "`owner/nothing`" in done.stderr
+    assert "give a local folder, or connect to the hub" in " ".join(done.stderr.split())
+    done = fasc("compare", models[0], "nothing", "--benchmarks", "facts", "--no-card")
+    assert "unknown model `nothing`" in done.stderr
+
+
 def test_the_divergence_of_each_model_is_printed(models, text_file):
     done = fasc("compare", *models[:2], "--benchmarks", "kl", "--corpus", text_file, "--context", 16, "--windows", 2, "--no-card")
     assert done.returncode == 0, done.stderr

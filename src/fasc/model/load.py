@@ -159,12 +159,17 @@ def _tokenizer_alone(spec: str) -> PreTrainedTokenizerBase:
     if spec in embedded.EMBEDDED and not path.exists():
         with suppress(ModelError):
             return _tokenizer(str(embedded.pull(spec)), {})
-        return _tokenizer(embedded.EMBEDDED[spec].hub_id, {})
+        spec = embedded.EMBEDDED[spec].hub_id
     _require_place(spec, path)
     with quiet_transformers():
         if path.suffix == ".gguf":
             return _tokenizer(str(path.parent), {"gguf_file": path.name})
-        return _tokenizer(str(path) if path.exists() else spec, {})
+        if path.exists():
+            return _tokenizer(str(path), {})
+        try:
+            return _tokenizer(spec, {})
+        except ModelError as problem:  # on the hub: it is not the tokenizer that fails to load
+            raise _explain(spec, problem.__cause__ if isinstance(problem.__cause__, Exception) else problem) from problem
 
 
 def _load_alias(alias: str, dtype: DType, **options: Any) -> LoadedModel:
