@@ -33,3 +33,14 @@ def test_a_log_gets_a_line_at_the_end_with_the_rate(capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("counting: 3/3 sheep, ")
     assert "0 s left" in line
+
+
+def test_a_total_that_was_a_guess_is_not_claimed_beyond_it(capsys, monkeypatch):
+    clock = iter(range(0, 1000, 4))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    with progress.progress("counting", 3, "sheep") as advance:
+        for _ in range(9):
+            advance()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("counting: 3/3 sheep, ")
+    assert [line.split(",")[0] for line in lines[1:]] == ["counting: 6 sheep", "counting: 9 sheep"]

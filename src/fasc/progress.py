@@ -72,11 +72,13 @@ class _Lines:
         INTERRUPT.check()
         self.done += amount
         now = time.monotonic()
-        if now - self.printed >= 10 or self.done >= self.total:
+        if now - self.printed >= 10 or self.done - amount < self.total <= self.done:
             self.printed = now
             rate = self.done / max(now - self.start, 1e-9)
             left = max(0, self.total - self.done) / max(rate, 1e-9)
             line = f"{self.what}: {self.done:,}/{self.total:,} {self.unit}, {rate:,.1f} {self.unit}/s, {left:,.0f} s left"
+            if self.done > self.total:  # the total was a guess
+                line = f"{self.what}: {self.done:,} {self.unit}, {rate:,.1f} {self.unit}/s"
             sys.stderr.write(line + "\n")
             sys.stderr.flush()
 
