@@ -131,6 +131,7 @@ def equal_size(results: Results) -> Verdict:
     others = [name for name in results.others("fasc", EQUAL_SIZE) if name not in larger]
     rows = {name: results.paired("lama", "fasc", name, EQUAL_SIZE) for name in others}
     ahead, behind = ([name for name, one in rows.items() if wins(one)] for wins in (_wins, _loses))
+    even = [name for name in rows if name not in (*ahead, *behind)]
     return Verdict(
         "Table 1",
         "FASC keeps more facts than its rivals, at equal bytes instead of equal rank",
@@ -138,7 +139,7 @@ def equal_size(results: Results) -> Verdict:
         "; ".join(f"beside {name} {_points(one)}" for name, one in rows.items()),
         f"{_instead(results)}; 0.6 of the parameters of the layers, the same rank everywhere where a method has ranks",
         CORRECTED if len(ahead) == len(rows) else NOT if behind else OPEN,
-        f"more than {_listed(ahead)}; less than {_listed(behind)}; the rest inside its interval"
+        f"FASC is ahead of {_listed(ahead)}, behind {_listed(behind)}, and cannot be told from {_listed(even)}"
         + (f"; left aside, because their zeros take the bytes of the dense model: {_listed(larger)}" if larger else ""),
     )
 
