@@ -88,6 +88,10 @@ def test_parts_are_carried_out_once_and_the_verdicts_name_what_is_missing(recipe
         study.judge_study(recipes / "paper.toml", kept, scale="paper", keep=True)
     assert "ρ predicts where FASC beats SVD" in study.judge_study(recipes / "paper.toml", kept, keep=True).read_text()
     assert set(json.loads((kept / "results.json").read_text())["kept"]) == set(results["verdicts"])
+    with pytest.raises(StorageError, match="verdicts of parts that have no result here"):
+        study.judge_study(recipes / "paper.toml", kept)
+    with pytest.raises(UsageError, match="lists no others"):
+        study.judge_study(recipes / "table-1.toml", kept)
     before = {file: file.stat().st_mtime_ns for file in (out / "table-9").rglob("*.json")}
     study.run_study(recipes / "paper.toml", out, model=str(model_folder))
     assert {file: file.stat().st_mtime_ns for file in before} == before

@@ -171,7 +171,7 @@ class Processes:
         """
         here = int(os.environ.get("LOCAL_WORLD_SIZE", self.count))
         if here < self.count:
-            raise UsageError(f"{what} hands on files, and {self.count} processes run on several machines", "use one machine")
+            raise UsageError(f"{what} lies in files, and {self.count} processes run on several machines", "use one machine")
 
     def to_first(self, own: Tensor) -> Tensor:
         """The sum over all processes, at process 0; elsewhere the result means nothing. Changes ``own``.

@@ -13,7 +13,7 @@ from typing import Any
 
 from platformdirs import user_cache_path
 
-from fasc.errors import StorageError
+from fasc.errors import ProcessError, StorageError
 
 
 def expanded(path: str | Path) -> Path:
@@ -224,10 +224,11 @@ def work_folder(folder: Path, key: Mapping[str, Any]) -> Iterator[Path]:
         if {entry.name for entry in folder.iterdir()} <= {file.name}:
             shutil.rmtree(folder, ignore_errors=True)
         raise
-    except (StorageError, OSError, MemoryError):  # the same command can succeed later
+    except (ProcessError, StorageError, OSError, MemoryError):  # the same command can succeed later
         raise
-    except Exception:  # the same command would fail again, and another one has another key
-        shutil.rmtree(folder, ignore_errors=True)
+    except Exception as problem:  # the same command would fail again, and another one has another key
+        if "out of memory" not in str(problem).lower():  # torch's own error of a GPU, unless another program leaves it
+            shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.rmtree(folder, ignore_errors=True)
 

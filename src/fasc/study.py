@@ -73,6 +73,7 @@ def run_study(path: Path, out: Path, *, scale: str = "small", model: str | None 
     folders = [out if alone else out / folder_of(work, several=work.name in several) for work in planned]
     if lists:
         _require_own_page(out)
+    kept = _kept(out / RESULTS)
     for work, folder in zip(planned, folders, strict=True):
         say(f"{work.name}, {work.model}")
         if work.recipe is not None:
@@ -80,7 +81,8 @@ def run_study(path: Path, out: Path, *, scale: str = "small", model: str | None 
         else:
             carry_out_verb(work, folder, overwrite=overwrite)
         if lists:  # after each part, so that one that fails later takes nothing away
-            write_verdicts(out, provenance(recipe=path.name, scale=scale, models=sorted({work.model for work in planned})))
+            made = provenance(recipe=path.name, scale=scale, models=sorted({work.model for work in planned}))
+            write_verdicts(out, made, kept)
     return out / VERDICTS if lists else out
 
 
@@ -102,8 +104,19 @@ def judge_study(path: Path, out: Path, *, scale: str = "small", keep: bool = Fal
     if not out.is_dir():
         raise UsageError(f"`{out}` holds no results", f"run `fasc run {path} --out {out}` first")
     _require_own_page(out)
+    if not keep and (held := _kept(out / RESULTS)) is not None:
+        raise StorageError(
+            f"`{out / RESULTS}` holds {len(held['kept'])} verdicts of parts that have no result here",
+            "give --keep, or another --out",
+        )
     write_verdicts(out, provenance(recipe=path.name, scale=scale), _earlier(out / RESULTS, scale) if keep else None)
     return out / VERDICTS
+
+
+def _kept(file: Path) -> dict[str, Any] | None:
+    """A page that holds what was measured elsewhere, which exists nowhere else."""
+    found: dict[str, Any] = read_json(file) if file.is_file() else {}
+    return found if found.get("kept") else None
 
 
 def _earlier(file: Path, scale: str) -> dict[str, Any]:

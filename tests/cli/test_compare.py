@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from fasc.errors import UsageError
+from fasc.evaluation.compared import Compared
 from fasc.evaluation.options import EvaluationConfig
 from fasc.model.options import ModelConfig
-from fasc.reporting.kept_card import with_section
+from fasc.reporting.kept_card import with_section, write_certificates
 from fasc.stages.compare import compare
 from fasc.stages.emergence import of_checkpoints
 from fasc.stages.evaluate import evaluate
@@ -104,6 +105,12 @@ def test_what_would_be_passed_over_is_refused(arguments, message):
     done = fasc(*arguments)
     assert done.returncode == 2
     assert message in " ".join(done.stderr.split())
+
+
+def test_a_comparison_without_pairs_leaves_the_card_as_it_was(tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    write_certificates(Compared(("dense", str(tmp_path)), {"dense": [], str(tmp_path): []}, []))
+    assert (tmp_path / "README.md").read_text() == "mine"
 
 
 def test_a_section_of_the_card_is_replaced_and_nothing_else():

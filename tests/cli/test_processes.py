@@ -154,6 +154,19 @@ def test_a_compress_of_two_processes_measures_shares_and_goes_on_after_a_kill(do
     refused(ended(started(*arguments, tmp_path / "three", "--propagate", "--nproc", "2")), "which processes cannot share")
 
 
+def test_a_killed_process_takes_no_finished_work_with_it(done, model_folder, text_file, tmp_path):
+    arguments = ["compress", model_folder, "--corpus", text_file, *CALIBRATION, "--param-fraction", "0.6", "--overhead", "0"]
+    arguments += ["--device", "cpu", "--batch-tokens", "32", "--out", tmp_path / "two", "--nproc", "2"]
+    process, file = started(*arguments), tmp_path / ".two.work" / "statistics.safetensors"
+    while not file.exists() and process.poll() is None:
+        time.sleep(0.001)
+    workers = [child for child in psutil.Process(process.pid).children() if "RANK" in child.environ()]
+    os.kill(max(workers, key=lambda child: int(child.environ()["RANK"])).pid, signal.SIGKILL)
+    code, _, err = ended(process)
+    refused((code, "", err), "process 1 (of 2, counted from 0) was killed: SIGKILL")
+    assert file.exists(), "the moments need not be measured again"
+
+
 def test_scores_of_two_processes_are_those_of_one(done, compressed, text_file, tmp_path):
     arguments = ["evaluate", compressed, "--benchmarks", "facts,perplexity,kl", "--corpus", text_file]
     arguments += ["--limit", "9", "--context", "16", "--batch-tokens", "32", "--device", "cpu"]

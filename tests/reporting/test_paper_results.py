@@ -169,6 +169,16 @@ def test_a_run_that_was_only_begun_is_no_result(tmp_path):
     assert gather(tmp_path, MADE)["sections"] == {}
     run(tmp_path / "table-1", dense=(36, -0.5), fasc=(30, -1.0), svd=(10, -2.0))
     assert claims.facts(Results(tmp_path)).verdict == claims.CORRECTED, "Table 1 itself"
+    run(tmp_path / "table-1-methods", dense=(36, -0.5))
+    assert claims.facts(Results(tmp_path)).verdict == claims.CORRECTED, "the dense model was scored so far, and nothing else"
+    run(tmp_path / "table-1-equal-size", dense=(36, -0.5), fasc=(30, -1.0))
+    assert "equal_size" not in gather(tmp_path, MADE)["verdicts"], "nothing was compared"
+    put(
+        tmp_path,
+        "subspaces/result.json",
+        {"summary": [{"rank_fraction": 0.5, "a": "c4", "b": "lama", "overlap": 1, "chance": 0.5}]},
+    )
+    assert "corpora" in gather(tmp_path, MADE)["missing"], "one thin table does not end the page"
 
 
 @pytest.mark.parametrize(("pruned", "verdict"), [(10, claims.CORRECTED), (30, claims.OPEN), (36, claims.NOT)])

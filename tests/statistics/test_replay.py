@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fasc.errors import ModelError
+from fasc.errors import ModelError, NonFiniteError
 from fasc.model.experts import expert_layers
 from fasc.model.groups import find_groups
 from fasc.model.options import LayersConfig
@@ -12,6 +12,7 @@ from fasc.statistics.moments import Statistics
 from fasc.statistics.replay import blocks_of, replay_moments
 from fasc.statistics.vocabulary import VOCABULARY
 from tests.conftest import CONFIGS, PARALLEL, tiny_model
+from tests.processes import together
 from tests.statistics.needs import EVERYTHING, INPUTS
 from tests.statistics.test_passes import OPTIONS, equal
 
@@ -73,32 +74,33 @@ def test_moments_of_inputs_alone_need_no_gradient(tokens):
 
 
 def test_one_block_at_a_time_has_a_graph(tokens):
-    """What the backward pass holds on to does not grow with the depth."""
+    """What the backward pass holds on to does not grow with the depth, as it does in one pass."""
 
-    def held(layers):
-        kept, most = 0, 0
-        sizes = {}
+    def held(layers, measure):
+        alive, most = 0, 0
 
-        def pack(tensor):
-            nonlocal kept, most
-            kept += tensor.nbytes
-            most = max(most, kept)
-            sizes[id(box := [tensor])] = tensor.nbytes
-            return box
+        class Box:
+            def __init__(self, tensor):
+                nonlocal alive, most
+                self.tensor, self.size = tensor, tensor.nbytes
+                alive += self.size
+                most = max(most, alive)
 
-        model = tiny_model(layers=layers)
+            def __del__(self):
+                nonlocal alive
+                alive -= self.size
 
-        def before(*_):
-            nonlocal kept
-            kept = 0  # the graph of the block before is gone
-
-        for block in model.model.layers:
-            block.register_forward_pre_hook(before)
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda box: box[0]):
-            replayed(model, tokens, EVERYTHING)
+        with torch.autograd.graph.saved_tensors_hooks(Box, lambda box: box.tensor):
+            measure(tiny_model(layers=layers))
         return most
 
-    assert held(6) == held(2)
+    def once(model):
+        collect_moments(model, tokens, EVERYTHING, calibration=OPTIONS)
+
+    assert held(6, lambda model: replayed(model, tokens, EVERYTHING)) == held(
+        2, lambda model: replayed(model, tokens, EVERYTHING)
+    )
+    assert held(6, once) > 2 * held(2, once)
 
 
 def test_what_cannot_be_replayed_is_refused_before_anything_is_measured(tokens):
@@ -115,6 +117,43 @@ def test_what_cannot_be_replayed_is_refused_before_anything_is_measured(tokens):
     with pytest.raises(ModelError, match="keys and values of other blocks") as refused:
         replayed(model, tokens, INPUTS)
     assert "--max-memory" in refused.value.hint
+
+
+def test_blocks_without_groups_are_passed_through_and_give_no_part(tokens):
+    model, layers = tiny_model(layers=4), LayersConfig(exclude=("model.layers.0.*", "model.layers.2.*"))
+    needs = EVERYTHING | {VOCABULARY}
+    once = collect_moments(model, tokens, needs, calibration=OPTIONS, layers=layers)
+    parts = replayed(model, tokens, needs, layers=layers)
+    assert list(parts) == [3, 1]
+    equal(once, Statistics(parts[1].groups | parts[3].groups, once.meta))
+    for key, value in once.vocabulary.tensors().items():
+        assert torch.equal(value, parts[1].vocabulary.tensors()[key]), key
+    assert list(replayed(model, tokens, needs, layers=layers, finished={1})) == [3]
+    assert replayed(model, tokens, needs, layers=layers, finished={1, 3}) == {}
+
+
+def test_overflow_is_said_to_be_that(tokens):
+    model = tiny_model(layers=3)
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight.fill_(torch.inf)
+    with pytest.raises(NonFiniteError, match="block 1 reads"):
+        replayed(model, tokens, INPUTS)
+
+
+def test_several_processes_replay_their_own_batches(tokens, tmp_path):
+    def work(processes):
+        parts = replayed(tiny_model(layers=3), tokens, EVERYTHING | {VOCABULARY}, OPTIONS.model_copy(update={"batch_tokens": 80}))
+        if processes is None or processes.first:
+            torch.save(
+                {name: group.input.matrix for part in parts.values() for name, group in part.groups.items()}, tmp_path / "m"
+            )
+        return sorted(parts)
+
+    alone = work(None)
+    one = torch.load(tmp_path / "m", weights_only=True)
+    assert together(2, tmp_path, work) == [str(alone)] * 2
+    for name, matrix in torch.load(tmp_path / "m", weights_only=True).items():
+        torch.testing.assert_close(matrix, one[name], rtol=1e-4, atol=1e-5)
 
 
 def test_every_block_is_one_also_if_nothing_of_it_is_measured():

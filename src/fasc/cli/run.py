@@ -59,7 +59,7 @@ def run(
     folder, values = out or Path("runs") / recipe.stem, recipe_values(recipe)
     from fasc import study
 
-    if study.is_study(values):
+    if verdicts or study.is_study(values):
         from fasc.reporting.console import print_line
 
         judge = partial(study.judge_study, keep=keep) if verdicts else partial(study.run_study, model=model, overwrite=overwrite)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fasc.errors import FascError, ModelError, NonFiniteError, UsageError
 from fasc.model import embedded
@@ -157,7 +157,7 @@ def require_same_tokenizer(specs: Sequence[str]) -> None:
 def _tokenizer_alone(spec: str) -> PreTrainedTokenizerBase:
     path = Path(spec).expanduser()
     if spec in embedded.EMBEDDED and not path.exists():
-        with suppress(ModelError):
+        with suppress(ModelError), current().first_alone():
             return _tokenizer(str(embedded.pull(spec)), {})
         spec = embedded.EMBEDDED[spec].hub_id
     _require_place(spec, path)
@@ -168,8 +168,12 @@ def _tokenizer_alone(spec: str) -> PreTrainedTokenizerBase:
             return _tokenizer(str(path), {})
         try:
             return _tokenizer(spec, {})
-        except ModelError as problem:  # on the hub: it is not the tokenizer that fails to load
-            raise _explain(spec, problem.__cause__ if isinstance(problem.__cause__, Exception) else problem) from problem
+        except ModelError as problem:
+            try:
+                AutoConfig.from_pretrained(spec, trust_remote_code=False)
+            except _LOADING_PROBLEMS as absent:  # the model is not there at all
+                raise _explain(spec, absent) from absent
+            raise problem
 
 
 def _load_alias(alias: str, dtype: DType, **options: Any) -> LoadedModel:

@@ -159,18 +159,20 @@ def in_reach(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
         names: of layers.
     """
     given: Any = getattr(model, "hf_device_map", {})
-    fetched = {}
+    fetched, before = {}, dict(model.named_modules())
     for name in names:
-        module = dict(model.named_modules()).get(name)
+        module = before.get(name)
         hook = None if module is None else _offloader(module)
         if hook is not None:
             hook.pre_forward(module)
             fetched[name] = hook.execution_device
-    yield
-    there = dict(model.named_modules())
-    for name, device in fetched.items():
-        for module in there[name].modules() if name in there else ():
-            _send_away(module, device, to_disk=place_of(name, given) == "disk")
+    try:
+        yield
+    finally:
+        there = dict(model.named_modules())
+        for name, device in fetched.items():
+            for module in there[name].modules() if name in there else ():
+                _send_away(module, device, to_disk=place_of(name, given) == "disk")
 
 
 def _offloader(module: nn.Module) -> AlignDevicesHook | None:

@@ -89,7 +89,7 @@ def _points(one: Paired) -> str:
 @judge
 def facts(results: Results) -> Verdict:
     """Table 1, LAMA."""
-    table = results.methods_table()
+    table = results.methods_table("fasc", "svd")
     one, printed = results.paired("lama", "fasc", "svd", table), results.paired_if_run("lama", "fasc-eq6", "svd", table)
     eq6 = "not in this run" if printed is None else _points(printed)
     both = printed is not None and _wins(printed)
@@ -130,6 +130,8 @@ def equal_size(results: Results) -> Verdict:
     larger = results.outsizes("fasc", EQUAL_SIZE)
     others = [name for name in results.others("fasc", EQUAL_SIZE) if name not in larger]
     rows = {name: results.paired("lama", "fasc", name, EQUAL_SIZE) for name in others}
+    if not rows:
+        raise KeyError("rivals of its size")
     ahead, behind = ([name for name, one in rows.items() if wins(one)] for wins in (_wins, _loses))
     even = [name for name in rows if name not in (*ahead, *behind)]
     return Verdict(
@@ -147,7 +149,7 @@ def equal_size(results: Results) -> Verdict:
 @judge
 def first_order(results: Results) -> Verdict:
     """Table 1, the first-order rival."""
-    one = results.paired("lama", "fasc", "grad-weighted", results.methods_table())
+    one = results.paired("lama", "fasc", "grad-weighted", results.methods_table("fasc", "grad-weighted"))
     wins = _wins(one)
     return Verdict(
         "Table 1",

@@ -18,8 +18,8 @@ _SCORES = ("<!-- fasc: scores -->", "<!-- fasc: end of scores -->")
 
 
 def write_certificates(result: Compared) -> None:
-    """Write each compared model's part of the comparison into its card."""
-    for model in result.names[1:]:
+    """Write each compared model's part of the comparison into its card; where nothing was paired the card stays as it is."""
+    for model in (name for name in result.names[1:] if any(one.model == name for one in result.pairs)):
         _write(model, certificate(result, model), _KEPT)
 
 

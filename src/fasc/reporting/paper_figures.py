@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from fasc.reporting.dependence_figures import dependence_figures
 from fasc.reporting.drawing import save_png
-from fasc.reporting.paper_results import Results
+from fasc.reporting.paper_results import MISSING, Results
 
 _COLOURS = {"svd": "#d1495b", "fasc": "#1f6fb4"}
 
@@ -26,13 +26,13 @@ def paper_figures(results: Results, folder: Path) -> dict[str, Path]:
         Title ↦ file.
     """
     found: dict[str, Path] = {}
-    with suppress(KeyError, FileNotFoundError):
+    with suppress(*MISSING):
         figure = _sensitivity(results.sensitivity())
         found["Figure 2: one block at a time, half rank"] = save_png(figure, folder / "sensitivity.png")
-    with suppress(KeyError, FileNotFoundError):
+    with suppress(*MISSING):
         titles = ("Figure 3: ρ of every group", "Figure 5: angles between the subspaces of fasc and svd")
         found |= dict(zip(titles, dependence_figures(*results.diagnosed(), folder), strict=False))
-    with suppress(KeyError, FileNotFoundError):
+    with suppress(*MISSING):
         figure = _gains(results)
         found["Figure 4: ρ, and the ratio of ½J, against the gain of each group"] = save_png(figure, folder / "gains.png")
     return found

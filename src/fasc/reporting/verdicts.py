@@ -8,7 +8,7 @@ from typing import Any
 from fasc.outputs import MARKDOWN_HEAD
 from fasc.reporting.claims import JUDGES
 from fasc.reporting.paper_figures import paper_figures
-from fasc.reporting.paper_results import Results
+from fasc.reporting.paper_results import MISSING, Results
 
 FIGURES = "figures"
 _ROW = ("where", "claim", "paper", "ours", "protocol")
@@ -38,19 +38,21 @@ def gather(folder: Path, made: Mapping[str, Any], earlier: Mapping[str, Any] | N
         name = judged.__name__
         try:
             verdicts[name] = asdict(judged(results))
-        except (KeyError, FileNotFoundError, ValueError, IndexError, ZeroDivisionError) as problem:
+        except MISSING as problem:
             if name in before["verdicts"]:
                 verdicts[name] = before["verdicts"][name]
                 kept[name] = before["kept"].get(name, _told(before))
             else:
                 missing[name] = f"{(judged.__doc__ or '').strip()} No result: {problem}."
     drawn = {title: file.name for title, file in paper_figures(results, folder / FIGURES).items()}
+    tables = results.tables()
     standing = {title: name for title, name in before["figures"].items() if (folder / FIGURES / name).is_file()}
     return {
         "verdicts": verdicts,
         "missing": missing,
         "kept": kept,
-        "sections": {**before["sections"], **results.tables()},
+        "sections": {**before["sections"], **tables},
+        "kept_tables": sorted({*before["sections"], *standing} - {*tables, *drawn}),
         "figures": {**standing, **drawn},
         "machines": {**before["machines"], **results.machines()},
         "tables": {**before["tables"], **results.numbers()},
@@ -78,8 +80,9 @@ def page(found: Mapping[str, Any]) -> str:
     for name, told in found["kept"].items():
         by_page.setdefault(told, []).append(f"{found['verdicts'][name]['where']} ({name.replace('_', ' ')})")
     if by_page:
-        lines += ["", "Kept from an earlier page, because their parts have no result in the folder:", ""]
+        lines += ["", "Kept from an earlier page, because the folder has no numbers for them:", ""]
         lines += [f"- {told}: {', '.join(names)}" for told, names in by_page.items()]
+        lines += [f"- its tables and figures: {'; '.join(found['kept_tables'])}"] if found["kept_tables"] else []
     lines.append("")
     for title, text in found["sections"].items():
         lines += [f"## {title}", "", text, ""]

@@ -154,20 +154,24 @@ def calibrate_by_block(
     """The same one block at a time, each run again on what it read: see :func:`fasc.statistics.replay.replay_moments`.
 
     Returns:
-        How many blocks there are.
+        How many blocks were measured.
 
     Raises:
         ModelError: the blocks hand on more than hidden states.
     """
     with _ready(loaded, calibration) as (tokens, facts):
         blocks = blocks_of(loaded.model, find_groups(loaded.model, layers))
-        groups = [[group.name for group in own] for _, own in blocks]
+        numbers = [number for number, (_, own) in enumerate(blocks) if own]
+        groups = [[group.name for group in blocks[number][1]] for number in numbers]
         what = _identity(tokens, needs, calibration, facts)
         with _shards(out, what, groups, facts, overwrite=overwrite) as shards:
-            replay_moments(
-                loaded.model, tokens, needs, shards.keep, calibration=calibration, layers=layers, finished=shards.finished
-            )
-    return len(blocks)
+            finished = {numbers[place] for place in shards.finished}
+
+            def take(number: int, part: Statistics) -> None:
+                shards.keep(numbers.index(number), part)
+
+            replay_moments(loaded.model, tokens, needs, take, calibration=calibration, layers=layers, finished=finished)
+    return len(numbers)
 
 
 def _identity(tokens: Tensor, needs: frozenset[Need], calibration: CalibrationConfig, facts: Mapping[str, Any]) -> dict[str, str]:

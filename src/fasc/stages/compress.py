@@ -358,6 +358,7 @@ def _planned(
 @contextmanager
 def shared_work_folder(out: Path, key: Mapping[str, Any]) -> Iterator[Path]:
     """The hidden folder of unfinished work beside a result; the first process makes and removes it, the others find it there."""
+    current().require_one_machine("unfinished work")
     folder = out.with_name(f".{out.name}.work")
     if current().first:
         with work_folder(folder, key) as work:

@@ -89,7 +89,7 @@ def collect_moments(
         every: Sequence[Capture] = captures if ends is None else [*captures, ends]
         run = stack.enter_context(_as_far_as(model, groups, only))
         loss = _run(model, every, work, run)
-    return put_together(model, groups, captures, ends, work, loss)
+    return put_together(groups, captures, ends, work, loss)
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,8 @@ def prepared(
         UsageError: more processes than sequences, or processes that were given different things.
     """
     _require_text(model, tokens, mask)
+    for name, count in unknown_experts(model).items():
+        say(f"experts of {name} run by code of their own and stay dense: {count:,} of {model.num_parameters():,} parameters")
     fingerprint = model_fingerprint(model)
     if current().count > 1:
         same = {"model": fingerprint, "device": model.device.type, "text": text_identity(tokens)}
@@ -191,7 +193,6 @@ class Loss:
 
 
 def put_together(
-    model: PreTrainedModel,
     groups: Sequence[InputGroup],
     captures: list[GroupCapture],
     ends: VocabularyCapture | None,
@@ -203,7 +204,7 @@ def put_together(
     nll, scored = loss.everywhere()
     read = current().gathered(torch.tensor([work.read])).tolist()
     published, few = pooled(_published(captures), groups, calibration.expert_floor)
-    _say_experts(model, groups, published, few, calibration.expert_floor)
+    _say_experts(groups, published, few, calibration.expert_floor)
     constant = without_gradient(published.values())
     if constant:
         say(f"the loss does not depend on {len(constant)} layers, the first is `{constant[0]}`: they have no gradient moments")
@@ -292,15 +293,12 @@ def _published(captures: list[GroupCapture]) -> dict[str, GroupStatistics]:
 
 
 def _say_experts(
-    model: PreTrainedModel,
     groups: Sequence[InputGroup],
     published: Mapping[str, GroupStatistics],
     few: Mapping[str, int],
     floor: int,
 ) -> None:
-    """Name groups without moments, experts whose moments are in part those of their block, and experts that stay dense."""
-    for name, count in unknown_experts(model).items():
-        say(f"experts of {name} run by code of their own and stay dense: {count:,} of {model.num_parameters():,} parameters")
+    """Name groups without moments, and experts whose moments are in part those of their block."""
     idle = [group.name for group in groups if group.name not in published]
     if idle:
         say(f"{len(idle)} groups got no token and have no moments, the first is `{idle[0]}`: give more text, or --expert-floor")

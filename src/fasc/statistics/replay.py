@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedModel
 
-from fasc.errors import ModelError
+from fasc.errors import ModelError, NonFiniteError
 from fasc.model.blocks import block_names
 from fasc.model.experts import hearing_all
 from fasc.model.groups import InputGroup, find_groups
@@ -105,7 +105,7 @@ def blocks_of(model: PreTrainedModel, groups: Sequence[InputGroup]) -> list[tupl
     return [(block, [group for group, blocks in named if blocks[0] == block]) for block in every]
 
 
-def replay_moments(
+def replay_moments(  # noqa: C901 - one loop with its two ends, each left out where nothing needs it
     model: PreTrainedModel,
     tokens: Tensor,
     needs: frozenset[Need],
@@ -123,10 +123,11 @@ def replay_moments(
         model: a dense causal language model whose blocks hand on hidden states and nothing else.
         tokens: int64 [sequences, length], without padding.
         needs: the moments.
-        take: gets the number of a block and its moments, as soon as they are known.
+        take: gets the number of a block that has groups and its moments, as soon as they are known.
         calibration: labels, seed, batch size.
         layers: which.
-        finished: numbers of blocks whose moments are known; these are run again for their gradients alone.
+        finished: numbers of blocks whose moments are known; these are run again for their gradients alone, and only where a block
+            below them is measured.
 
     Raises:
         ModelError: the blocks hand on something else, or are not called one after the other.
@@ -134,30 +135,43 @@ def replay_moments(
     """
     groups = find_groups(model, layers or LayersConfig())
     blocks = blocks_of(model, groups)
-    ends = VocabularyCapture.of(model) if VOCABULARY in needs else None
+    wanted = [number for number, (_, own) in enumerate(blocks) if own and number not in finished]
+    if not wanted:
+        return
+    lowest = next(number for number, (_, own) in enumerate(blocks) if own)
+    ends = VocabularyCapture.of(model) if VOCABULARY in needs and lowest in wanted else None
     work = prepared(model, tokens, None, needs, calibration, groups)
     modules = [model.get_submodule(name) for name, _ in blocks]
     with evaluating(model), frozen(model), ExitStack() as stack:
         if calibration.route_all:
             stack.enter_context(hearing_all(model))
         text = _forward(model, work, modules)
-        probe = [GroupCapture(group, needs, device_of_group(model, group)) for group in groups[:1]]
         loss, gradients = Loss(), list[Tensor | None]()
-        if any(one.wants_gradients for one in probe) or ends is not None:
+        if _wants_gradients(model, groups[0], needs) or ends is not None:
             gradients = list(_tail(model, work, modules, text, ends, loss))
-        del probe
-        with progress("replaying", len(blocks), "blocks") as advance:
-            for number in reversed(range(len(blocks))):
-                own = [] if number in finished else blocks[number][1]
+        waiting: list[GroupCapture] = []
+        down_to = 0 if ends is not None else min(wanted)
+        with progress("replaying", len(blocks) - down_to, "blocks") as advance:
+            for number in reversed(range(down_to, len(blocks))):
+                own = blocks[number][1] if number in wanted else []
                 captures = [GroupCapture(group, needs, device_of_group(model, group)) for group in own]
-                with capturing(model, captures):
-                    gradients = _replay(modules[number], text.visits[number], gradients, captures, work)
-                if number == 0 and ends is not None:
-                    _embedding(model, work, modules[0], gradients, ends)
-                if number not in finished:
-                    take(number, put_together(model, own, captures, ends if number == 0 else None, work, loss))
-                text.visits[number] = []
+                if gradients or captures:
+                    with capturing(model, captures):
+                        gradients = _replay(modules[number], text.visits[number], gradients, captures, work)
+                if number == lowest and ends is not None:
+                    waiting = captures  # until the embedding has been reached, whose moments lie beside these
+                elif captures:
+                    take(number, put_together(own, captures, None, work, loss))
+                if number:
+                    text.visits[number] = []
                 advance()
+        if ends is not None:
+            _embedding(model, work, modules[0], gradients, ends)
+            take(lowest, put_together(blocks[lowest][1], waiting, ends, work, loss))
+
+
+def _wants_gradients(model: PreTrainedModel, group: InputGroup, needs: frozenset[Need]) -> bool:
+    return GroupCapture(group, needs, torch.device("meta")).wants_gradients
 
 
 def _forward(model: PreTrainedModel, work: Work, modules: Sequence[nn.Module]) -> _Text:
@@ -171,6 +185,10 @@ def _forward(model: PreTrainedModel, work: Work, modules: Sequence[nn.Module]) -
         number = order[id(module)]
         given = dict(kwargs)
         hidden = args[0] if args else given.pop("hidden_states")
+        if not bool(torch.isfinite(hidden).all()):
+            raise NonFiniteError(
+                f"what block {number} reads", "load the model as --dtype float32, or check the text for degenerate sequences"
+            )
         if number != len(called) or (last and not torch.equal(last[0], hidden)):
             raise ModelError(f"blocks of {type(model).__name__} do not read what the one before them gives", _INSTEAD)
         called.append(number)
@@ -277,6 +295,7 @@ def _replay(
             output.backward(gradient.to(output.device))
             for capture in captures:
                 capture.finish_call()
+        if back:
             found.append(None if leaf.grad is None else leaf.grad.cpu())
     return found
 
