@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from fasc import runner
 from fasc.errors import StorageError, UsageError
 from fasc.evaluation.registry import get_benchmark
-from fasc.outputs import is_ours, write_artifact
+from fasc.outputs import existing_paths, is_ours, write_artifact
 from fasc.progress import say
 from fasc.provenance import digest, file_digest, provenance, versions
 from fasc.recipe import Recipe, recipe_of, recipe_values
@@ -33,6 +33,9 @@ _VERBS = ("bench", "compare", "diagnose", "emergence", "evaluate", "subspace-ove
 """Verbs that write what they measured as JSON."""
 
 RESULT = "result.json"
+
+_TEXTS = ("--corpus", "--corpora")
+_PR_SET_PDEATHSIG = 1
 
 
 class Work(NamedTuple):
@@ -297,27 +300,30 @@ def _end_with_the_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-_PR_SET_PDEATHSIG = 1
-
-
 def _contents(work: Work) -> dict[str, str]:
     """Digests of what a verb reads from this machine, and the program's version: what changes them makes another result."""
     options = dict(pairwise(work.command))
     found = {"fasc": versions()["fasc"]}
-    folder = Path(work.model).expanduser()
-    if folder.is_dir():
-        files = sorted(file for file in folder.iterdir() if file.suffix in (".json", ".safetensors", ".gguf"))
-        found["model"] = digest(f"{file.name} {file_digest(file)}".encode() for file in files)
+    texts = (options.get(corpus) for corpus in _TEXTS)  # by what is read of them, below
+    found |= {str(path): _digest_of(path) for path in existing_paths([work.model, *work.command]) if str(path) not in texts}
     data = Path(options["--data-dir"]) if "--data-dir" in options else None
-    for corpus in ("--corpus", "--corpora"):
+    for corpus in _TEXTS:
         if corpus in options:
             found[corpus] = text_key(options[corpus], "calibration", data)
     place = data_folder(data)
-    for name in options.get("--benchmarks", "").split(","):
+    for name in (part.strip() for part in options.get("--benchmarks", "").split(",")):
         for file in get_benchmark(name).files if name else ():
             if place is not None and (place / file).is_file():
                 found[file] = file_digest(place / file)
     return found
+
+
+def _digest_of(path: Path) -> str:
+    """Of a file, or of a model's or a statistics' folder; of another folder nothing but that it is there."""
+    if path.is_file():
+        return file_digest(path)
+    files = sorted(file for file in path.iterdir() if file.suffix in (".json", ".safetensors", ".gguf"))
+    return digest(f"{file.name} {file_digest(file)}".encode() for file in files)
 
 
 def parts_of(path: Path, values: Mapping[str, Any]) -> list[Path]:

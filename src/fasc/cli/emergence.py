@@ -49,7 +49,7 @@ def emergence(
     """Does ρ rise as a model learns facts? Train a small one on made biographies, and on shuffled ones as a control."""
     given = locals()
     names = opt.names(checkpoints)
-    numbers = opt.seeds(seeds or SEEDS)
+    numbers = opt.seeds(SEEDS if seeds is None else seeds)
     opt.unused(given, ("corpus", "sequences", "data_dir", "limit", "dtype"), "without --checkpoints", when=names is None)
     opt.unused(given, ("people", "steps", "seeds"), "beside --checkpoints", when=names is not None)
     calibration = opt.take(CalibrationConfig, given)

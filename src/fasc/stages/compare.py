@@ -56,9 +56,8 @@ def compare(
     scores: dict[str, list[Score]] = {}
     outcomes: dict[str, Outcomes] = {}
     for name in names:
-        loaded = reference if name == names[0] else load(source.model_copy(update={"model": name}))
         say(f"scoring {name}")
-        scores[name], outcomes[name] = _scored(loaded, name, config, texts, reference if name != names[0] else None)
+        scores[name], outcomes[name] = _scored(source, name, config, texts, reference, first=name == names[0])
     pairs, groups = [], []
     for benchmark in outcomes[names[-1]]:
         against = [(name, names[0]) for name in names[1:]] + list(combinations(names[1:], 2))
@@ -71,13 +70,15 @@ def compare(
 
 
 def _scored(
-    loaded: LoadedModel, name: str, config: EvaluationConfig, texts: list[TokenBlock], reference: LoadedModel | None
+    source: ModelConfig, name: str, config: EvaluationConfig, texts: list[TokenBlock], reference: LoadedModel, *, first: bool
 ) -> tuple[list[Score], Outcomes]:
-    if reference is None:  # the divergence of a model from itself is zero
+    """Of one model, which is loaded here, so that it is gone before the next one is."""
+    loaded = reference if first else load(source.model_copy(update={"model": name}))
+    if first:  # the divergence of a model from itself is zero
         wanted = tuple(one for one in config.benchmarks if not get_benchmark(one).needs_dense)
         config = config.model_copy(update={"benchmarks": wanted})
-    record = Record(texts_seen(name) if Path(name).is_dir() else ())
-    dense = None if reference is None else reference.model
+    record = Record(texts_seen(Path(name).expanduser()))
+    dense = None if first else reference.model
     return score(loaded.model, loaded.tokenizer, config, dense=dense, texts=texts, record=record), record.outcomes
 
 

@@ -38,22 +38,28 @@ def of_checkpoints(
     rows: list[dict[str, Any]] = []
     for step, name in enumerate(names):
         say(f"looking at {name}")
-        loaded = load(source.model_copy(update={"model": name}))
-        texts = [
-            load_corpus(
-                *loaded,
-                TextRequest(
-                    corpus=calibration.corpus,
-                    sequences=count,
-                    sequence_length=calibration.sequence_length,
-                    seed=calibration.seed + extra,
-                    role="calibration" if extra == 0 else "evaluation",
-                    data_dir=calibration.data_dir,
-                ),
-            ).tokens
-            for extra, count in ((0, calibration.sequences), (1, 8))
-        ]
-        known = score(*loaded, config)[0].value
-        found = trained.look(loaded.model, *texts, batch_tokens=calibration.batch_tokens)
-        rows.append({"seed": calibration.seed, "arm": "facts", "step": step, "name": name, "accuracy": known} | found)
+        rows.append(
+            {"seed": calibration.seed, "arm": "facts", "step": step, "name": name} | _seen(name, calibration, config, source)
+        )
     return {"rows": rows, "summary": {}, "steps": list(range(len(names)))}
+
+
+def _seen(name: str, calibration: CalibrationConfig, config: EvaluationConfig, source: ModelConfig) -> dict[str, Any]:
+    """Of one checkpoint, which is loaded here, so that it is gone before the next one is."""
+    loaded = load(source.model_copy(update={"model": name}))
+    texts = [
+        load_corpus(
+            *loaded,
+            TextRequest(
+                corpus=calibration.corpus,
+                sequences=count,
+                sequence_length=calibration.sequence_length,
+                seed=calibration.seed + extra,
+                role="calibration" if extra == 0 else "evaluation",
+                data_dir=calibration.data_dir,
+            ),
+        ).tokens
+        for extra, count in ((0, calibration.sequences), (1, 8))
+    ]
+    known = score(*loaded, config)[0].value
+    return {"accuracy": known} | trained.look(loaded.model, *texts, batch_tokens=calibration.batch_tokens)
