@@ -14,6 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that ask a program to end."""
+
 
 class Interrupt:
     """Ctrl-C that cannot get lost.
@@ -31,9 +34,15 @@ class Interrupt:
         """Take over Ctrl-C, SIGTERM and SIGHUP, from the main thread, unless whoever started us wants one ignored (nohup)."""
         if threading.current_thread() is not threading.main_thread():
             return
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in _ENDING:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._on_signal)
+
+    def ignore(self) -> None:
+        """Let the program end by itself, which is about to say why; of several processes, others are told to end meanwhile."""
+        for number in _ENDING:
+            if signal.getsignal(number) == self._on_signal:
+                signal.signal(number, signal.SIG_IGN)
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self.asked = True

@@ -200,6 +200,22 @@ def test_an_interrupt_leaves_nothing_and_exits_with_130(model_folder, tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
+def test_a_signal_while_an_error_is_told_changes_nothing(tmp_path):
+    """Of several processes that fail alike, one speaks while it is told to end because another has."""
+    program = """if True:
+        import os, signal
+        from fasc.cli import app, processes
+        def voice(message, *_, **__):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return message
+        processes.voice = voice
+        app.main()
+    """
+    command = [sys.executable, "-c", program, "plan", str(tmp_path / "none"), "--rank-fraction", "0.5"]
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=_heed_signals, check=False)
+    assert len(refused((done.returncode, done.stdout, done.stderr), "no such")) == 2
+
+
 def test_a_full_stdout_after_the_work_is_said_and_no_traceback(model_folder, text_file, tmp_path):
     arguments = ["collect", model_folder, "--corpus", text_file, *CALIBRATION, "--out", tmp_path / "s.safetensors"]
     with Path("/dev/full").open("w") as full:

@@ -8,7 +8,9 @@ import torch
 from fasc.compression.compress import carried_out
 from fasc.compression.parts import recorded
 from fasc.compression.shared import chains_of
+from fasc.edits.factor import Factor
 from fasc.edits.structure import structure_of
+from fasc.errors import NonFiniteError
 from fasc.model.experts import expert_layers
 from fasc.planning.needs import needs_for
 from fasc.planning.options import MethodConfig
@@ -79,6 +81,43 @@ def test_experts_are_taken_apart_everywhere_and_shared(mixture, tokens, tmp_path
     statistics = measured(mixture, tokens)
     edits = same_by_processes(2, lambda: copy.deepcopy(mixture), statistics, tmp_path, param_fraction=0.5, overhead=0)
     assert edits[0]["edit"] == "unfuse"
+
+
+def test_processes_without_any_edit_wait_for_those_that_have_one(tokens, tmp_path):
+    statistics = measured(tiny_model(), tokens)
+    edits = same_by_processes(4, tiny_model, statistics, tmp_path, param_fraction=0.985, overhead=0, layouts=("dense", "factors"))
+    assert len(edits) == 1
+
+
+def test_an_edit_that_fails_in_one_process_is_named_there_and_ends_the_others(tokens, tmp_path):
+    model = tiny_model()
+    statistics = measured(model, tokens)
+    made = plan(model, statistics, param_fraction=0.6, overhead=0)
+
+    def fail(edit, *_):
+        raise NonFiniteError(f"`{edit.unit.name}`", "raise --damping")
+
+    def work(processes):
+        if processes.rank == 1:
+            Factor.apply = fail  # in this process alone
+        carried_out(model, statistics, made, shared=tmp_path)
+
+    first, second = together(2, tmp_path, work)
+    assert first == "error: another process ended"
+    assert second.startswith("error: `model.layers.")
+
+
+def test_processes_with_other_plans_are_refused_before_an_edit_is_made(tokens, tmp_path):
+    model = tiny_model()
+    statistics = measured(model, tokens)
+
+    def work(processes):
+        made = plan(model, statistics, param_fraction=0.6 + 0.1 * processes.rank, overhead=0, damping=1e-3)
+        carried_out(model, statistics, made, shared=tmp_path)
+
+    said = together(2, tmp_path, work)
+    assert said[0] == said[1]
+    assert said[0].startswith("error: process 1 has another plan than process 0")
 
 
 def test_chains_part_the_edits_and_no_layer_is_in_two(tokens):

@@ -111,9 +111,11 @@ def main() -> NoReturn:
     except (BrokenPipeError, SystemExit):  # whoever read our output has had enough; click and rich make an exit of it
         code = 0
     except (KeyboardInterrupt, typer.Abort):
+        INTERRUPT.ignore()
         if debug:
             traceback.print_exc()
     except Exception as problem:  # noqa: BLE001 - the boundary to the person at the terminal
+        INTERRUPT.ignore()
         if debug:
             traceback.print_exc()
         _let_go_of_stdout()

@@ -1,5 +1,6 @@
 """A plan carried out by several processes: each makes some of the edits, and the first one gets them all through files."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from fasc.model.layers import Layer
 from fasc.planning.plan import Plan
 from fasc.processes import current
 from fasc.progress import progress
+from fasc.provenance import digest
 from fasc.statistics.moments import Statistics
 
 
@@ -32,9 +34,12 @@ def share_edits(model: PreTrainedModel, statistics: Statistics, plan: Plan, work
         work: a folder that all processes see.
 
     Raises:
+        UsageError: a process has another plan; nothing is changed then.
         ProcessLostError: another process has ended.
         FascError: an edit's own.
     """
+    # Each process has made the plan itself. Were two not the same, an edit could be made twice, or by nobody.
+    current().require_same({"plan": digest(json.dumps(edit.to_dict()).encode() for edit in plan.edits)})
     chains = chains_of(plan.edits)
     sizes = {layer.name: layer for layer in plan.layers}
     costs = [sum(_cost(plan.edits[place], sizes) for place in chain) for chain in chains]
