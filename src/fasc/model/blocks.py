@@ -82,10 +82,9 @@ def _watch(
     states: list[Tensor] = []
 
     def hook(name: str, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = dict(kwargs)
-        state = args[0] if args else given.pop("hidden_states")
+        state, rest = taken(args, kwargs)
         states.append(state)
-        arguments[name, tuple(state.shape)] = {"args": args[1:], "kwargs": given}
+        arguments[name, tuple(state.shape)] = rest
         if stop:
             raise _Stop
 
@@ -115,12 +114,63 @@ def _check(
             )
 
 
+def taken(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, Arguments]:
+    """The hidden states that a block is called with, by place or by name, and its other arguments."""
+    if args:
+        return args[0], {"args": args[1:], "kwargs": dict(kwargs)}
+    return kwargs["hidden_states"], {
+        "args": (),
+        "kwargs": {key: value for key, value in kwargs.items() if key != "hidden_states"},
+    }
+
+
+def returned(output: Any) -> Tensor:
+    """The hidden states that a block gives, alone or first of several."""
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
+
+
 def run_block(block: nn.Module, hidden: Tensor, given: Arguments) -> Tensor:
-    """Hidden states after a block."""
+    """Hidden states after a block; no gradient is kept for them."""
     with torch.no_grad():
-        result = block(hidden, *given["args"], **given["kwargs"])
-    after: Tensor = result[0] if isinstance(result, tuple) else result
-    return after
+        return call_block(block, hidden, given)
+
+
+def call_block(block: nn.Module, hidden: Tensor, given: Arguments) -> Tensor:
+    """Hidden states after a block."""
+    return returned(block(hidden, *given["args"], **given["kwargs"]))
+
+
+@contextmanager
+def leaving_after(module: nn.Module) -> Iterator[None]:
+    """The body runs a model as far as the end of a module and is left there."""
+
+    def stop(*_: Any) -> None:
+        raise _Stop
+
+    handle = module.register_forward_hook(stop)
+    try:
+        with suppress(_Stop):
+            yield
+    finally:
+        handle.remove()
+
+
+def taken_by(block: nn.Module, run: Callable[[], object]) -> Tensor:
+    """The hidden states that a block is called with when the model runs, which is left as soon as they are known."""
+    seen: list[Tensor] = []
+
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append(taken(args, kwargs)[0])
+        raise _Stop
+
+    handle = block.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        with suppress(_Stop):
+            run()
+    finally:
+        handle.remove()
+    return seen[0]
 
 
 @contextmanager
@@ -166,16 +216,4 @@ def stopping_after(model: nn.Module, blocks: Sequence[str], last: Sequence[str])
 
 def input_of(block: nn.Module, layer: str, run: Callable[[], Tensor]) -> Tensor:
     """What a layer is given when the block runs; the block is left as soon as it is known."""
-    seen: list[Tensor] = []
-
-    def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        seen.append(args[0])
-        raise _Stop
-
-    handle = block.get_submodule(layer).register_forward_pre_hook(hook)
-    try:
-        with suppress(_Stop):
-            run()
-    finally:
-        handle.remove()
-    return seen[0]
+    return taken_by(block.get_submodule(layer), run)

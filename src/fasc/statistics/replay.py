@@ -6,7 +6,7 @@ one forward pass more than measuring all at once, however many blocks there are,
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedModel
 
 from fasc.errors import ModelError, NonFiniteError
-from fasc.model.blocks import block_names
+from fasc.model.blocks import Arguments, block_names, call_block, leaving_after, returned, taken, taken_by
 from fasc.model.experts import hearing_all
 from fasc.model.groups import InputGroup, find_groups
 from fasc.model.options import LayersConfig
@@ -44,10 +44,6 @@ from fasc.statistics.vocabulary import VOCABULARY, VocabularyCapture
 _INSTEAD = "use --max-memory, which needs all blocks at once and several passes over the text"
 
 
-class _Stop(Exception):  # noqa: N818 - no error: what was asked for has been seen
-    pass
-
-
 @dataclass
 class _Visit:
     """What a block was called with for one batch, and how it gives its result."""
@@ -55,23 +51,14 @@ class _Visit:
     hidden: Tensor
     """On the host."""
 
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    rest: Arguments
     device: torch.device
-    named: bool
-    """Whether the hidden states were given by name."""
-
     tuple_: bool = False
     """Whether the block gives a tuple."""
 
     def result(self, hidden: Tensor) -> Any:
         """Hidden states as this block gives them."""
         return (hidden,) if self.tuple_ else hidden
-
-    def run(self, block: nn.Module, hidden: Tensor) -> Tensor:
-        """The block on hidden states, with what else it was given."""
-        given = block(*self.args, **self.kwargs, hidden_states=hidden) if self.named else block(hidden, *self.args, **self.kwargs)
-        return _hidden(given)
 
 
 @dataclass
@@ -147,7 +134,7 @@ def replay_moments(  # noqa: C901 - one loop with its two ends, each left out wh
             stack.enter_context(hearing_all(model))
         text = _forward(model, work, modules)
         loss, gradients = Loss(), list[Tensor | None]()
-        if _wants_gradients(model, groups[0], needs) or ends is not None:
+        if _wants_gradients(groups[0], needs) or ends is not None:
             gradients = list(_tail(model, work, modules, text, ends, loss))
         waiting: list[GroupCapture] = []
         down_to = 0 if ends is not None else min(wanted)
@@ -170,7 +157,7 @@ def replay_moments(  # noqa: C901 - one loop with its two ends, each left out wh
             take(lowest, put_together(blocks[lowest][1], waiting, ends, work, loss))
 
 
-def _wants_gradients(model: PreTrainedModel, group: InputGroup, needs: frozenset[Need]) -> bool:
+def _wants_gradients(group: InputGroup, needs: frozenset[Need]) -> bool:
     return GroupCapture(group, needs, torch.device("meta")).wants_gradients
 
 
@@ -183,8 +170,7 @@ def _forward(model: PreTrainedModel, work: Work, modules: Sequence[nn.Module]) -
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         number = order[id(module)]
-        given = dict(kwargs)
-        hidden = args[0] if args else given.pop("hidden_states")
+        hidden, rest = taken(args, kwargs)
         if not bool(torch.isfinite(hidden).all()):
             raise NonFiniteError(
                 f"what block {number} reads", "load the model as --dtype float32, or check the text for degenerate sequences"
@@ -192,13 +178,12 @@ def _forward(model: PreTrainedModel, work: Work, modules: Sequence[nn.Module]) -
         if number != len(called) or (last and not torch.equal(last[0], hidden)):
             raise ModelError(f"blocks of {type(model).__name__} do not read what the one before them gives", _INSTEAD)
         called.append(number)
-        same = text.visits[number][0] if text.visits[number] else None
-        rest, named = _shared((args[1:], given), None if same is None else (same.args, same.kwargs)), not args
+        visits = text.visits[number]
         kept = hidden.detach().to("cpu", copy=True)
-        text.visits[number].append(_Visit(kept, *rest, device=hidden.device, named=named))
+        visits.append(_Visit(kept, _shared(rest, visits[0].rest) if visits else rest, hidden.device))
 
     def after(module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-        last[:] = [_hidden(output)]
+        last[:] = [returned(output)]
         text.visits[order[id(module)]][-1].tuple_ = isinstance(output, tuple)
 
     with ExitStack() as stack, progress("reading what blocks read", work.amount, "tokens") as advance, torch.no_grad():
@@ -208,8 +193,8 @@ def _forward(model: PreTrainedModel, work: Work, modules: Sequence[nn.Module]) -
         for _, batch, _ in batches_of(work, model.device):
             called.clear()
             last.clear()
-            with precision_of(work, model.device):
-                _to_the_last(partial(model, input_ids=batch, use_cache=False), modules[-1])
+            with precision_of(work, model.device), leaving_after(modules[-1]):  # the head comes later
+                model(input_ids=batch, use_cache=False)
             if len(called) != len(modules):
                 raise ModelError(f"{type(model).__name__} calls {len(called)} of its {len(modules)} blocks", _INSTEAD)
             text.ends.append(last[0].detach().to("cpu", copy=True))
@@ -219,32 +204,16 @@ def _forward(model: PreTrainedModel, work: Work, modules: Sequence[nn.Module]) -
     return text
 
 
-def _to_the_last(forward: Callable[[], Any], block: nn.Module) -> None:
-    """A forward pass that ends with a block: the head comes later."""
-
-    def stop(*_: Any) -> None:
-        raise _Stop
-
-    handle = block.register_forward_hook(stop)
-    try:
-        forward()
-    except _Stop:
-        pass
-    finally:
-        handle.remove()
-
-
-def _shared(found: Any, first: Any) -> Any:
+def _shared(found: Arguments, first: Arguments) -> Arguments:
     """What a block is given besides, with the first batch's tensors in the place of equal ones: masks and positions repeat."""
-    if first is None:
-        return found
     known = list[Tensor]()
     tree_map_only(Tensor, known.append, first)
 
     def own(tensor: Tensor) -> Tensor:
         return next((one for one in known if one.shape == tensor.shape and torch.equal(one, tensor)), tensor)
 
-    return tree_map_only(Tensor, own, found)
+    shared: Arguments = tree_map_only(Tensor, own, found)
+    return shared
 
 
 def _tail(
@@ -269,7 +238,7 @@ def _instead(modules: Sequence[nn.Module], text: _Text, number: int, leaf: Tenso
     """Blocks that compute nothing; the last one gives what is known of it."""
 
     def passing(visit: _Visit, *args: Any, **kwargs: Any) -> Any:
-        return visit.result(args[0] if args else kwargs["hidden_states"])
+        return visit.result(taken(args, kwargs)[0])
 
     visits = [visits[number] for visits in text.visits]
     with ExitStack() as stack:
@@ -289,7 +258,7 @@ def _replay(
         visit = visits[number]
         leaf = visit.hidden.to(visit.device).requires_grad_(back)
         with torch.set_grad_enabled(back), listening(captures, shape), precision_of(work, visit.device):
-            output = visit.run(block, leaf.clone())  # not the leaf itself: a block may add to what it reads
+            output = call_block(block, leaf.clone(), visit.rest)  # not the leaf itself: a block may add to what it reads
         gradient = gradients[number] if back else None
         if gradient is not None:
             output.backward(gradient.to(output.device))
@@ -304,23 +273,9 @@ def _embedding(
     model: PreTrainedModel, work: Work, first: nn.Module, gradients: Sequence[Tensor | None], ends: VocabularyCapture
 ) -> None:
     """From what the first block reads back to the embedding."""
-    seen: list[Tensor] = []
-
-    def stop(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen[:] = [args[0] if args else kwargs["hidden_states"]]
-        raise _Stop
-
-    with ExitStack() as stack:
-        stack.callback(first.register_forward_pre_hook(stop, with_kwargs=True).remove)
-        stack.enter_context(starting_at_embedding(model))
-        stack.enter_context(ends.hooks(model, head=False))
+    with starting_at_embedding(model), ends.hooks(model, head=False):
         for (_, batch, shape), gradient in zip(batches_of(work, model.device), gradients, strict=True):
-            with listening([ends], shape), precision_of(work, model.device), suppress(_Stop):
-                model(input_ids=batch, use_cache=False)
+            with listening([ends], shape), precision_of(work, model.device):
+                hidden = taken_by(first, partial(model, input_ids=batch, use_cache=False))
             if gradient is not None:
-                seen[0].backward(gradient.to(seen[0].device))
-
-
-def _hidden(output: Any) -> Tensor:
-    hidden: Tensor = output[0] if isinstance(output, tuple) else output
-    return hidden
+                hidden.backward(gradient.to(hidden.device))
