@@ -212,6 +212,26 @@ def test_a_result_of_other_contents_is_made_again_only_when_that_is_asked_for(re
     assert (out / "result.json").read_bytes() != first
 
 
+def test_contents_are_what_is_read_and_not_what_is_written(tmp_path, text_file, model_folder):
+    read, written = tmp_path / "moments.safetensors", tmp_path / "front.svg"
+    for file in (read, written):
+        file.write_text("a")
+    (tmp_path / "x.toml").write_text(
+        f'verb = "validate"\n[options]\ncorpus = "{text_file}"\nstatistics = "{read}"\nfigure = "{written}"'
+    )
+    (work,) = study.works(tmp_path / "x.toml", "small", str(model_folder))
+
+    def contents():
+        return study._contents(work)
+
+    first = contents()
+    assert str(text_file) not in first, "a text counts by what is read of it"
+    written.write_text("b")
+    assert contents() == first
+    read.write_text("b")
+    assert contents() != first
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
 def test_a_killed_run_leaves_no_child_that_writes_later(recipes, model_folder):
     out = recipes / "out"

@@ -35,6 +35,9 @@ _VERBS = ("bench", "compare", "diagnose", "emergence", "evaluate", "subspace-ove
 RESULT = "result.json"
 
 _TEXTS = ("--corpus", "--corpora")
+_READ = ("--statistics", "--held-out", "--plan", "--dense", "--checkpoints", "--validation")
+"""Options that name what a verb reads from this machine, beside its model and the texts."""
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -304,8 +307,7 @@ def _contents(work: Work) -> dict[str, str]:
     """Digests of what a verb reads from this machine, and the program's version: what changes them makes another result."""
     options = dict(pairwise(work.command))
     found = {"fasc": versions()["fasc"]}
-    texts = (options.get(corpus) for corpus in _TEXTS)  # by what is read of them, below
-    found |= {str(path): _digest_of(path) for path in existing_paths([work.model, *work.command]) if str(path) not in texts}
+    found |= {str(path): _digest_of(path) for path in existing_paths([work.model, *(options.get(read) for read in _READ)])}
     data = Path(options["--data-dir"]) if "--data-dir" in options else None
     for corpus in _TEXTS:
         if corpus in options:

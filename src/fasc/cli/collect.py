@@ -65,10 +65,7 @@ def collect(
     source = opt.take(ModelConfig, given)
     opt.unused(given, ("max_memory", "gradient_checkpointing"), "beside --block-replay", when=block_replay)
     limit = None if max_memory is None else size("--max-memory", max_memory)
-    from contextlib import nullcontext
-
-    from fasc.cli.processes import first, launched
-    from fasc.outputs import output
+    from fasc.cli.processes import first, launched, output_of_the_first
     from fasc.reporting.console import print_line
     from fasc.stages.calibrate import calibrate_by_block, calibrate_in_passes
     from fasc.stages.compress import load, needs_of
@@ -81,8 +78,7 @@ def collect(
         return
     inputs, folder = (model, calibration.corpus), block_replay or limit is not None
     owned = require_own_shards if folder else None
-    place = output(out, overwrite=overwrite, inputs=inputs, folder=folder, owned=owned) if first() else nullcontext(out)
-    with place as target:
+    with output_of_the_first(out, overwrite=overwrite, inputs=inputs, folder=folder, owned=owned) as target:
         needs = needs_to_collect(chosen, diagnosis=diagnosis)
         if block_replay:
             calibrate_by_block(load(source), needs, calibration, layers, out=target, overwrite=overwrite)

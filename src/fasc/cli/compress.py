@@ -112,10 +112,7 @@ def compress(
         methods=(opt.method_for(given),),
         budgets=(opt.budget_for(given),),
     )
-    from contextlib import AbstractContextManager, nullcontext
-
-    from fasc.cli.processes import first, launched
-    from fasc.outputs import output, resolved
+    from fasc.cli.processes import first, launched, output_of_the_first
     from fasc.planning.needs import needs_for
     from fasc.planning.plan import Plan
     from fasc.reporting.console import print_line
@@ -133,11 +130,9 @@ def compress(
     if launched(nproc, recipe.source.device, None if statistics is not None else recipe.calibration.sequences):
         return
     sources = (model, statistics, held_out, plan, recipe.calibration.corpus)
-    place: AbstractContextManager[Path] = nullcontext(resolved(out))
     if first():
         opt.check_report(report, inputs=sources, out=out)
-        place = output(out, overwrite=overwrite, inputs=sources, folder=True, owned=require_own_checkpoint)
-    with place as target:
+    with output_of_the_first(out, overwrite=overwrite, inputs=sources, folder=True, owned=require_own_checkpoint) as target:
         small = compress_recipe(
             recipe,
             target,

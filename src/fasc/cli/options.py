@@ -141,7 +141,8 @@ def unused(given: Mapping[str, Any], options: Sequence[str], why: str, *, when: 
     """
     typed = next((name for name in options if when and given[name] is not None), None)
     if typed is not None:
-        raise UsageError(f"--{typed.replace('_', '-')} means nothing {why}", "leave it away, or change the other")
+        option = f"--{typed.replace('_', '-')}"
+        raise UsageError(f"{option} means nothing {why}", f"leave {option} out")
 
 
 def check_files(*files: Path | None, inputs: Sequence[str | Path | None]) -> None:

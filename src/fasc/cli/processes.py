@@ -7,11 +7,13 @@ import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
 
 from fasc.errors import ProcessError, UsageError
+from fasc.outputs import Inputs, Owned, output, resolved
 
 SHARED = ("collect", "compress", "evaluate", "plan", "recover")
 """Verbs whose work several processes share."""
@@ -75,6 +77,15 @@ def together(command: Callable[[], int | None]) -> int | None:
 def first() -> bool:
     """Whether this process prints and writes."""
     return int(os.environ["RANK"]) == 0 if started() > 1 else True
+
+
+def output_of_the_first(
+    out: Path, *, overwrite: bool, inputs: Inputs, folder: bool, owned: Owned | None = None
+) -> AbstractContextManager[Path]:
+    """Where the first process writes, seen to as :func:`fasc.outputs.output` does; the others only learn the place."""
+    if first():
+        return output(out, overwrite=overwrite, inputs=inputs, folder=folder, owned=owned)
+    return nullcontext(resolved(out))
 
 
 def launched(nproc: int | None, device: str, sequences: int | None = None) -> bool:

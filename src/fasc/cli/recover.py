@@ -38,10 +38,7 @@ def recover(
     given = locals()
     config = opt.take(RecoveryConfig, given)
     source = opt.take(ModelConfig, given, model=str(checkpoint))
-    from contextlib import AbstractContextManager, nullcontext
-
-    from fasc.cli.processes import first, launched
-    from fasc.outputs import output, resolved
+    from fasc.cli.processes import launched, output_of_the_first
     from fasc.reporting.console import print_line
     from fasc.serving.checkpoint import require_own_checkpoint
     from fasc.stages.recover import recover_checkpoint
@@ -49,10 +46,7 @@ def recover(
     if launched(nproc, source.device):
         return
     sources = (checkpoint, dense, config.corpus)
-    place: AbstractContextManager[Path] = nullcontext(resolved(out))
-    if first():
-        place = output(out, overwrite=overwrite, inputs=sources, folder=True, owned=require_own_checkpoint)
-    with place as target:
+    with output_of_the_first(out, overwrite=overwrite, inputs=sources, folder=True, owned=require_own_checkpoint) as target:
         result = recover_checkpoint(source, target, config, dense=dense, overwrite=overwrite)
     print_line(
         f"KL to the dense model on {result.held_out:,} held-out tokens: {result.before:.4f} → {result.after:.4f} nats/token "

@@ -47,8 +47,6 @@ def kept_forecasts(statistics: str | None, held_out: str | None = None) -> Itera
 
 def _of_the_first(file: Path) -> dict[str, Curves]:
     """What the first process has kept, at each of them: all must leave out the same work."""
-    if current().count == 1:
-        return _nested(_read(file))
     own = _read(file) if current().first else {}
     first = current().exchanged({name: torch.from_numpy(np.ascontiguousarray(curve)) for name, curve in own.items()})[0]
     return _nested({name: curve.numpy() for name, curve in first.items()})

@@ -26,8 +26,8 @@ SEEDS, APPENDIX_E = "table-9-seeds", "appendix-e"
 
 _FIFTH = 5
 
-MISSING = (KeyError, FileNotFoundError, ValueError, IndexError, ZeroDivisionError, TypeError)
-"""What reading numbers raises that are not there, or of which there are too few: median of none, an angle not measured."""
+MISSING = (KeyError, FileNotFoundError, ValueError, IndexError, ZeroDivisionError)
+"""What reading numbers raises that are not there, or of which there are too few: median of none."""
 
 
 class Results:
@@ -298,7 +298,7 @@ class Results:
 
     def angles(self) -> tuple[float, float]:
         """Median angle between FASC and SVD, degrees, in the fifth with the highest and with the lowest ρ."""
-        rows = sorted(self.groups(), key=lambda row: row["rho"])
+        rows = sorted((row for row in self.groups() if row["angle"] is not None), key=lambda row: row["rho"])
         fifth = max(1, len(rows) // _FIFTH)
         return median(row["angle"] for row in rows[-fifth:]), median(row["angle"] for row in rows[:fifth])
 
