@@ -8,6 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from fasc.errors import UsageError
+from fasc.recipe import read_recipe
+from fasc.stages.compress import compress_checkpoint
+from fasc.statistics.moments import Statistics
+from fasc.statistics.options import CalibrationConfig
 from tests.cli.conftest import CALIBRATION, refused
 
 TRIAL = [*CALIBRATION, "--damping", "1e-3"]
@@ -267,3 +272,36 @@ def test_files_of_no_size_are_refused_before_the_work(fasc, model_folder, statis
     for size in ("0", "large"):
         refused(fasc(*command, "--max-shard-size", size), "--max-shard-size")
     assert not (tmp_path / "o").exists()
+
+
+def test_what_is_written_tells_of_the_text_that_the_statistics_were_measured_on(done, model_folder, statistics, tmp_path):
+    own = Statistics.load(statistics).calibration
+    assert own != CalibrationConfig(), "otherwise this shows nothing"
+    done("compress", model_folder, "--method", "svd", "--statistics", statistics, "--out", tmp_path / "o")
+    recipe = read_recipe(tmp_path / "o" / "fasc_recipe.toml")
+    assert recipe.calibration == own
+    card = (tmp_path / "o" / "README.md").read_text()
+    assert f"{own.sequences} × {own.sequence_length} tokens of `{own.corpus}`, {own.labels} labels" in card
+
+
+@pytest.mark.parametrize("option", [["--corpus", "self"], ["--sequences", "8"], ["--labels", "sampled"], ["--seed", "1"]])
+def test_how_to_measure_means_nothing_beside_statistics(fasc, model_folder, statistics, tmp_path, option):
+    given = [model_folder, "--statistics", statistics, *option]
+    refused(fasc("compress", *given, "--out", tmp_path / "o"), f"{option[0]} means nothing beside --statistics")
+    refused(fasc("diagnose", *given), f"{option[0]} means nothing beside --statistics")
+    refused(
+        fasc("export", *given, "--max-bytes", "1MB", "--out", tmp_path / "o.gguf"),
+        f"{option[0]} means nothing beside --statistics",
+    )
+    with pytest.raises(UsageError, match="means nothing beside statistics"):
+        compress_checkpoint(model_folder, corpus="other.txt", out=tmp_path / "o", statistics=statistics)
+    assert not list(tmp_path.glob("o*"))
+
+
+def test_layers_that_are_left_out_stay_dense_beside_statistics_too(done, model_folder, statistics, tmp_path):
+    out = tmp_path / "o"
+    given = ["--statistics", statistics, "--method", "svd", "--rank-fraction", "0.5", "--exclude", "*.mlp.*"]
+    done("compress", model_folder, *given, "--out", out)
+    edits = json.loads((out / "fasc_plan.json").read_text())["edits"]
+    assert edits
+    assert not [edit for edit in edits if ".mlp." in json.dumps(edit)]

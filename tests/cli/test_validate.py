@@ -37,7 +37,7 @@ def test_plans_of_few_bits_are_measured_and_say_what_to_expect_of_another(done, 
     moments, validation, made = tmp_path / "s.safetensors", tmp_path / "v.json", tmp_path / "p.json"
     done("collect", model_folder, "--corpus", text_file, *CALIBRATION, "--out", moments)
     options = ["--layouts", "dense", "--bits", "3,4,6", "--damping", "1e-2", "--statistics", moments]
-    measure = ["--corpus", text_file, *CALIBRATION, "--held-out", "2", "--rank-fractions", "none", "--max-kls", "0.05,0.2,0.6"]
+    measure = ["--held-out", "2", "--rank-fractions", "none", "--max-kls", "0.05,0.2,0.6"]
     done("validate", model_folder, *options, *measure, "--json", validation)
     rows = json.loads(validation.read_text())["plans"]
     assert [row["budget"] for row in rows] == ["kl0.05", "kl0.2", "kl0.6"]

@@ -121,6 +121,7 @@ def compress(
     from fasc.serving.presets import is_merged
     from fasc.stages.compress import compress_recipe
 
+    opt.unused(given, tuple(CalibrationConfig.model_fields), "beside --statistics", when=statistics is not None)
     merge = merge or is_merged(engine)
     shard = None if max_shard_size is None else size("--max-shard-size", max_shard_size)
     needs_for(recipe.methods[0], recipe.budgets[0])

@@ -58,6 +58,7 @@ def diagnose(
     source = opt.take(ModelConfig, given)
     if exclusions not in ("paper", "none"):
         raise UsageError(f"--exclusions is `{exclusions}`", "known: paper, none")
+    opt.unused(given, tuple(CalibrationConfig.model_fields), "beside --statistics", when=statistics is not None)
     from fasc.planning.plan import Plan
     from fasc.reporting.console import print_line
     from fasc.reporting.diagnosis_table import print_diagnosis

@@ -44,6 +44,9 @@ def export(
     budget = None if max_bytes is None and max_kl is None else opt.take(BudgetConfig, given)
     if budget is None and kind is None and (corpus is not None or statistics is not None):
         raise UsageError("a corpus chooses types, and there is no budget", "give --max-bytes, --max-kl or --type")
+    text = tuple(CalibrationConfig.model_fields)
+    opt.unused(given, text, "beside --statistics", when=statistics is not None)
+    opt.unused(given, text, "without --corpus", when=corpus is None)
     calibration = None if corpus is None else opt.take(CalibrationConfig, given)
     from fasc.outputs import output
     from fasc.reporting.console import print_line

@@ -132,14 +132,14 @@ def unused(given: Mapping[str, Any], options: Sequence[str], why: str, *, when: 
 
     Args:
         given: the verb's ``locals()``; an option that was not typed is ``None`` there.
-        options: which ones, by the names of the arguments.
+        options: which ones, by the names of the arguments; those that the verb has not are not looked at.
         why: `without --benchmarks`, `beside --checkpoints`.
         when: whether that is so.
 
     Raises:
         UsageError: one was typed.
     """
-    typed = next((name for name in options if when and given[name] is not None), None)
+    typed = next((name for name in options if when and given.get(name) is not None), None)
     if typed is not None:
         option = f"--{typed.replace('_', '-')}"
         raise UsageError(f"{option} means nothing {why}", f"leave {option} out")

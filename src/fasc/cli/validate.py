@@ -75,6 +75,7 @@ def validate(  # noqa: PLR0915 - a statement for each part of what was asked
     scored = opt.names(benchmarks)
     evaluation = None
     opt.unused(given, ("limit",), "without --benchmarks", when=not scored)
+    opt.unused(given, ("sequences", "labels", "expert_floor", "route_all"), "beside --statistics", when=statistics is not None)
     if scored:
         evaluation = opt.build(EvaluationConfig, benchmarks=scored, limit=limit, data_dir=data_dir)
     from fasc.outputs import write_artifact

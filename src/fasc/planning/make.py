@@ -12,6 +12,7 @@ from fasc.edits.unfuse import with_experts_unfused
 from fasc.errors import BudgetError, StatisticsError
 from fasc.forecast.attention import attention_curves
 from fasc.forecast.channels import channel_curves
+from fasc.forecast.enough import too_few_tokens
 from fasc.forecast.half_j import loss_curves
 from fasc.forecast.noise import noise_curves
 from fasc.forecast.rounding import Rounding
@@ -75,9 +76,10 @@ def plan_model(  # noqa: PLR0913 - each is a source or a switch of the plan
     layers = layers_in(groups)
     outside = parameters_outside(model, [layer.name for layer in layers])
     asked = budget.model_dump(mode="json", exclude_none=True)
-    dense = Plan(options, (), layers, size, budget=asked, outside=outside)
+    few = None if statistics is None or held_out is not None else too_few_tokens(groups, statistics)
+    dense = Plan(options, (), layers, size, budget=asked, outside=outside, caution=few)
     if options.name in PRUNINGS:
-        return _plan_pruning(model, groups, options, budget, dense)
+        return _plan_pruning(model, groups, options, budget, replace(dense, caution=None))
     chosen, allocation = solver_of(options), allocation_of(options, budget)
     check_bits(options, budget)
     decides = allocation == "fisher" or budget.limits_loss  # whether ranks depend on the forecast

@@ -67,6 +67,9 @@ class Plan:
     expected: Expected | None = None
     """The KL divergence to expect, by plans of this model that were measured."""
 
+    caution: str | None = None
+    """Why the forecast cannot be trusted, in a sentence."""
+
     @property
     def method(self) -> str:
         """Name of the method."""
@@ -156,6 +159,7 @@ class Plan:
             "outside": None if self.outside is None else dict(self.outside),
             "lacking": list(self.lacking),
             "expected": None if self.expected is None else self.expected.model_dump(),
+            "caution": self.caution,
         }
 
     @staticmethod
@@ -184,6 +188,7 @@ class Plan:
             outside=header.outside,
             lacking=header.lacking,
             expected=header.expected,
+            caution=header.caution,
         )
 
     def save(self, path: str | Path) -> Path:
@@ -230,6 +235,7 @@ class _Header(BaseModel, frozen=True, extra="forbid"):
     outside: dict[str, NonNegativeInt] | None = None
     lacking: tuple[str, ...] = ()
     expected: Expected | None = None
+    caution: str | None = None
 
 
 def layers_in(groups: Sequence[InputGroup]) -> tuple[Layer, ...]:

@@ -1,7 +1,7 @@
 """A plan as tables: what becomes of every unit, and the totals."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import exp
 from typing import Any
 
@@ -146,14 +146,8 @@ def totals_table(plan: Plan) -> Table:
     table.add_row("not touched", _outside(plan))
     if plan.lacking:
         table.add_row("not possible in this model", f"{', '.join(plan.lacking)}: its parts cannot be told apart")
-    if plan.predicted_loss is not None:
-        table.add_row("forecast, Σ ½J", f"{plan.predicted_loss:.4f} nats/token: {_perplexity(plan)}")
-    if plan.expected is not None:
-        one = plan.expected
-        table.add_row(
-            "to expect, KL",
-            f"{one.kl:.4f} nats/token [{one.low:.4f}, {one.high:.4f}], by {one.plans} measured plans of this model",
-        )
+    for row in _forecast(plan):
+        table.add_row(*row)
     memory = plan.forecast_memory or {}
     for what, names in _STAGES.items():
         parts = {name: memory[name] / 1e6 for name in names if name in memory}
@@ -161,6 +155,19 @@ def totals_table(plan: Plan) -> Table:
         if parts:
             table.add_row(f"memory to {what}", f"{sum(parts.values()):,.0f} MB ({listed}) beside the program")
     return table
+
+
+def _forecast(plan: Plan) -> Iterator[tuple[str, str]]:
+    if plan.predicted_loss is not None:
+        yield "forecast, Σ ½J", f"{plan.predicted_loss:.4f} nats/token: {_perplexity(plan)}"
+        if plan.caution is not None:
+            yield "do not trust it", plan.caution
+    if plan.expected is not None:
+        one = plan.expected
+        yield (
+            "to expect, KL",
+            f"{one.kl:.4f} nats/token [{one.low:.4f}, {one.high:.4f}], by {one.plans} measured plans of this model",
+        )
 
 
 def composition(plan: Plan) -> str:

@@ -60,6 +60,8 @@ def model_card(recipe: Recipe, plan: Plan, summary: str, provenance: Mapping[str
     totals = plan.totals
     loss = totals["predicted_loss"]
     forecast = "" if loss is None else f"| forecast of the KL divergence to the dense model, Σ ½J | {loss:.4f} nats/token |\n"
+    if plan.caution is not None and loss is not None:
+        forecast += f"| do not trust it | {plan.caution} |\n"
     recovery = ""
     for trained in recoveries(provenance):
         kl = trained["kl"]

@@ -180,7 +180,7 @@ def _recipe_of(model: PreTrainedModel, statistics: Statistics, plan: Plan) -> Re
     budget = BudgetConfig.model_validate(dict(plan.budget or {}))
     return Recipe(
         source=ModelConfig(model=model.name_or_path or "a model in memory"),
-        calibration=CalibrationConfig.model_validate(statistics.meta["calibration"]),
+        calibration=statistics.calibration,
         methods=(plan.options,),
         budgets=(budget,),
     )
@@ -264,6 +264,8 @@ def compress_checkpoint(
     Raises:
         FascError: any stage's own.
     """
+    if statistics is not None:
+        require_no_text([name for name in CalibrationConfig.model_fields if name in options] + ["corpus"] * (corpus != "self"))
     recipe = Recipe(
         source=take(ModelConfig, options, model=str(model)),
         calibration=take(CalibrationConfig, options, corpus=corpus_in(corpus)),
@@ -275,6 +277,19 @@ def compress_checkpoint(
     sources = (recipe.source.model, file, recipe.calibration.corpus)
     with output(out, overwrite=overwrite, inputs=sources, folder=True, owned=require_own_checkpoint) as target:
         return compress_recipe(recipe, target, statistics=file, merged=merge, overwrite=overwrite)
+
+
+def require_no_text(given: Sequence[str]) -> None:
+    """Refuse what says how to measure, beside a file of what was measured.
+
+    Args:
+        given: fields of :class:`~fasc.statistics.options.CalibrationConfig`.
+
+    Raises:
+        UsageError: there is one.
+    """
+    if given:
+        raise UsageError(f"`{given[0]}` means nothing beside statistics, which hold their own text", f"leave `{given[0]}` out")
 
 
 def compress_recipe(  # noqa: PLR0913 - a source each, and switches
@@ -325,6 +340,7 @@ def compress_recipe(  # noqa: PLR0913 - a source each, and switches
         require_experts(loaded.model, recipe.methods[0].layouts)
         moments = measured(loaded, recipe, needs, work) if statistics is None else Statistics.load(statistics)
         moments = fitted_statistics(moments, loaded.model)
+        recipe = recipe.model_copy(update={"calibration": moments.calibration})
         if plan is None:
             moments.require(needs)
             plan = _planned(loaded, moments, recipe, digests, held_out, work)

@@ -143,6 +143,8 @@ def validate(  # noqa: PLR0913 - what is measured, and on what
     if budgets:
         needs |= needs_of(tuple(methods[:1]), tuple(budgets))
     moments = measured_or_stored(loaded, statistics, needs, calibration, layers)
+    if statistics is not None:
+        calibration = moments.calibration.model_copy(update=calibration.model_dump(exclude_unset=True))
     tokens = held_out_tokens(loaded, calibration, held_out)
     unseen = held_out_moments(loaded.model, moments, tokens, calibration)
     rows = []

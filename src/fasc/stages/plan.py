@@ -90,10 +90,11 @@ def take_method(name: str, options: dict[str, Any]) -> MethodConfig:
 
 def groups_of(model: PreTrainedModel, statistics: Statistics | None, layers: LayersConfig) -> list[InputGroup]:
     """The input groups of the statistics, as far as layers are chosen; found by running the model where there are none."""
-    if statistics is None or layers != LayersConfig():
+    if statistics is None:
         return find_groups(model, layers)
     idle = set(statistics.meta.get("without_gradient", ()))  # nothing can be forecast there: they stay dense
-    groups = [group.group for group in statistics.present_in(model).groups.values()]
+    whole = layers == LayersConfig()
+    groups = [group.group for group in statistics.present_in(model).groups.values()] if whole else find_groups(model, layers)
     return [group for group in groups if idle.isdisjoint(layer.name for layer in group.layers)]
 
 
@@ -139,7 +140,7 @@ def plan_of_recipe(
     """The plan of a recipe's first method and budget, with its selection of methods."""
     options, budget = recipe.methods[0], recipe.budgets[0]
     with expert_layers(loaded.model):
-        groups = groups_of(loaded.model, statistics, LayersConfig())
+        groups = groups_of(loaded.model, statistics, recipe.layers)
         made = make_plan(loaded.model, groups, options, budget, statistics, known=known, forecast=False, held_out=held_out)
         if options.selection == "none":
             return made

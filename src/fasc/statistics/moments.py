@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from fasc.errors import StatisticsError
 from fasc.model.groups import Scope, Unit
+from fasc.options import parse
 from fasc.provenance import digest, provenance
 from fasc.statistics.accumulators import Covariance, weights_of
 from fasc.statistics.file import read_statistics, write_statistics
+from fasc.statistics.options import CalibrationConfig
 from fasc.statistics.shards import read_shards
 from fasc.statistics.unit import (
     GradientMoment,
@@ -65,6 +67,17 @@ class Statistics:
     def needs(self) -> frozenset[Need]:
         """The moments that were asked for."""
         return frozenset(Need(*need) for need in self.meta["needs"])
+
+    @property
+    def calibration(self) -> CalibrationConfig:
+        """The text, and how it was measured.
+
+        Raises:
+            StatisticsError: they do not say.
+        """
+        if "calibration" not in self.meta:
+            raise StatisticsError("the statistics do not say on what text they were measured", "measure with `fasc collect`")
+        return parse(CalibrationConfig, self.meta["calibration"], "the statistics' calibration")
 
     def group(self, name: str) -> GroupStatistics:
         """The moments of a group.
