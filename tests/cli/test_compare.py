@@ -73,6 +73,17 @@ def test_what_cannot_be_compared_is_refused(models, tmp_path):
         of_checkpoints(models[:2], CalibrationConfig(), config, ModelConfig())
 
 
+def test_the_perplexity_of_every_model_is_printed_with_its_text_and_stands_on_the_page(models, text_file, tmp_path):
+    page = tmp_path / "page.html"
+    text = ["--corpus", text_file, "--context", 16, "--windows", 2]
+    done = fasc("compare", *models[:2], "--benchmarks", "perplexity", *text, "--no-card", "--report", page)
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if "│ perplexity" in line]
+    assert [row.split("│")[1].strip() for row in rows] == ["m0", "m1"]
+    assert "too few items to tell" in " ".join(done.stdout.split()), "of two windows nobody can tell"
+    assert "<h3>scores</h3>" in page.read_text()
+
+
 def test_a_model_that_is_not_there_is_said_as_everywhere(models):
     done = fasc("compare", models[0], "owner/nothing", "--benchmarks", "facts", "--no-card")
     assert done.returncode == 2
@@ -85,7 +96,7 @@ def test_a_model_that_is_not_there_is_said_as_everywhere(models):
 def test_the_divergence_of_each_model_is_printed(models, text_file):
     done = fasc("compare", *models[:2], "--benchmarks", "kl", "--corpus", text_file, "--context", 16, "--windows", 2, "--no-card")
     assert done.returncode == 0, done.stderr
-    assert "against m0" in done.stdout
+    assert "scores" in done.stdout
     assert [line.split("│")[1].strip() for line in done.stdout.splitlines() if "│ kl/p99" in line] == ["m1"]
     assert "McNemar" not in done.stdout, "nothing is paired"
 

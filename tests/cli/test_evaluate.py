@@ -38,3 +38,24 @@ def test_an_option_that_is_misspelt_is_refused_before_the_model_is_loaded(fasc, 
 def test_layers_that_lie_on_disk_score_the_same(done, compressed, places, text_file):
     options = ["--benchmarks", "kl,perplexity", "--corpus", text_file, "--context", "16", "--limit", "4"]
     assert done("evaluate", compressed, *options, "--device-map", places)[0] == done("evaluate", compressed, *options)[0]
+
+
+def test_a_dense_model_is_scored_without_the_divergence_from_itself(fasc, done, model_folder, text_file):
+    out, err = done("evaluate", model_folder, "--corpus", text_file, "--context", "16", "--limit", "4")
+    assert "perplexity" in out
+    assert "kl is left out" in err
+    refused(fasc("evaluate", model_folder, "--benchmarks", "kl", "--corpus", text_file), "--dense")
+
+
+def test_a_card_keeps_the_scores_that_are_not_measured_again(done, compressed, text_file):
+    card = compressed / "README.md"
+    text = ["--corpus", text_file, "--context", "16"]
+    done("evaluate", compressed, "--benchmarks", "facts", "--limit", "40")
+    done("evaluate", compressed, "--benchmarks", "perplexity", *text, "--limit", "2")
+    (first,) = [line for line in card.read_text().splitlines() if line.startswith("| perplexity |")]
+    assert "| facts |" in card.read_text()
+    done("evaluate", compressed, "--benchmarks", "perplexity", *text, "--limit", "4")
+    (second,) = [line for line in card.read_text().splitlines() if line.startswith("| perplexity |")]
+    assert second != first
+    assert card.read_text().count("## Scores") == 1
+    assert "| facts |" in card.read_text()

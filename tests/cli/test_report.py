@@ -46,7 +46,21 @@ def test_a_diagnosis_beside_a_run_is_taken_before_its_own(done, run, model_folde
 def test_a_checkpoint_without_scores_shows_its_plan_and_says_that_nothing_is_measured(done, compressed, tmp_path):
     done("report", compressed, "--out", tmp_path / "report")
     html = (tmp_path / "report" / "report.html").read_text()
-    assert "Not measured: `fasc evaluate` does." in html and "rank kept" in html
+    assert "--json compressed.scores.json` writes the file that is looked for" in html and "rank kept" in html
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "1 compressed model; the dense one&#x27;s scores are not here" in text or "the dense one's scores are not here" in text
+    assert "fasc_recipe.toml" in text and "fasc_provenance.json" in text
+
+
+def test_the_dense_models_scores_stand_beside_checkpoints(fasc, done, compressed, model_folder, text_file, tmp_path):
+    scores = tmp_path / "dense.json"
+    asked = ["--benchmarks", "perplexity", "--corpus", text_file, "--context", "16"]
+    done("evaluate", model_folder, *asked, "--json", scores)
+    done("evaluate", compressed, *asked, "--json", tmp_path / "compressed.scores.json")
+    out, _ = done("report", compressed, "--dense", scores, "--out", tmp_path / "report")
+    assert "beside the dense one" in out
+    assert "\n| dense |" in (tmp_path / "report" / "report.md").read_text()
+    refused(fasc("report", compressed, "--dense", tmp_path / "absent.json", "--out", tmp_path / "report"), "absent.json")
 
 
 def test_what_is_no_run_and_no_checkpoint_is_refused(fasc, tmp_path):

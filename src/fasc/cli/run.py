@@ -104,6 +104,14 @@ def report(
         Path | None,
         typer.Option("--out", help="Its folder. [default: that of a single run, else fasc-report]", show_default=False),
     ] = None,
+    dense: Annotated[
+        Path | None,
+        typer.Option(
+            "--dense",
+            help="The dense model's scores beside checkpoints: file of `fasc evaluate DENSE --json`.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Compare runs and checkpoints in one page that opens from the disk: report.html, report.md, and plots as SVG and PNG.
 
@@ -114,7 +122,8 @@ def report(
     from fasc.reporting.page.write import MARKDOWN
     from fasc.reporting.page.write import report as write_report
 
-    page = write_report(*runs, out=out)
-    print_results((page.parent / MARKDOWN).read_text(encoding="utf-8").splitlines()[2].strip("*"))
+    page = write_report(*runs, out=out, dense=dense)
+    text = (page.parent / MARKDOWN).read_text(encoding="utf-8").splitlines()
+    print_results(next(line for line in text if line.startswith("**")).strip("*"))
     print_line(f"report: {page}")
     print_line(f"as text: {page.parent / MARKDOWN}")

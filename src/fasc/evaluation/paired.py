@@ -21,6 +21,9 @@ from fasc.evaluation.outcome import Outcome
 from fasc.evaluation.score import CONFIDENCE, Interval
 
 _DRAWS = 2_000
+FEW_TO_TELL = 10
+"""Of fewer items no verdict is given: nobody can see whether their differences are anything like normal."""
+
 _MANY = 10
 """Of fewer relations none are drawn: they are then all that is asked about."""
 
@@ -54,6 +57,8 @@ class Paired:
     @property
     def verdict(self) -> str:
         """What the numbers allow to be said. A difference inside its interval is no gain and no loss."""
+        if self.n < FEW_TO_TELL:
+            return "too few items to tell"
         for low, high in (self.log_probability_interval, self.accuracy_interval):
             if low is not None and high is not None:
                 return "less" if high < 0 else "more" if low > 0 else "no difference that these items can tell"

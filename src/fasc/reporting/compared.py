@@ -56,7 +56,7 @@ def cells(one: Paired) -> list[str]:
     ]
 
 
-HEADER = ("model", "against", "its %", "model's %", "lost", "gained", "p", "Δ points", "Δ log-probability", "kept")
+HEADER = ("model", "against", "right, against", "right, model", "lost", "gained", "p", "Δ points", "Δ log-probability", "kept")
 
 
 def print_compared(result: Compared) -> None:
@@ -70,29 +70,38 @@ def print_compared(result: Compared) -> None:
             table.add_row(*cells(one))
         print_results(table)
         _print_groups([row for row in result.groups if row["benchmark"] == benchmark])
-    _print_unpaired(result)
+    _print_scores(result)
     if result.pairs:
         print_results(NOTE)
 
 
-def _print_unpaired(result: Compared) -> None:
-    """What is itself a difference from the reference, such as the KL divergence: the scores of the others."""
-    mine = {one.benchmark for one in result.scores[result.names[0]]}
-    rows = [(name, one) for name in result.names[1:] for one in result.scores[name] if one.benchmark not in mine]
+def _print_scores(result: Compared) -> None:
+    head, rows = score_rows(result)
     if not rows:
         return
-    table = Table(title=f"against {short(result.names[0])}", title_justify="left")
-    for title in ("model", "benchmark", "metric", "value [95 % interval]", "n"):
-        table.add_column(title, justify="left" if title in ("model", "benchmark", "metric") else "right", overflow="fold")
-    for name, one in sorted(rows, key=lambda row: row[1].benchmark):
-        table.add_row(short(name), one.benchmark, one.metric, format_score(one.to_dict()), f"{one.n:,}")
+    table = Table(title="scores", title_justify="left")
+    for title in head:
+        table.add_column(title, justify="left" if title in WORDS else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
     print_results(table)
 
 
-WORDS = ("group", "model", "against", "kept")
+def score_rows(result: Compared) -> tuple[list[str], list[list[str]]]:
+    """Titles and rows of what the pairs do not show: scores of text, and what is itself a difference from the reference."""
+    answered = {one.benchmark for one in result.pairs if one.accuracy is not None}
+    found = [(name, one) for name in result.names for one in result.scores.get(name, ()) if one.benchmark not in answered]
+    rows = [
+        [short(name), one.benchmark, one.metric, format_score(one.to_dict()), f"{one.n:,}", one.protocol]
+        for name, one in sorted(found, key=lambda row: row[1].benchmark)
+    ]
+    return ["model", "benchmark", "metric", "value [95 % interval]", "n", "how"], rows
+
+
+WORDS = ("group", "model", "against", "kept", "benchmark", "metric", "how")
 """Columns of words; all others hold numbers."""
 
-GROUP_HEADER = ("group", "n", "model", "its %", "model's %", "lost", "gained", "Δ log-probability", "kept")
+GROUP_HEADER = ("group", "n", "model", "right, against", "right, model", "lost", "gained", "Δ log-probability", "kept")
 
 
 def group_cells(row: Mapping[str, Any]) -> list[str]:

@@ -13,7 +13,11 @@ def headline(entries: Sequence[Entry]) -> str:
     sizes = {round(entry.plan["totals"]["param_fraction"], 2) for entry in compressed if entry.plan}
     at = f"at {next(iter(sizes)):.0%} of the layers' parameters: " if len(sizes) == 1 else ""
     parts = [text for entry in _best_and_worst(entries, compressed) if (text := _kept(entries, entry))]
-    return at + "; ".join(parts) if parts else f"{len(compressed)} compressed models beside the dense one"
+    if parts:
+        return at + "; ".join(parts)
+    count = f"{len(compressed)} compressed model{'s' * (len(compressed) > 1)}"
+    beside = any(entry.name == DENSE for entry in entries)
+    return f"{count} beside the dense one" if beside else f"{count}; the dense one's scores are not here"
 
 
 def _best_and_worst(entries: Sequence[Entry], compressed: Sequence[Entry]) -> list[Entry]:

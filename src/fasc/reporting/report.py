@@ -29,6 +29,9 @@ class Made:
     recipe: str = "recipe.toml"
     """Where it lies."""
 
+    rest: str = "provenance.json"
+    """Where the rest lies."""
+
 
 def report(folder: str | Path) -> Path:
     """Write ``report.md`` and ``figures/summary.png`` into a run's folder, from the files in it.
@@ -152,7 +155,7 @@ def _made(one: Made) -> list[str]:
         "",
         *([f"- command: `{command}`"] if command else []),
         *(f"- {name}: {words}" for name, words in facts_of(one.provenance)),
-        f"- recipe: `{one.recipe}`; what else is known is in `provenance.json`",
+        f"- recipe: `{one.recipe}`; what else is known is in `{one.rest}`",
         "",
     ]
 

@@ -77,8 +77,11 @@ def score_checkpoint(
     record: Record | None = None,
 ) -> list[Score]:
     """Score a checkpoint; the dense model is loaded only if a benchmark needs it."""
-    wanted = [get_benchmark(name) for name in config.benchmarks]
     reference = dense or dense_of(source.model)
+    if reference is None and "benchmarks" not in config.model_fields_set:  # nobody has asked for kl
+        config = dense_config(config)
+        say(f"kl is left out: `{source.model}` does not say which model it was made from; --dense MODEL does")
+    wanted = [get_benchmark(name) for name in config.benchmarks]
     needed = any(one.needs_dense for one in wanted)
     if needed and isinstance(reference, (str, Path)):
         require_same_tokenizer([str(reference), source.model])

@@ -221,6 +221,23 @@ def read_source(folder: str | Path) -> Source:
     return _checkpoint(path) if (path / PLAN_FILE).is_file() else _run(path)
 
 
+def dense_source(file: str | Path, beside: Sequence[Source]) -> Source:
+    """Scores of the dense model that checkpoints were made from, as `fasc evaluate --json` wrote them.
+
+    Args:
+        file: of scores.
+        beside: the checkpoints, whose plans say what the dense model weighs.
+
+    Raises:
+        StorageError: it holds no scores.
+    """
+    path = expanded(file)
+    found = checked("scores", read_json(path), f"`{path}`")
+    plan = next((model.plan for source in beside for model in source.models if model.plan is not None), None)
+    name = "dense"
+    return Source(name, (Model(DENSE, name, Entry(DENSE, found["scores"], None), dense_plan=plan),))
+
+
 def speed_source(checkpoint: str, found: Mapping[str, Any]) -> Source:
     """What `fasc bench` measured of a checkpoint, with its plan if it is one of ours."""
     folder = Path(checkpoint)

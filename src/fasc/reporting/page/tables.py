@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fasc.evaluation.compared import Compared
-from fasc.reporting.compared import GROUP_HEADER, HEADER, cells, group_cells
+from fasc.reporting.compared import GROUP_HEADER, HEADER, cells, group_cells, score_rows
 
 Rows = tuple[list[str], list[list[str]]]
 """Titles and rows."""
@@ -41,7 +41,8 @@ def compared_rows(result: Compared) -> list[tuple[str, Rows]]:
         groups = [group_cells(row) for row in result.groups if row["benchmark"] == benchmark]
         if groups:
             found.append((f"{benchmark} by group", (list(GROUP_HEADER), groups)))
-    return found
+    scores = score_rows(result)
+    return [*found, ("scores", scores)] if scores[1] else found
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -91,8 +91,13 @@ def _kept(model: Model, dense: Model | None) -> str:
         return "; ".join(parts) + "."
     alone = [score for score in model.entry.scores if str(score["metric"]).startswith("accuracy")]
     if alone:
-        return f"{alone[0]['benchmark']}: {format_score(alone[0])}; the dense model was not asked."
-    return "Not measured: `fasc evaluate` does." if not model.entry.scores else "No benchmark of right answers was asked."
+        return (
+            f"{alone[0]['benchmark']}: {format_score(alone[0])}; the dense model's scores are not here: "
+            "`fasc evaluate DENSE --json dense.json`, then `fasc report … --dense dense.json`."
+        )
+    if model.entry.scores:
+        return "No benchmark of right answers was asked."
+    return f"Not measured: `fasc evaluate {model.name} --json {model.name}.scores.json` writes the file that is looked for."
 
 
 def _apart(own: Score, before: Score) -> str:
@@ -129,7 +134,7 @@ def _speed(model: Model) -> str:
             ratio, low, high = found
             verdict = "faster" if low > 1 else "slower" if high < 1 else "no difference that can be told"
             parts.append(f"{what} {ratio:.2f} × the dense model's speed [{low:.2f}, {high:.2f}]: {verdict}")
-    return _sentence(parts) or "Not timed: `fasc bench` does."
+    return _sentence(parts) or f"Not timed: `fasc bench {model.name} --json {model.name}.speed.json` does."
 
 
 def _sentence(parts: Sequence[str]) -> str:

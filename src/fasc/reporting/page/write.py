@@ -13,16 +13,16 @@ from fasc.reporting.page.heatmap import heatmap
 from fasc.reporting.page.page import page_of, title_for
 from fasc.reporting.page.pareto import pareto_charts
 from fasc.reporting.page.rows import highlights, models_of
-from fasc.reporting.page.sources import Source, read_source
+from fasc.reporting.page.sources import Source, dense_source, read_source
 from fasc.reporting.page.vega import Chart, library, save_chart
 from fasc.reporting.report import Made, write_markdown
-from fasc.serving.checkpoint import PLAN_FILE
+from fasc.serving.checkpoint import PLAN_FILE, PROVENANCE_FILE, RECIPE_FILE
 from fasc.storage import expanded, new_file
 
 PAGE, MARKDOWN, FIGURES = "report.html", "report.md", "figures"
 
 
-def report(*runs: str | Path, out: str | Path | None = None) -> Path:
+def report(*runs: str | Path, out: str | Path | None = None, dense: str | Path | None = None) -> Path:
     """Compare all models of some runs and checkpoints, in one page that opens from the disk.
 
     Writes ``report.html``, ``report.md`` and ``figures/`` with every plot as SVG and PNG.
@@ -30,6 +30,7 @@ def report(*runs: str | Path, out: str | Path | None = None) -> Path:
     Args:
         *runs: folders that ``fasc run`` or ``fasc compress`` left. A checkpoint's scores, speed, diagnosis and validation
             lie beside it, named like ``small.scores.json`` for the folder ``small``.
+        dense: file of the dense model's scores (``fasc evaluate DENSE --json``), for checkpoints that stand without it.
         out: the report's folder; by default that of the run if it is one run, ``fasc-report`` otherwise.
 
     Returns:
@@ -43,7 +44,8 @@ def report(*runs: str | Path, out: str | Path | None = None) -> Path:
         raise UsageError("no run is named", "name folders that `fasc run` or `fasc compress` wrote")
     folders = list(dict.fromkeys(expanded(run) for run in runs))
     library()
-    sources = distinct([read_source(folder) for folder in folders])
+    read = [read_source(folder) for folder in folders]
+    sources = distinct(read if dense is None else [dense_source(dense, read), *read])
     target = _place(folders, out)
     charts = _drawn(sources)
     page = page_of(sources)
@@ -51,9 +53,15 @@ def report(*runs: str | Path, out: str | Path | None = None) -> Path:
     _remove_old(target)
     figures = [(chart.title, save_chart(chart, own)[0].relative_to(target).as_posix()) for chart in charts]
     entries = [model.results for model in models_of(sources)]
-    made = [Made(source.name if len(sources) > 1 else "", source.provenance) for source in sources]
+    made = [_made(source, several=len(sources) > 1) for source in sources]
     write_markdown(target / MARKDOWN, title_for(sources), entries, figures, made)
     return _write(target / PAGE, page)
+
+
+def _made(source: Source, *, several: bool) -> Made:
+    name = source.name if several else ""
+    ours = any(model.plan is not None and model.run == model.name for model in source.models)  # a checkpoint
+    return Made(name, source.provenance, RECIPE_FILE, PROVENANCE_FILE) if ours else Made(name, source.provenance)
 
 
 def write_page(path: Path, sources: Sequence[Source]) -> Path:
