@@ -43,7 +43,7 @@ def test_options_do_not_change():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"parts": [{"size": 1}, {"size": 0}]}, "here: `parts.1.size`: Input should be greater than or equal to 1"),
+        ({"parts": [{"size": 1}, {"size": 0}]}, "here: `parts.1.size`: it must be greater than or equal to 1"),
         ({"parts": [{"sizes": 1}]}, "here: `parts.0.sizes`: no such field"),
         ({"other": 1}, "here: `other`: no such field"),
     ],

@@ -24,8 +24,8 @@ def explain(problem: ValidationError, where: str) -> UsageError:
     """Turn pydantic's report into one line: where, which field, what is wrong."""
     first = problem.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
-    reason = first["msg"].removeprefix("Value error, ")
-    hint = "see `fasc --help` or docs/quickstart.md for the fields and their ranges"
+    reason = first["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
+    hint = "`fasc VERB --help` says what each option may be; recipes have the same names, with _ for -"
     if "outside (0, 1]" in reason:
         hint = "0.5 keeps half; 1 keeps all of it"
     if "is not a number" in reason:

@@ -115,3 +115,7 @@ def test_a_config_alone_says_what_a_run_needs(done, fasc, model_folder, tmp_path
     refused(fasc("plan", config, "--config-only", "--max-kl", "0.1"), "no statistics")
     refused(fasc("plan", config, "--config-only", "--statistics", config), "--statistics belongs to one")
     refused(fasc("plan", model_folder, "--memory", "24GB"), "--memory is for --config-only")
+
+
+def test_a_list_with_spaces_is_told_of_commas(fasc, model_folder):
+    refused(fasc("evaluate", model_folder, "--benchmarks", "facts", "kl"), "lists take commas and no spaces")

@@ -144,7 +144,9 @@ def _explain(problem: Exception) -> tuple[str, str, int]:
     if hasattr(problem, "format_message"):  # a usage error of click, or of the copy that newer typers carry
         context = getattr(problem, "ctx", None)
         verb = context.command_path if context else "fasc"
-        return " ".join(problem.format_message().split()), f"see `{verb} --help`", 2
+        text = " ".join(problem.format_message().split())
+        several = "lists take commas and no spaces, such as a,b; or " if "unexpected extra argument" in text else ""
+        return text, f"{several}see `{verb} --help`", 2
     if isinstance(problem, OSError):
         full = is_full(problem)
         hint = "free some space or choose another --out" if full else "check the path and its permissions"

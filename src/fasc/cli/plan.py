@@ -1,6 +1,7 @@
 """``fasc plan``."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -144,7 +145,8 @@ def _print_needs(
     made, needed = plan_of_config(source.model, options, budget, layers, dtype=source.dtype, limit=limit)
     if json is not None:
         write_artifact(json, "requirements", {"model": source.model, "totals": made.totals, **needed.to_dict()})
-    print_results(totals_table(made), requirements_table(needed), passes_line(needed))
+    plain = replace(made, forecast_memory=None)  # memory has a table of its own
+    print_results(totals_table(plain), requirements_table(needed), passes_line(needed))
 
 
 def _print_frontier(

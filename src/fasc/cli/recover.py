@@ -9,6 +9,9 @@ from fasc.cli import options as opt
 from fasc.compression.options import RecoveryConfig
 from fasc.model.options import ModelConfig
 
+_FEW = 20
+"""Steps, below which training has hardly begun."""
+
 
 def recover(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A folder that `fasc compress` wrote.")],
@@ -39,6 +42,7 @@ def recover(
     config = opt.take(RecoveryConfig, given)
     source = opt.take(ModelConfig, given, model=str(checkpoint))
     from fasc.cli.processes import launched, output_of_the_first
+    from fasc.progress import say
     from fasc.reporting.console import print_line
     from fasc.serving.checkpoint import require_own_checkpoint
     from fasc.stages.recover import recover_checkpoint
@@ -49,7 +53,10 @@ def recover(
     with output_of_the_first(out, overwrite=overwrite, inputs=sources, folder=True, owned=require_own_checkpoint) as target:
         result = recover_checkpoint(source, target, config, dense=dense, overwrite=overwrite)
     print_line(
-        f"KL to the dense model on {result.held_out:,} held-out tokens: {result.before:.4f} → {result.after:.4f} nats/token "
+        f"KL to the dense model on {result.held_out:,} tokens that were not trained on: "
+        f"{result.before:.4f} → {result.after:.4f} nats/token "
         f"({len(result.losses)} steps; the weights went {result.share:.0%} of the way)"
     )
+    if len(result.losses) < _FEW:
+        say(f"{len(result.losses)} steps are few: more --sequences bring back more")
     print_line(out)

@@ -85,7 +85,7 @@ def model_of_config(spec: str | Path, *, dtype: DType = "auto") -> PreTrainedMod
     """The model that a config describes, on the meta device: names and shapes of its layers, and no numbers.
 
     Args:
-        spec: a hub id, a folder with a config.json, or such a file.
+        spec: a hub id, an alias, a folder with a config.json, or such a file.
         dtype: precision of the weights; ``auto`` takes the config's.
 
     Raises:
@@ -93,6 +93,8 @@ def model_of_config(spec: str | Path, *, dtype: DType = "auto") -> PreTrainedMod
     """
     path = Path(spec).expanduser()
     place = str(path) if path.exists() else str(spec)
+    if place in embedded.EMBEDDED and not path.exists():
+        place = str(embedded.pull(place))
     if path.is_dir() and not (path / "config.json").is_file():
         raise ModelError(f"`{spec}` holds no config.json", "name a folder of a model, its config.json, or a hub id")
     try:

@@ -9,7 +9,7 @@ from fasc.statistics.accumulators import FLUSH_TOKENS
 def requirements_table(found: Requirements) -> Table:
     """A row per stage, in GB, and whether it fits."""
     names = list(dict.fromkeys(name for one in found.stages for name in one.parts))
-    table = Table(title=f"memory in GB, and whether {found.limit / 1e9:,.0f} GB hold it", title_justify="left")
+    table = Table(title=f"memory in GB, and whether {found.limit / 1e9:,.4g} GB hold it", title_justify="left")
     for title in ("stage", *names, "total", "fits"):
         table.add_column(title, justify="left" if title == "stage" else "right")
     for one in found.stages:
