@@ -8,11 +8,12 @@ import pytest
 from fasc.edits.factor import Factor
 from fasc.edits.quantise import Quantise
 from fasc.outputs import is_ours
+from fasc.reporting.entries import Entry, Rival
 from fasc.reporting.page.cells import fields_of
 from fasc.reporting.page.comparison import comparison_of, score_cell
-from fasc.reporting.page.pareto import front_of, span_of
+from fasc.reporting.page.pareto import front_of, pareto_charts, span_of
 from fasc.reporting.page.rows import highlights, models_of
-from fasc.reporting.page.sources import read_source
+from fasc.reporting.page.sources import Model, read_source
 from fasc.reporting.page.spectra import spectra_of
 from fasc.reporting.page.words import summary_of, title_of
 from fasc.reporting.page.write import distinct
@@ -135,3 +136,18 @@ def test_a_page_is_ours_by_what_its_head_says(tmp_path):
     ours.write_text('<!doctype html>\n<meta name="generator" content="fasc 0.1.0">')
     other.write_text('<!doctype html>\n<meta name="generator" content="other">')
     assert is_ours(ours) and not is_ours(other)
+
+
+def test_a_plot_names_the_runs_that_have_points_in_it_each_by_the_same_sign():
+    dense_score = {"benchmark": "lama", "metric": "accuracy", "value": 0.5, "low": 0.4, "high": 0.6, "n": 40, "protocol": ""}
+    kl = dense_score | {"benchmark": "kl", "metric": "mean"}
+
+    def model(name, *scores):
+        rival = Rival(model=name, parameters=10**6, bytes=4 * 10**6)
+        return Model(name, name, Entry(name, scores, None, rival=rival))
+
+    rows = [model("first", dense_score), model("second", kl), model("third", dense_score, kl)]
+    places = {"first": "circle", "second": "square", "third": "triangle-up"}
+    for title, here in (("lama (%) ↑", ["first", "third"]), ("KL (nats) ↓", ["second", "third"])):
+        scale = pareto_charts(rows)[title][0].spec["layer"][2]["encoding"]["shape"]["scale"]
+        assert dict(zip(scale["domain"], scale["range"], strict=True)) == {run: places[run] for run in here}

@@ -136,7 +136,10 @@ def _spec(drawing: _Drawing, title: str, cost: str) -> dict[str, Any]:
     above = {"titleAngle": 0, "titleAlign": "left", "titleAnchor": "end", "titleY": -8, "titleX": -30, "tickCount": 6}
     y = {"field": "value", "type": "quantitative", "title": title, "scale": scale, "axis": above}
     colour = {"field": "series", "type": "nominal", "title": None, "scale": colour_scale(colours)}
-    shape: dict[str, Any] = {"field": "run", "type": "nominal", "title": None, "scale": {"domain": runs, "range": list(SHAPES)}}
+    signs, here = list(SHAPES), {row["run"] for row in rows}
+    signed = {run: signs[place % len(signs)] for place, run in enumerate(runs) if run in here}  # the same sign in every plot
+    forms = {"domain": list(signed), "range": list(signed.values())}
+    shape: dict[str, Any] = {"field": "run", "type": "nominal", "title": None, "scale": forms}
     names = {"model": "model", "score": title, "n": "n", "weights": "weights", "adds": "multiply-adds"}
     points: dict[str, Any] = {"x": x, "y": y, "color": colour, "tooltip": tooltips(names), "description": {"field": "words"}}
     if len(runs) > 1:
