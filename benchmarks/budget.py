@@ -21,8 +21,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from fasc.compression.compress import carry_out
+from fasc.compression.compress import carried_out, carry_out
+from fasc.compression.options import RecoveryConfig
+from fasc.compression.recover import recover
+from fasc.edits.quantise import Quantise
+from fasc.edits.vocabulary import VocabularyBits
 from fasc.evaluation.evaluate import Record, evaluate
 from fasc.evaluation.likelihood import finite_logits
 from fasc.evaluation.options import EvaluationConfig
@@ -46,11 +51,15 @@ from fasc.stages.plan import fitted_statistics, groups_of, make_plan
 from fasc.statistics.moments import Statistics
 from fasc.statistics.options import CalibrationConfig
 from fasc.storage import write_json
-from fasc.text.corpus import TextRequest, load_corpus
+from fasc.text.corpus import Role, TextRequest, load_corpus
 
 BITS = (2, *MENU)
 WITHOUT_PRODUCTS = ("dense", "channels", "heads", "values", "skip")
 FACTS = "lama"
+ROUNDINGS = (Quantise, VocabularyBits)
+TRAINING_LENGTH, TRAINING_STEP, TRAINING_RATE = 128, 512, 1e-4
+"""Tokens of a sequence and of a step, and AdamW's highest rate (docs/results.md, Recovery)."""
+
 WIDTHS = (5.25, 4.25, 3.75, 3.25, 2.75, 2.25)
 
 
@@ -138,20 +147,46 @@ def answers(loaded: LoadedModel, count: int) -> list[Outcome]:
     return record.outcomes[FACTS]
 
 
-def measured(
-    loaded: LoadedModel, statistics: Statistics, made: Plan, texts: dict[str, list[Window]], facts: list[Outcome]
+def trained_before_rounding(
+    small: PreTrainedModel, dense: PreTrainedModel, statistics: Statistics, made: Plan, text: Tensor
 ) -> dict[str, Any]:
-    """A plan carried out on a copy of the model; ``facts`` are what the dense model answered, none if none are asked."""
+    """A plan carried out in two steps: what has fewer weights is trained towards the dense model, then all is rounded."""
+    narrower = made.with_edits([edit for edit in made.edits if not isinstance(edit, ROUNDINGS)])
+    _, statistics = carried_out(small, statistics, narrower)
+    done = recover(small, dense, text, RecoveryConfig(batch_tokens=TRAINING_STEP, learning_rate=TRAINING_RATE))
+    for edit in made.edits:
+        if isinstance(edit, ROUNDINGS):
+            statistics = edit.apply(small, statistics)
+    return {"tokens": text.numel(), "kl_before": done.before, "kl_after": done.after, "share": done.share}
+
+
+def measured(
+    loaded: LoadedModel,
+    statistics: Statistics,
+    made: Plan,
+    texts: dict[str, list[Window]],
+    facts: list[Outcome],
+    training: Tensor | None = None,
+) -> dict[str, Any]:
+    """A plan carried out on a copy of the model.
+
+    ``facts`` are what the dense model answered, none if none are asked; with ``training`` text the model is trained on it before
+    it is rounded.
+    """
     small = copy.deepcopy(loaded.model)
     started = time.perf_counter()
-    carry_out(small, statistics, made)
+    trained = {}
+    if training is None:
+        carry_out(small, statistics, made)
+    else:
+        trained = {"training": trained_before_rounding(small, loaded.model, statistics, made, training)}
     spent = time.perf_counter() - started
     scores = {}
     for name, windows in texts.items():
         values = divergences(small, windows)
         low, high = mean_interval(values.numpy())
         scores[name] = {"kl": float(values.mean()), "low": low, "high": high, "windows": len(values)}
-    found: dict[str, Any] = {"scores": scores, "seconds_to_compress": spent}
+    found: dict[str, Any] = {"scores": scores, "seconds_to_compress": spent, **trained}
     if facts:
         answered = answers(LoadedModel(small, loaded.tokenizer), len(facts))
         found["facts"] = paired(FACTS, ("compressed", "dense"), answered, facts).to_dict()
@@ -176,6 +211,7 @@ def measure(asked: argparse.Namespace, folder: Path) -> None:
     corpora = {"wikitext2": "wikitext2", "c4": "c4", **({"program code": str(code)} if code.is_file() else {})}
     texts = {} if asked.plan_only else {name: _windows(loaded, corpus, asked) for name, corpus in corpora.items()}
     windows = {name: windows_of(loaded.model, tokens, folder / name) for name, tokens in texts.items()}
+    training = _text(loaded, asked.corpus, asked.train, TRAINING_LENGTH, "calibration") if asked.train else None
     known: dict[str, Any] = {}
     results: dict[str, Any] = {"provenance": provenance(model=asked.model, device=asked.device), "rows": {}}
     for row in asked.rows:
@@ -189,6 +225,11 @@ def measure(asked: argparse.Namespace, folder: Path) -> None:
         results["rows"][row.name] = entry
         write_json(asked.out, results)
         print(_line(row.name, entry), flush=True)
+        if training is not None and not asked.plan_only and any(isinstance(edit, ROUNDINGS) for edit in made.edits):
+            name = f"{row.name}, trained before rounding"
+            results["rows"][name] = entry | measured(loaded, statistics, made, windows, facts, training)
+            write_json(asked.out, results)
+            print(_line(name, results["rows"][name]), flush=True)
     if not asked.plan_only:
         results["expected"] = left_out(results["rows"])
         write_json(asked.out, results)
@@ -233,6 +274,9 @@ def _asked() -> argparse.Namespace:
     parser.add_argument(
         "--facts", type=int, default=0, help="of LAMA, asked of every row and of the dense model; needs FASC_DATA"
     )
+    parser.add_argument(
+        "--train", type=int, default=0, help="sequences of 128 tokens on which a second row is trained before it is rounded"
+    )
     parser.add_argument("--rows", default="*", help="rows of these names, in this order, split by `;`; * stands for anything")
     parser.add_argument("--plan-only", action="store_true")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "budget.json")
@@ -263,9 +307,11 @@ def _statistics(asked: argparse.Namespace, loaded: LoadedModel) -> Statistics:
 
 
 def _windows(loaded: LoadedModel, corpus: str, asked: argparse.Namespace) -> Tensor:
-    request = TextRequest(
-        corpus=corpus, sequences=asked.windows, sequence_length=asked.context, seed=0, role="evaluation", data_dir=None
-    )
+    return _text(loaded, corpus, asked.windows, asked.context, "evaluation")
+
+
+def _text(loaded: LoadedModel, corpus: str, sequences: int, length: int, role: Role) -> Tensor:
+    request = TextRequest(corpus=corpus, sequences=sequences, sequence_length=length, seed=0, role=role, data_dir=None)
     return load_corpus(loaded.model, loaded.tokenizer, request).tokens
 
 

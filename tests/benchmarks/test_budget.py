@@ -108,3 +108,20 @@ def test_a_row_is_read_off_the_line_through_the_others_of_its_kind(budget):
         assert found[name]["ratio"] == pytest.approx(1)
     assert found["params 0.6"]["kl"] == pytest.approx(0.6)  # twice the forecast, as the two others were
     assert found["params 0.6"]["ratio"] == pytest.approx(1.5)
+
+
+def test_a_second_row_is_trained_before_it_is_rounded(budget, data, tmp_path, monkeypatch):
+    tiny_model().save_pretrained(tmp_path / "dense")
+    byte_tokenizer().save_pretrained(tmp_path / "dense")
+    out = tmp_path / "out.json"
+    asked = ["--model", str(tmp_path / "dense"), "--rows", "bits 2.75 joint", "--train", "8", "--out", str(out)]
+    asked += ["--sequences", "8", "--sequence-length", "32", "--windows", "2", "--context", "32"]
+    monkeypatch.setattr(sys, "argv", ["budget.py", *asked])
+    budget.main()
+    rows = json.loads(out.read_text())["rows"]
+    plain, trained = rows["bits 2.75 joint"], rows["bits 2.75 joint, trained before rounding"]
+    assert trained["made_of"] == plain["made_of"]
+    assert trained["file_bytes"] == pytest.approx(plain["file_bytes"], rel=1e-3), "trained weights are rounded like others"
+    assert trained["training"]["tokens"] == 8 * 128
+    assert trained["training"]["kl_after"] <= trained["training"]["kl_before"]
+    assert trained["scores"]["c4"]["kl"] != plain["scores"]["c4"]["kl"]
