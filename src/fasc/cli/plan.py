@@ -95,6 +95,7 @@ def plan(
     from fasc.cli.processes import first, launched
     from fasc.planning.needs import needs_for
     from fasc.planning.table import tables
+    from fasc.progress import say
     from fasc.reporting.console import print_results
     from fasc.stages.compress import load
     from fasc.stages.plan import plan_from_files
@@ -117,6 +118,8 @@ def plan(
     if json is not None and first():
         result.save(json)
     print_results(*tables(result))
+    if statistics is None:
+        say("sizes only; with --statistics (from `fasc collect`) it also says what the model is predicted to lose")
 
 
 def _print_needs(
