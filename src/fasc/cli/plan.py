@@ -95,7 +95,6 @@ def plan(
     from fasc.cli.processes import first, launched
     from fasc.planning.needs import needs_for
     from fasc.planning.table import tables
-    from fasc.progress import say
     from fasc.reporting.console import print_results
     from fasc.stages.compress import load
     from fasc.stages.plan import plan_from_files
@@ -118,6 +117,12 @@ def plan(
     if json is not None and first():
         result.save(json)
     print_results(*tables(result))
+    _say_what_lacks(statistics)
+
+
+def _say_what_lacks(statistics: Path | None) -> None:
+    from fasc.progress import say
+
     if statistics is None:
         say("sizes only; with --statistics (from `fasc collect`) it also says what the model is predicted to lose")
 

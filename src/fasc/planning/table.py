@@ -203,8 +203,6 @@ def _counted(what: str, count: int) -> str:
         return what
     if what.endswith(" bits"):
         return f"{count} layers in {what}"
-    if what == "narrow":
-        return f"{count} MLP{'s' * (count > 1)} with fewer channels (narrow)"
     return f"{count} layers {what}" if what in LAYOUTS else f"{count} × {what}"
 
 
