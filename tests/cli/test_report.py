@@ -59,7 +59,9 @@ def test_the_dense_models_scores_stand_beside_checkpoints(fasc, done, compressed
     done("evaluate", compressed, *asked, "--json", tmp_path / "compressed.scores.json")
     out, _ = done("report", compressed, "--dense", scores, "--out", tmp_path / "report")
     assert "beside the dense one" in out
-    assert "\n| dense |" in (tmp_path / "report" / "report.md").read_text()
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "\n| dense |" in text
+    assert "# What compression kept: tiny-llama\n" in text
     refused(fasc("report", compressed, "--dense", tmp_path / "absent.json", "--out", tmp_path / "report"), "absent.json")
 
 

@@ -105,7 +105,8 @@ def _sections(parts: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def title_for(sources: Sequence[Source]) -> str:
     """What the page is about: the dense models, or the sources where nobody knows them."""
-    known = [str(source.provenance.get("model") or source.name) for source in sources]
+    told = [str(source.provenance["model"]) for source in sources if source.provenance.get("model")]
+    known = told or [source.name for source in sources]
     names = list(dict.fromkeys(Path(name).name if Path(name).is_absolute() else name for name in known))
     return f"What compression kept: {', '.join(names[:3])}{' and others' if len(names) > 3 else ''}"
 
