@@ -2,7 +2,7 @@
 
 import json
 
-from tests.cli.conftest import CALIBRATION
+from tests.cli.conftest import CALIBRATION, refused
 
 
 def test_forecasts_are_held_against_measurements(done, model_folder, text_file, tmp_path):
@@ -33,11 +33,12 @@ def test_either_half_may_be_left_out(done, model_folder, text_file, tmp_path):
     assert "the forecast of the whole model" not in out
 
 
-def test_plans_of_few_bits_are_measured_and_say_what_to_expect_of_another(done, model_folder, text_file, tmp_path):
+def test_plans_of_few_bits_are_measured_and_say_what_to_expect_of_another(fasc, done, model_folder, text_file, tmp_path):
     moments, validation, made = tmp_path / "s.safetensors", tmp_path / "v.json", tmp_path / "p.json"
     done("collect", model_folder, "--corpus", text_file, *CALIBRATION, "--out", moments)
     options = ["--layouts", "dense", "--bits", "3,4,6", "--damping", "1e-2", "--statistics", moments]
     measure = ["--held-out", "2", "--rank-fractions", "none", "--max-kls", "0.05,0.2,0.6"]
+    refused(fasc("validate", model_folder, *options, *measure, "--param-fractions", "0.8"), "means nothing beside --bits")
     done("validate", model_folder, *options, *measure, "--json", validation)
     rows = json.loads(validation.read_text())["plans"]
     assert [row["budget"] for row in rows] == ["kl0.05", "kl0.2", "kl0.6"]

@@ -11,6 +11,8 @@ from fasc.evaluation.options import EvaluationConfig
 from fasc.model.options import LayersConfig, ModelConfig
 from fasc.statistics.options import CalibrationConfig
 
+_FRACTIONS = "0.95,0.9,0.8,0.7,0.6"
+
 
 def validate(  # noqa: PLR0915 - a statement for each part of what was asked
     model: opt.Model,
@@ -19,8 +21,13 @@ def validate(  # noqa: PLR0915 - a statement for each part of what was asked
         str, typer.Option("--rank-fractions", help="Rank fractions of single groups, separated by commas, or `none`.")
     ] = "0.3,0.5,0.7",
     param_fractions: Annotated[
-        str, typer.Option("--param-fractions", help="Parameter fractions of whole models of the first method, or `none`.")
-    ] = "0.95,0.9,0.8,0.7,0.6",
+        str | None,
+        typer.Option(
+            "--param-fractions",
+            help=f"Parameter fractions of whole models of the first method, or `none`. [default: {_FRACTIONS}, with --bits none]",
+            show_default=False,
+        ),
+    ] = None,
     max_kls: Annotated[
         str,
         typer.Option("--max-kls", help="Forecast losses of whole models of the first method, or `none`; the budgets for --bits."),
@@ -68,7 +75,8 @@ def validate(  # noqa: PLR0915 - a statement for each part of what was asked
     alone = {**given, "layouts": None, "bits": None}
     chosen = [opt.method(given, first), *(opt.method(alone, name) for name in others)]
     ranks = [budget.rank_fraction or 0.5 for budget in opt.fractions(rank_fractions, "rank_fraction")]
-    whole = opt.fractions("none" if bits else param_fractions, "param_fraction")
+    opt.unused(given, ("param_fractions",), "beside --bits, whose budgets are --max-kls", when=bool(bits))
+    whole = opt.fractions("none" if bits else param_fractions or _FRACTIONS, "param_fraction")
     budgets = [*whole, *opt.fractions(max_kls, "max_kl")]
     source = opt.take(ModelConfig, given)
     layers = opt.take(LayersConfig, given)
