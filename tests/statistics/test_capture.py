@@ -52,6 +52,29 @@ def test_layers_without_gradient_are_listed_in_a_file_and_after_merging(tokens, 
     assert "sequences/xx" not in merged.groups[name].extras
 
 
+@pytest.mark.parametrize("rows", [slice(None), slice(0, 4)])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_call_whose_result_the_loss_does_not_read_lends_its_input_to_no_other(tokens, first, rows):
+    """Also where it reads other tokens than the call that counts."""
+    model, other = tiny_model(), tiny_model()
+    mlp = model.model.layers[0].mlp
+    once = mlp.forward
+
+    def twice(x):
+        before = once(3 * x[:, rows]).sum() if first else 0
+        read = once(x)
+        return read + 0 * (before if first else once(3 * x[:, rows]).sum()).detach()
+
+    mlp.forward = twice
+    name = "model.layers.0.mlp.down_proj"
+    found, expected = (collect_moments(one, tokens, EVERYTHING).groups[name] for one in (model, other))
+    calls = found.tokens / expected.tokens  # means over the tokens of all calls; of a centred moment the mean is taken off
+    one, alone = found.gradients[name], expected.gradients[name]
+    torch.testing.assert_close(one.covariance.mean * calls, alone.covariance.mean)
+    cross = one.cross + torch.outer(found.input.mean, one.covariance.mean)
+    torch.testing.assert_close(cross * calls, alone.cross + torch.outer(expected.input.mean, alone.covariance.mean))
+
+
 def test_a_layer_that_is_called_twice_has_the_moments_of_both_calls_and_a_share_of_two(tokens):
     model = tiny_model()
     mlp = model.model.layers[0].mlp

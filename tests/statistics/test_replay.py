@@ -15,6 +15,7 @@ from tests.conftest import CONFIGS, PARALLEL, tiny_model
 from tests.processes import together
 from tests.statistics.needs import EVERYTHING, INPUTS
 from tests.statistics.test_passes import OPTIONS, equal
+from tests.zoo.walk import build
 
 
 def replayed(model, tokens, needs, options=OPTIONS, **more):
@@ -32,6 +33,50 @@ def whole(parts):
 @pytest.mark.parametrize("architecture", [*CONFIGS, *PARALLEL])
 def test_replayed_blocks_give_the_bits_of_one_pass(architecture, tokens):
     same_bits(tiny_model(architecture), tokens)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", ["openai-gpt", "rwkv", "xlnet", "xlstm", "mamba2", "prophetnet"])
+def test_blocks_may_give_more_than_hidden_states_which_nobody_reads(family, tokens):
+    """A list, a state, attentions; of ProphetNet a gradient comes to one of two calls of a layer."""
+    model = build(family)
+    needs = EVERYTHING | {VOCABULARY}
+    once, parts = collect_moments(model, tokens, needs, calibration=OPTIONS), replayed(model, tokens, needs)
+    equal(once, whole(parts))
+    assert (once.vocabulary is None) == (parts[0].vocabulary is None) == (family == "prophetnet")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", ["zaya", "zamba2"])
+def test_a_block_that_reads_more_of_what_comes_before_it_is_refused(family, tokens):
+    with pytest.raises(ModelError, match="reads more of what comes before it than hidden states"):
+        replayed(build(family), tokens, EVERYTHING | {VOCABULARY})
+
+
+def test_a_state_that_is_handed_on_is_seen_wherever_it_is_put(tokens):
+    """In a list among the arguments, from the first block to the last."""
+    model, state = tiny_model(layers=3), []
+    first, last = model.model.layers[0].forward, model.model.layers[2].forward
+
+    def leaves(*args, **kwargs):
+        state[:] = [first(*args, **kwargs)]
+        return state[0]
+
+    model.model.layers[0].forward = leaves
+    model.model.layers[2].register_forward_pre_hook(
+        lambda _module, args, kwargs: (args, kwargs | {"state": state}), with_kwargs=True
+    )
+    model.model.layers[2].forward = lambda hidden, state, **kwargs: last(hidden + state[0], **kwargs)
+    with pytest.raises(ModelError, match="block 2 of .* reads more of what comes before it"):
+        replayed(model, tokens, EVERYTHING)
+
+
+def test_a_model_that_reads_more_of_its_blocks_at_its_end_is_refused(tokens):
+    model, seen = tiny_model(layers=3), []
+    model.model.layers[1].register_forward_hook(lambda _module, _args, output: seen.append(2 * output))
+    model.model.norm.register_forward_pre_hook(lambda _module, args: (args[0] + seen[-1],))
+    with pytest.raises(ModelError, match="reads more of its blocks than hidden states"):
+        replayed(model, tokens, EVERYTHING)
 
 
 def test_experts_see_the_tokens_of_one_pass(mixture, tokens):

@@ -17,8 +17,11 @@ _BLOCK = re.compile(r"^(.*?\.)??\d+(?=\.)")
 
 Arguments = Mapping[str, Any]
 
-_SAME = 1e-3
+SAME = 1e-3
 """Relative difference up to which two hidden states are the same, in any precision."""
+
+
+_WHOLE = "leave --block-replay and --propagate out: they run the model block by block"
 
 
 def block_names(model: nn.Module, layers: Iterable[str]) -> list[str]:
@@ -108,26 +111,38 @@ def _check(
         raise ModelError(f"{type(model).__name__} calls its blocks {len(states)} times for {len(names)}", "leave --propagate out")
     for name, before, after in zip(names, states, states[1:], strict=False):
         given = run_block(model.get_submodule(name), before, arguments[name, tuple(before.shape)])
-        if given.shape != after.shape or float((given - after).abs().max()) > _SAME * float(after.abs().max()):
+        if given.shape != after.shape or float((given - after).abs().max()) > SAME * float(after.abs().max()):
             raise ModelError(
                 f"`{name}` of {type(model).__name__}, run alone, does not give what the next block reads", "leave --propagate out"
             )
 
 
 def taken(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, Arguments]:
-    """The hidden states that a block is called with, by place or by name, and its other arguments."""
-    if args:
-        return args[0], {"args": args[1:], "kwargs": dict(kwargs)}
-    return kwargs["hidden_states"], {
-        "args": (),
-        "kwargs": {key: value for key, value in kwargs.items() if key != "hidden_states"},
-    }
+    """The hidden states that a block is called with, by place or by name, and its other arguments.
+
+    Raises:
+        ModelError: it is called with something else.
+    """
+    hidden = args[0] if args else kwargs.get("hidden_states")
+    if not isinstance(hidden, Tensor):
+        raise ModelError(f"a block is called with {_kind(hidden)} in the place of hidden states", _WHOLE)
+    return hidden, {"args": args[1:], "kwargs": {key: value for key, value in kwargs.items() if args or key != "hidden_states"}}
 
 
 def returned(output: Any) -> Tensor:
-    """The hidden states that a block gives, alone or first of several."""
-    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    """The hidden states that a block gives, alone or first of several.
+
+    Raises:
+        ModelError: it gives something else.
+    """
+    hidden = output[0] if isinstance(output, (tuple, list)) and output else output
+    if not isinstance(hidden, Tensor):
+        raise ModelError(f"a block gives {_kind(output)} in the place of hidden states", _WHOLE)
     return hidden
+
+
+def _kind(value: object) -> str:
+    return "nothing" if value is None else f"a {type(value).__name__}"
 
 
 def run_block(block: nn.Module, hidden: Tensor, given: Arguments) -> Tensor:

@@ -38,6 +38,17 @@ class Batch:
         return cls(tokens.shape[0], tokens.shape[1], mask, tokens.numel() if mask is None else int(mask.sum()))
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a layer, from its forward pass to the arrival of its gradient, which may never come."""
+
+    x: Tensor | None
+    """What the layer reads, where moments of inputs with gradients are wanted."""
+
+    positions: Tensor | None
+    """Of the tokens that an expert reads, among all of the batch; ``None`` means all."""
+
+
 @dataclass
 class _UnitSums:
     """Running sums of one unit's gradients."""
@@ -110,10 +121,9 @@ class GroupCapture:
             unit.cross is not None for unit in self._units
         )
         self._gradients: dict[str, tuple[Tensor, Tensor]] = {}
-        self._lengths: list[int] = []
-        self._inputs: list[Tensor] = []
+        self._call: Call | None = None
+        """Whose gradients are arriving."""
         self._arrived: set[str] = set()
-        self._positions: Tensor | None = None
         self._batch: Batch | None = None
         self.listening = False
         """True in the forward pass only: a recomputation in the backward pass must not count twice."""
@@ -135,7 +145,7 @@ class GroupCapture:
         self._batch = batch
         self.text_tokens += batch.tokens
         self.sequences += batch.sequences
-        self._inputs, self._arrived, self._gradients = [], set(), {}
+        self._call, self._arrived, self._gradients = None, set(), {}
         for unit in self._units:
             unit.waiting = {}
 
@@ -148,53 +158,61 @@ class GroupCapture:
         """
         if not self.listening:
             return
-        self._positions = None if expert is None else expert.positions
-        x = self._rows(args[0].detach())
+        positions = None if expert is None else expert.positions
+        x = self._rows(args[0].detach(), positions)
         if not len(x):  # an expert without tokens
             return
         self.tokens += x.shape[0]
-        self._lengths = self._sequence_lengths(x.shape[0])
         with torch.autocast(x.device.type, enabled=False):  # the model may multiply in bfloat16; moments never do
             self._input_vector.add(x)
             self._input_square.add(x)
             for name in FORWARD_ONLY & self._extras.keys():
-                self._extras[name].add(x, {}, self._lengths)
-        if self._keeps_inputs:
-            self._inputs.append(x)
+                self._extras[name].add(x, {}, self._sequence_lengths(x.shape[0], positions))
 
-    def on_gradient(self, layer: str, of_input: Tensor, of_output: Tensor) -> None:
+    def call(self, expert: Expert | None, x: Tensor) -> Call:
+        """What has to be known of a call of one of the layers when its gradient arrives."""
+        return Call(x.detach() if self._keeps_inputs else None, None if expert is None else expert.positions)
+
+    def on_gradient(self, layer: str, call: Call, of_input: Tensor, of_output: Tensor) -> None:
         """Gradients at one call of one layer of the group."""
+        if not of_output.numel():  # an expert without tokens
+            return
         if layer in self._arrived:  # of another call, before every member of the last one had its gradient
             self.finish_call()
+        self._call = call
         self._arrived.add(layer)
         for unit in self._units:
             if any(member.name == layer for member in unit.layers):
-                gradient = unit.offer(layer, self._rows(of_input if unit.side == "input" else of_output))
+                gradient = unit.offer(layer, self._rows(of_input if unit.side == "input" else of_output, call.positions))
                 if gradient is not None:
-                    unit.add(gradient, self._inputs[-1] if self._keeps_inputs else None)
+                    unit.add(gradient, self._read(call))
         if self._backward_extras:
-            self._gradients[layer] = self._rows(of_input), self._rows(of_output)
+            self._gradients[layer] = self._rows(of_input, call.positions), self._rows(of_output, call.positions)
         if len(self._arrived) == len(self.group.layers):
             self.finish_call()
 
     def finish_call(self) -> None:
         """Add what has arrived of a call of the layers; members that the loss does not depend on never have a gradient."""
-        if not self._arrived:
+        if self._call is None:
             return
+        x = self._read(self._call)
         for unit in self._units:
             if unit.waiting:
-                unit.add(unit.complete(), self._inputs[-1] if self._keeps_inputs else None)
-        x = self._inputs[-1] if self._keeps_inputs else torch.empty(0)
-        for extra in self._backward_extras:
-            extra.add(x, self._gradients, self._lengths)
-        self._arrived, self._gradients = set(), {}
-        if self._keeps_inputs:
-            self._inputs.pop()
+                unit.add(unit.complete(), x)
+        if self._backward_extras:
+            of_output = next(iter(self._gradients.values()))[1]
+            lengths = self._sequence_lengths(len(of_output), self._call.positions)
+            for extra in self._backward_extras:
+                extra.add(torch.empty(0) if x is None else x, self._gradients, lengths)
+        self._call, self._arrived, self._gradients = None, set(), {}
 
-    def _rows(self, tensor: Tensor) -> Tensor:
+    def _read(self, call: Call) -> Tensor | None:
+        return None if call.x is None else self._rows(call.x, call.positions)
+
+    def _rows(self, tensor: Tensor, positions: Tensor | None) -> Tensor:
         """[…, d] → [tokens, d] in float32, without padding."""
         flat = tensor.flatten(0, -2)
-        text = self._text()
+        text = self._text(positions)
         if text is not None:
             if len(flat) != len(text):
                 raise CorpusError(
@@ -204,16 +222,16 @@ class GroupCapture:
             flat = flat[text.to(flat.device)]
         return flat.float()
 
-    def _text(self) -> Tensor | None:
+    def _text(self, positions: Tensor | None) -> Tensor | None:
         """Which of the tokens that the group reads are text, bool; ``None`` means all of them."""
         if self._batch is None or self._batch.mask is None:
             return None
         text = self._batch.mask.flatten().bool()
-        return text if self._positions is None else text[self._positions]
+        return text if positions is None else text[positions]
 
-    def _sequence_lengths(self, read: int) -> list[int]:
+    def _sequence_lengths(self, read: int, positions: Tensor | None) -> list[int]:
         """How many of the ``read`` tokens each sequence has; one piece where nobody knows."""
-        batch, positions, text = self._batch, self._positions, self._text()
+        batch, text = self._batch, self._text(positions)
         if batch is None or (positions is None and batch.tokens != read):
             return [read]
         if positions is None:

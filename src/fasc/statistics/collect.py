@@ -75,7 +75,7 @@ def collect_moments(
     ends = VocabularyCapture.of(model) if VOCABULARY in needs and start is None else None
     work = prepared(model, tokens, mask, needs, calibration, groups)
     captures = [GroupCapture(group, needs, device_of_group(model, group)) for group in groups]
-    beginning = starting_at_embedding(model) if start is None else _starting_before(model.get_submodule(start))
+    beginning = starting_at_embedding(model) if start is None else starting_before(model.get_submodule(start))
     with capturing(model, captures), evaluating(model), frozen(model), beginning, ExitStack() as stack:
         if ends is not None:
             stack.enter_context(ends.hooks(model))
@@ -208,13 +208,14 @@ def put_together(
     constant = without_gradient(published.values())
     if constant:
         say(f"the loss does not depend on {len(constant)} layers, the first is `{constant[0]}`: they have no gradient moments")
+    vocabulary = _vocabulary(ends)
     meta = {
         "model_fingerprint": work.fingerprint,
         "token_digest": text_identity(work.text),
         "labels": calibration.labels,
         "nll": nll,
         "scored_tokens": scored,
-        "needs": sorted([need.moment, need.scope] for need in work.needs - (frozenset() if ends else {VOCABULARY})),
+        "needs": sorted([need.moment, need.scope] for need in work.needs - (frozenset() if vocabulary else {VOCABULARY})),
         "groups": [group.name for group in groups],
         "processes": len(read),
         "tokens_by_process": read,
@@ -223,7 +224,7 @@ def put_together(
         "calibration": calibration.model_dump(mode="json", exclude_none=True),
         "provenance": provenance(),
     }
-    return Statistics(published, meta, work.text.cpu() if work.mask is None else None, _vocabulary(ends))
+    return Statistics(published, meta, work.text.cpu() if work.mask is None else None, vocabulary)
 
 
 @contextmanager
@@ -388,7 +389,7 @@ def starting_at_embedding(model: PreTrainedModel) -> Iterator[None]:
 
 
 @contextmanager
-def _starting_before(block: nn.Module) -> Iterator[None]:
+def starting_before(block: nn.Module) -> Iterator[None]:
     """Gradients of activations start at what a block reads."""
 
     def before(_module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fasc.model.experts import Expert
-from fasc.statistics.capture import GroupCapture
+from fasc.statistics.capture import Call, GroupCapture
 
 
 @contextmanager
@@ -24,13 +24,18 @@ def capturing(model: nn.Module, captures: Sequence[GroupCapture]) -> Iterator[No
             if capture.wants_gradients:
                 for layer in capture.group.layers:
                     module = model.get_submodule(layer.name)
-                    for remove in _on_gradients(module, partial(capture.on_gradient, layer.name)):
+                    begin, tell = partial(capture.call, expert), partial(capture.on_gradient, layer.name)
+                    for remove in _on_gradients(module, begin, tell):
                         stack.callback(remove)
         yield
 
 
-def _on_gradients(module: nn.Module, tell: Callable[[Tensor, Tensor], None]) -> list[Callable[[], None]]:
-    """Call ``tell(∂L/∂input, ∂L/∂output)`` in the backward pass of every call of a module; returns what ends that.
+def _on_gradients(
+    module: nn.Module, begin: Callable[[Tensor], Call], tell: Callable[[Call, Tensor, Tensor], None]
+) -> list[Callable[[], None]]:
+    """Call ``tell(call, ∂L/∂input, ∂L/∂output)`` in the backward pass of every call of a module; returns what ends that.
+
+    A gradient comes with the call that it belongs to: of several calls, some may have none (an expert that is masked).
 
     Hooks of tensors, not torch's backward hook of a module: that one hands out a view which nobody may change in place, and a
     block may add its attention to what the module returned (Falcon).
@@ -41,10 +46,11 @@ def _on_gradients(module: nn.Module, tell: Callable[[Tensor, Tensor], None]) -> 
         if not (args[0].requires_grad and torch.is_grad_enabled()):
             calls.append(None)
             return None
+        call = begin(args[0])
         own = args[0].view_as(args[0])  # its gradient is that of this consumer alone
         of_output: list[Tensor] = []
         calls.append(of_output)
-        own.register_hook(lambda of_input: tell(of_input, of_output.pop()))
+        own.register_hook(lambda of_input: tell(call, of_input, of_output.pop()))
         return (own, *args[1:])
 
     def leave(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> None:

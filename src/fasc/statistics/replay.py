@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedModel
 
 from fasc.errors import ModelError, NonFiniteError
-from fasc.model.blocks import Arguments, block_names, call_block, leaving_after, returned, taken, taken_by
+from fasc.model.blocks import SAME, Arguments, block_names, call_block, leaving_after, returned, taken, taken_by
 from fasc.model.experts import hearing_all
 from fasc.model.groups import InputGroup, find_groups
 from fasc.model.options import LayersConfig
@@ -35,6 +36,7 @@ from fasc.statistics.collect import (
     prepared,
     put_together,
     starting_at_embedding,
+    starting_before,
 )
 from fasc.statistics.hooks import capturing
 from fasc.statistics.moments import Need, Statistics
@@ -53,12 +55,15 @@ class _Visit:
 
     rest: Arguments
     device: torch.device
-    tuple_: bool = False
-    """Whether the block gives a tuple."""
+    kind: type | None = None
+    """Of the sequence that the block gives; none for hidden states alone."""
+
+    more: int = 0
+    """How many things it gives beside hidden states."""
 
     def result(self, hidden: Tensor) -> Any:
-        """Hidden states as this block gives them."""
-        return (hidden,) if self.tuple_ else hidden
+        """Hidden states as this block gives them, and nothing in the place of what it gives besides."""
+        return hidden if self.kind is None else self.kind([hidden, *[None] * self.more])
 
 
 @dataclass
@@ -68,6 +73,9 @@ class _Text:
     visits: list[list[_Visit]]
     ends: list[Tensor] = field(default_factory=list)
     """On the host."""
+
+    logits: Tensor | None = None
+    """Of the last token of the first batch's sequences."""
 
 
 def blocks_of(model: PreTrainedModel, groups: Sequence[InputGroup]) -> list[tuple[str, list[InputGroup]]]:
@@ -132,9 +140,10 @@ def replay_moments(  # noqa: C901 - one loop with its two ends, each left out wh
     with evaluating(model), frozen(model), ExitStack() as stack:
         if calibration.route_all:
             stack.enter_context(hearing_all(model))
-        text = _forward(model, work, modules)
+        back = _wants_gradients(groups[0], needs) or ends is not None
+        text = _forward(model, work, modules, gradients=back, embedding=ends is not None)
         loss, gradients = Loss(), list[Tensor | None]()
-        if _wants_gradients(groups[0], needs) or ends is not None:
+        if back:
             gradients = list(_tail(model, work, modules, text, ends, loss))
         waiting: list[GroupCapture] = []
         down_to = 0 if ends is not None else min(wanted)
@@ -161,47 +170,99 @@ def _wants_gradients(group: InputGroup, needs: frozenset[Need]) -> bool:
     return GroupCapture(group, needs, torch.device("meta")).wants_gradients
 
 
-def _forward(model: PreTrainedModel, work: Work, modules: Sequence[nn.Module]) -> _Text:
-    """What every block reads; sees that each reads what the one before it gives, and that they take turns."""
-    text = _Text([[] for _ in modules])
-    order = {id(module): number for number, module in enumerate(modules)}
-    called: list[int] = []
-    last: list[Tensor] = []
+def _forward(model: PreTrainedModel, work: Work, modules: Sequence[nn.Module], *, gradients: bool, embedding: bool) -> _Text:
+    """What every block reads.
 
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        number = order[id(module)]
+    Args:
+        model: in evaluation mode.
+        work: its text.
+        modules: the blocks.
+        gradients: will be asked for; then each forward pass also tells who depends on whom, and keeps nothing else of the graph.
+        embedding: they will be asked for down to the embedding.
+
+    Raises:
+        ModelError: a block reads something else than what the one before it gives, or they do not take turns.
+    """
+    text = _Text([[] for _ in modules])
+    watch = _Watch(model, modules, text)
+    with ExitStack() as stack, progress("reading what blocks read", work.amount, "tokens") as advance:
+        if gradients:
+            stack.enter_context(starting_at_embedding(model) if embedding else starting_before(modules[0]))
+            stack.enter_context(saved_tensors_hooks(lambda tensor: tensor.new_empty(0), lambda tensor: tensor))
+        else:
+            stack.enter_context(torch.no_grad())
+        for module in modules:
+            stack.callback(module.register_forward_pre_hook(watch.before, with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(watch.after).remove)
+        for _, batch, _ in batches_of(work, model.device):
+            watch.begin()
+            with precision_of(work, model.device), leaving_after(modules[-1]) if text.ends else nullcontext():
+                text.logits = model(input_ids=batch, use_cache=False).logits[:, -1].detach().to("cpu", copy=True)
+            text.ends.append(watch.end())
+            advance(batch.numel())
+    kept = sum(visit.hidden.nbytes for visits in text.visits for visit in visits)
+    say(f"what the blocks read is kept in memory: {kept / 1e9:,.2f} GB")
+    return text
+
+
+@dataclass
+class _Watch:
+    """Sees that each block reads what the one before it gives and nothing else that a gradient flows through, in turn."""
+
+    model: PreTrainedModel
+    modules: Sequence[nn.Module]
+    text: _Text
+    called: int = 0
+    last: Tensor | None = None
+
+    def begin(self) -> None:
+        """A batch."""
+        self.called, self.last = 0, None
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Hook of a block."""
+        name, number = type(self.model).__name__, self._number(module)
         hidden, rest = taken(args, kwargs)
         if not bool(torch.isfinite(hidden).all()):
             raise NonFiniteError(
                 f"what block {number} reads", "load the model as --dtype float32, or check the text for degenerate sequences"
             )
-        if number != len(called) or (last and not torch.equal(last[0], hidden)):
-            raise ModelError(f"blocks of {type(model).__name__} do not read what the one before them gives", _INSTEAD)
-        called.append(number)
-        visits = text.visits[number]
+        if number != self.called or (self.last is not None and not torch.equal(self.last, hidden)):
+            raise ModelError(f"blocks of {name} do not read what the one before them gives", _INSTEAD)
+        if _depends(rest):
+            raise ModelError(f"block {number} of {name} reads more of what comes before it than hidden states", _INSTEAD)
+        self.called += 1
+        visits = self.text.visits[number]
         kept = hidden.detach().to("cpu", copy=True)
         visits.append(_Visit(kept, _shared(rest, visits[0].rest) if visits else rest, hidden.device))
 
-    def after(module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-        last[:] = [returned(output)]
-        text.visits[order[id(module)]][-1].tuple_ = isinstance(output, tuple)
+    def after(self, module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        """Hook of a block."""
+        self.last = returned(output)
+        visit = self.text.visits[self._number(module)][-1]
+        if not isinstance(output, Tensor):
+            visit.kind, visit.more = type(output), len(output) - 1
 
-    with ExitStack() as stack, progress("reading what blocks read", work.amount, "tokens") as advance, torch.no_grad():
-        for module in modules:
-            stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
-            stack.callback(module.register_forward_hook(after).remove)
-        for _, batch, _ in batches_of(work, model.device):
-            called.clear()
-            last.clear()
-            with precision_of(work, model.device), leaving_after(modules[-1]):  # the head comes later
-                model(input_ids=batch, use_cache=False)
-            if len(called) != len(modules):
-                raise ModelError(f"{type(model).__name__} calls {len(called)} of its {len(modules)} blocks", _INSTEAD)
-            text.ends.append(last[0].detach().to("cpu", copy=True))
-            advance(batch.numel())
-    kept = sum(visit.hidden.nbytes for visits in text.visits for visit in visits)
-    say(f"what the blocks read is kept in memory: {kept / 1e9:,.2f} GB")
-    return text
+    def end(self) -> Tensor:
+        """What the last block gives."""
+        if self.last is None or self.called != len(self.modules):
+            raise ModelError(f"{type(self.model).__name__} calls {self.called} of its {len(self.modules)} blocks", _INSTEAD)
+        return self.last.detach().to("cpu", copy=True)
+
+    def _number(self, module: nn.Module) -> int:
+        return next(number for number, one in enumerate(self.modules) if one is module)
+
+
+def _depends(rest: Arguments) -> bool:
+    """Whether a gradient would flow through what a block is given besides hidden states."""
+    found = list[Tensor]()
+    tree_map_only(Tensor, found.append, rest)
+    return any(tensor.requires_grad for tensor in found)
+
+
+def _differ(one: Tensor, other: Tensor) -> bool:
+    """Whether they cannot be two computations of the same."""
+    return one.shape != other.shape or not bool((one - other).abs().max() <= SAME * other.abs().max())
 
 
 def _shared(found: Arguments, first: Arguments) -> Arguments:
@@ -225,12 +286,22 @@ def _tail(
         for number, (chosen, batch, shape) in enumerate(batches_of(work, model.device)):
             leaf = text.ends[number].to(text.visits[-1][number].device).requires_grad_()
             with _instead(modules, text, number, leaf), listening(heads, shape), precision_of(work, model.device):
-                logits = model(input_ids=batch, use_cache=False).logits
+                logits = _logits(model, batch)
+            if text.logits is not None and number == 0 and _differ(logits[:, -1].detach().cpu(), text.logits):
+                raise ModelError(f"{type(model).__name__} reads more of its blocks than hidden states", _INSTEAD)
             backward(model, loss.of(logits, batch, None, work.calibration, chosen))
             if leaf.grad is None:
                 raise ModelError(f"the loss of {type(model).__name__} does not depend on its last block", _INSTEAD)
             yield leaf.grad.cpu()
             text.ends[number] = text.ends[number].new_empty(0)
+
+
+def _logits(model: PreTrainedModel, batch: Tensor) -> Tensor:
+    try:
+        logits: Tensor = model(input_ids=batch, use_cache=False).logits
+    except (TypeError, ValueError, AttributeError, IndexError, KeyError) as error:  # it got nothing but hidden states
+        raise ModelError(f"{type(model).__name__} reads more of its blocks than hidden states", _INSTEAD) from error
+    return logits
 
 
 @contextmanager
