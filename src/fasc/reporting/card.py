@@ -67,7 +67,8 @@ def model_card(recipe: Recipe, plan: Plan, summary: str, provenance: Mapping[str
         kl = trained["kl"]
         recovery += (
             f"| then trained towards the dense model | {trained['tokens']:,} tokens of `{trained['corpus']}`: KL divergence "
-            f"{kl['before']:.4f} before, {kl['after']:.4f} after, on {kl['held_out']:,} of them that were held out |\n"
+            f"{kl['before']:.4f} before, {kl['after']:.4f} after, on {kl['held_out']:,} of them that were held out"
+            f"{_read(trained)} |\n"
         )
     calibration = recipe.calibration
     megabytes = (totals["dense_bytes"] if merged else totals["bytes"]) or 0
@@ -91,3 +92,7 @@ def model_card(recipe: Recipe, plan: Plan, summary: str, provenance: Mapping[str
         recovery=recovery,
         load=_LOAD_DENSE if merged or not plan.structural else _LOAD_FACTORED,
     )
+
+
+def _read(trained: Mapping[str, Any]) -> str:
+    return "" if trained.get("held_out_is_unread") else ", of the text that calibrated: other text costs more"
