@@ -6,10 +6,15 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+import fasc
 from fasc.edits.structure import edited_layers
+from fasc.planning.needs import needs_for
+from fasc.planning.options import MethodConfig
 from fasc.serving.model_type import MODEL_TYPE
 from tests.conftest import tiny_model
 from tests.serving.small import small_of
+from tests.statistics.needs import EVERYTHING
+from tests.zoo.walk import build
 
 LOAD = """
 import io, json, sys
@@ -54,6 +59,51 @@ def test_without_us_nothing_loads_and_our_own_checkpoints_say_what_to_install(sa
     assert "pip install fasc" in said[0]
     for answer in said[1:]:
         assert "mismatch" in answer
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_whatever_one_edit_leaves_a_class_named_by_hand_stops_without_us(tokens, tmp_path, python):
+    """Each kind of edit by itself, the only one in the model."""
+    shared = tiny_model(layers=4)
+    needs = EVERYTHING | needs_for(MethodConfig(name="fasc", bits=(8,), bits_vocabulary=True), None)
+    statistics = fasc.collect(shared, corpus=tokens, sequences=len(tokens), sequence_length=tokens.shape[1], needs=needs)
+    asked = {
+        "heads": {"layouts": "dense,heads", "param_fraction": 0.9},
+        "values": {"layouts": "dense,values", "param_fraction": 0.95},
+        "skip": {"layouts": "dense,skip", "param_fraction": 0.9},
+        "quantise": {"layouts": "dense", "bits": (8,), "max_kl": 1.0},
+        "vocabulary": {"layouts": "dense", "bits": (8,), "bits_vocabulary": True, "max_kl": 1.0},
+    }
+    folders = []
+    for kind, options in asked.items():
+        small = fasc.compress(tiny_model(layers=4), statistics, damping=1e-2, **options)
+        edits = {edit.edit for edit in small.plan.edits}
+        assert kind in edits
+        folders.append(tmp_path / kind)
+        small.model.save_pretrained(folders[-1])
+    result = python(LOAD, *folders, without_us=True)
+    said = [json.loads(line) for line in result.stdout.splitlines()]
+    assert len(said) == 2 * len(folders), result.stderr
+    for answer in said:
+        assert "mismatch" in answer
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", ["mixtral", "olmoe", "qwen3_moe", "gpt_oss", "deepseek_v3", "llama4_text"])
+def test_experts_that_are_layers_of_their_own_load_nowhere_else(family, tokens, tmp_path, python):
+    model = build(family)
+    statistics = fasc.collect(model, corpus=tokens, sequences=len(tokens), sequence_length=tokens.shape[1])
+    small = fasc.compress(model, statistics, param_fraction=0.5, damping=1e-2, overhead=0, rank_multiple=1)
+    assert any(edit.edit == "unfuse" for edit in small.plan.edits)
+    folder = small.save(tmp_path / "small")
+    with torch.no_grad():
+        torch.testing.assert_close(logits_of(folder, tokens), small.model(input_ids=tokens).logits)
+    code = (
+        "import sys, transformers\ntransformers.logging.set_verbosity_error()\n"
+        "try:\n    getattr(transformers, sys.argv[2]).from_pretrained(sys.argv[1])\n    print('LOADED')\n"
+        "except Exception as problem:\n    print(problem)"
+    )
+    assert "mismatch" in python(code, folder, type(model).__name__, without_us=True).stdout
 
 
 @pytest.mark.parametrize("layouts", LAYOUTS)

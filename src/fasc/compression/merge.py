@@ -15,7 +15,7 @@ from fasc.edits.structure import parsed, structure_of
 from fasc.edits.unfuse import Unfuse
 from fasc.errors import UsageError
 from fasc.linalg.psd import cholesky, damped
-from fasc.model.experts import fuse
+from fasc.model.experts import fuse, save_as_usual
 from fasc.model.offload import require_in_memory
 from fasc.progress import say
 from fasc.statistics.moments import Statistics, as_float64
@@ -68,6 +68,8 @@ def merge(model: PreTrainedModel, statistics: Statistics, damping: float) -> lis
         _add_zero_biases(model, skeleton)
         for holder in [holder for edit in unfused for holder in edit.holders]:
             fuse(model.get_submodule(holder.name))
+        if unfused:
+            save_as_usual(model)
     _forget_quantizer(model, config)
     if folded:
         say(f"{type(model).__name__} has no bias for {len(folded)} layers: folded into their weights")

@@ -82,9 +82,9 @@ class Quantise(Edit):
         return self.weights * bytes_per_parameter - self.new_bytes(bytes_per_parameter)
 
     def new_bytes(self, bytes_per_parameter: int) -> int:
-        """Of codes, scales and zeros."""
-        del bytes_per_parameter
-        return sum(quantised_bytes(d_in, d_out, self.bits, self.group_size) for d_in, d_out in self.maps)
+        """Of codes, scales and zeros, and one number for each matrix."""
+        codes = sum(quantised_bytes(d_in, d_out, self.bits, self.group_size) for d_in, d_out in self.maps)
+        return codes + len(self.maps) * bytes_per_parameter
 
     def check(self, layers: Layers) -> Layers:
         """The layers are there, dense or factored, each once; nothing may be done to them afterwards."""

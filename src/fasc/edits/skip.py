@@ -81,9 +81,13 @@ class Skip(Edit):
         """All."""
         return sum(one.d_in * one.d_out for one in self.layers)
 
+    def saved_bytes(self, bytes_per_parameter: int) -> int:
+        """All but the mean and one number."""
+        return (self.saved - 1) * bytes_per_parameter
+
     def new_bytes(self, bytes_per_parameter: int) -> int:
-        """Of the mean."""
-        return self.last.d_out * bytes_per_parameter
+        """Of the mean and of one number."""
+        return (self.last.d_out + 1) * bytes_per_parameter
 
     def check(self, layers: Layers) -> Layers:
         """The layers are there and lie in the sublayer; nothing may be done to them afterwards."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fasc.edits._registry import Edit, Layers, layers_of, read_edit
-from fasc.errors import NonFiniteError
+from fasc.errors import ModelError, NonFiniteError
 from fasc.model.structure import FORMAT, FascConfig
 
 
@@ -29,6 +29,17 @@ def structure_of(model: nn.Module) -> FascConfig | None:
     """The structure of a compressed model, or ``None`` if it is not one of ours."""
     config = getattr(getattr(model, "config", None), "quantization_config", None)
     return config if isinstance(config, FascConfig) else None
+
+
+def require_uncompressed(model: PreTrainedModel) -> None:
+    """Refuse a model of ours, also one that was built from its config alone.
+
+    Raises:
+        ModelError: it is one.
+    """
+    config = getattr(model.config, "quantization_config", None)
+    if structure_of(model) is not None or (isinstance(config, dict) and config.get("quant_method") == "fasc"):
+        raise ModelError("the model is compressed already", "give the dense model that it was made from")
 
 
 def edited_layers(model: nn.Module) -> list[str]:
@@ -92,7 +103,9 @@ def fill(model: nn.Module, states: Mapping[str, Mapping[str, Tensor]], where: st
     """
     for name, state in states.items():
         module = model.get_submodule(name)
-        module.load_state_dict({key: value.contiguous() for key, value in state.items()})
+        given = {key: value.contiguous() for key, value in state.items()}
+        marks = {key: torch.zeros_like(value) for key, value in module.named_buffers() if key.endswith("weight")}  # no content
+        module.load_state_dict(marks | given)
         for key, value in module.state_dict().items():
             if value.is_floating_point() and not bool(torch.isfinite(value).all()):
                 raise NonFiniteError(f"{where}: `{name}.{key}`", "raise --damping, or calibrate on more tokens")

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from fasc.edits._registry import Edit, Layers, edit_kind
 from fasc.edits.structure import empty_modules, record
 from fasc.errors import ModelError
-from fasc.model.experts import fused_sizes, unfuse
+from fasc.model.experts import fused_sizes, save_as_they_are, unfuse
 from fasc.model.layers import Layer
 from fasc.statistics.moments import Statistics
 
@@ -70,6 +70,10 @@ class Unfuse(Edit):
         """None."""
         return 0
 
+    def saved_bytes(self, bytes_per_parameter: int) -> int:
+        """Nothing, and a number stays in the place of each fused tensor."""
+        return -sum(4 if holder.bias else 2 for holder in self.holders) * bytes_per_parameter
+
     def check(self, layers: Layers) -> Layers:
         """The experts' layers are there from here on; under :func:`~fasc.model.experts.expert_layers` they are there before."""
         own = {name: layer for holder in self.holders for name, layer in holder.layers.items()}
@@ -88,6 +92,7 @@ class Unfuse(Edit):
         self._require(model)
         for holder in self.holders:
             unfuse(model.get_submodule(holder.name))
+        save_as_they_are(model)
         record(model, self)
         return statistics
 

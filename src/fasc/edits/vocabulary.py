@@ -76,9 +76,9 @@ class VocabularyBits(Edit):
         return self.tokens * self.width * bytes_per_parameter - self.new_bytes(bytes_per_parameter)
 
     def new_bytes(self, bytes_per_parameter: int) -> int:
-        """Of codes, scales and zeros, and of the number that says in which precision rows are given."""
-        like = 0 if self.end == "head" else bytes_per_parameter
-        return quantised_bytes(self.width, self.tokens, self.bits, self.group_size) + like
+        """Of codes, scales and zeros, and of one number for each module that holds them."""
+        numbers = bytes_per_parameter if self.end == "head" else 2 * bytes_per_parameter
+        return quantised_bytes(self.width, self.tokens, self.bits, self.group_size) + numbers
 
     def check(self, layers: Layers) -> Layers:
         """They are no layers of a block; that they are there is seen when the modules are built."""
@@ -122,7 +122,7 @@ class VocabularyBits(Edit):
         own = {} if bias is None else {"bias": bias.detach()}
         if self.end == "head":
             return {self.head: state | own}
-        like = {"like": torch.zeros(1)} | {f"table.{key}": value for key, value in state.items()}
+        like = {"weight": torch.zeros(1)} | {f"table.{key}": value for key, value in state.items()}
         return {self.embedding: like} | ({self.head: own} if self.end == "both" else {})
 
     def build(self, model: nn.Module) -> None:

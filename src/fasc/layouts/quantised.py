@@ -25,7 +25,7 @@ Count = TypeVar("Count", int, NDArray[np.int64])
 
 
 def quantised_bytes(d_in: int, d_out: int, bits: Count, group: int) -> Count:
-    """Bytes of a rounded matrix: codes, scales and zeros, all that :class:`QuantisedLinear` holds but its bias.
+    """Bytes of a rounded matrix: codes, scales and zeros, all that :class:`QuantisedLinear` holds but its bias and one number.
 
     Args:
         d_in: inputs.
@@ -63,6 +63,9 @@ class QuantisedLinear(nn.Module):
         self.register_buffer("scales", torch.zeros(d_out, groups, dtype=torch.int16))
         self.register_buffer("zeros", torch.zeros(packed_size(d_out * groups, bits), dtype=torch.uint8))
         self.bias = nn.Parameter(torch.empty(d_out)) if bias else None
+        # On disk `weight` is one number: a program that does not know this module looks for a matrix of that name, and stops. The
+        # property of that name hides it, which is why it is not registered in the usual way.
+        self._buffers["weight"] = torch.zeros(1)
 
     @staticmethod
     def state_of(rounded: Rounded) -> dict[str, Tensor]:
@@ -72,6 +75,7 @@ class QuantisedLinear(nn.Module):
             "codes": pack(rounded.codes, grid.bits),
             "scales": grid.scales.half().view(torch.int16),
             "zeros": pack(grid.zeros.to(torch.uint8).flatten(), grid.bits),
+            "weight": torch.zeros(1),
         }
 
     def rounded(self) -> Rounded:
@@ -82,7 +86,10 @@ class QuantisedLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The matrix, [d_out, d_in], made anew; in the bias' precision, or float32."""
+        """The matrix, [d_out, d_in], made anew; in the bias' precision, or float32. Half loaded, it is what is on disk."""
+        on_disk: Tensor = self._buffers["weight"]  # type: ignore[assignment]
+        if len({tensor.device.type for tensor in self.buffers()}) > 1:
+            return on_disk
         return self.rounded().dense().to(torch.float32 if self.bias is None else self.bias.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -131,15 +138,15 @@ class QuantisedEmbedding(nn.Module):
         super().__init__()
         self.num_embeddings, self.embedding_dim, self.scale = tokens, width, scale
         self.table = QuantisedLinear(width, tokens, bits, group, bias=False)
-        # Of no use but to say in which precision rows are given: a model is cast as a whole.
-        self.register_buffer("like", torch.zeros(1))
+        # It says in which precision rows are given, because a model is cast as a whole; and see QuantisedLinear.
+        self.register_buffer("weight", torch.zeros(1))
 
-    like: Tensor
+    weight: Tensor
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Rows of tokens, [… width]."""
         table, ids = self.table, tokens.flatten()
-        scales = table.scales[ids].view(torch.float16).to(self.like.dtype).repeat_interleave(table.group, 1)
+        scales = table.scales[ids].view(torch.float16).to(self.weight.dtype).repeat_interleave(table.group, 1)
         zeros = unpack(table.zeros, table.bits, table.scales.numel()).view_as(table.scales)[ids].repeat_interleave(table.group, 1)
         codes = unpack(table.codes[ids], table.bits, table.in_features)
         rows = scales[:, : table.in_features] * (codes.to(scales) - zeros[:, : table.in_features].to(scales))

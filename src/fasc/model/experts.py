@@ -163,6 +163,32 @@ def _call_one_by_one(experts: nn.Module, parts: Sequence[Expert]) -> None:
     experts.forward = partial(_forward_scaled if _form(experts).scaled else _forward, experts)
 
 
+def without_experts(conversions: Sequence[Any]) -> list[Any]:
+    """How transformers turns the tensors of files into those of a model, without what fuses experts or takes them apart."""
+    from transformers.core_model_loading import WeightConverter  # noqa: PLC0415 - not while transformers is imported
+
+    def of_experts(one: Any) -> bool:
+        return isinstance(one, WeightConverter) and any("experts" in name for name in one.target_patterns)
+
+    return [one for one in conversions if not of_experts(one)]
+
+
+def save_as_they_are(model: nn.Module) -> None:
+    """Let ``save_pretrained`` write experts that were unfused under the names that they have."""
+    from transformers.conversion_mapping import get_model_conversion_mapping  # noqa: PLC0415 - see above
+    from transformers.core_model_loading import PrefixChange  # noqa: PLC0415
+
+    known = getattr(model, "_weight_conversions", None)
+    if known is None:  # what transformers itself takes for a model that comes from no file
+        known = [one for one in get_model_conversion_mapping(model, add_legacy=False) if not isinstance(one, PrefixChange)]
+    model._weight_conversions = without_experts(known)  # type: ignore[assignment]
+
+
+def save_as_usual(model: nn.Module) -> None:
+    """The inverse of :func:`save_as_they_are`, for experts that were fused again."""
+    vars(model).pop("_weight_conversions", None)
+
+
 def unfuse(experts: nn.Module, *, empty: bool = False) -> None:
     """Give every expert of a module layers of its own, for good.
 
@@ -171,9 +197,13 @@ def unfuse(experts: nn.Module, *, empty: bool = False) -> None:
         empty: the layers get no contents.
     """
     parts = [Expert.owning(experts, index, empty=empty) for index in range(len(experts.down_proj))]  # type: ignore[arg-type]
+    device: Any = experts.down_proj.device
     for name in [name for name, parameter in experts.named_parameters(recurse=False) if parameter.dim() in (2, 3)]:
         if name.removesuffix("_bias") in (parts[0].first, "down_proj"):
+            dtype = getattr(experts, name).dtype
             delattr(experts, name)
+            # A program that does not know us looks for the fused tensor; it finds one number and stops.
+            experts.register_buffer(name, torch.zeros(1, dtype=dtype, device=None if empty else device))
     experts.train(experts.training)
     _call_one_by_one(experts, [part.train(experts.training) for part in parts])
 
@@ -193,6 +223,7 @@ def fuse(experts: nn.Module) -> None:
         if _form(experts).bias:
             fused[f"{name}_bias"] = torch.stack([layer.bias.detach() for layer in layers])  # type: ignore[operator]
         for key, tensor in fused.items():
+            delattr(experts, key)
             experts.register_parameter(key, nn.Parameter(tensor, requires_grad=bool(trained)))
     for index in range(len(parts)):
         delattr(experts, str(index))

@@ -50,12 +50,19 @@ class Skipped(nn.Module):
     Args:
         width: output features.
         returns: values beside the output that whoever calls it expects; they are ``None``.
+        layer: name within the sublayer of one that it had. A program that does not know this module looks for its matrix, finds
+            one number, and stops.
     """
 
-    def __init__(self, width: int, returns: int) -> None:
+    def __init__(self, width: int, returns: int, layer: str) -> None:
         super().__init__()
         self.returns = returns
         self.mean = nn.Parameter(torch.empty(width))
+        inner: nn.Module = self
+        for part in layer.split("."):
+            inner.add_module(part, nn.Module())
+            inner = inner.get_submodule(part)
+        inner.register_buffer("weight", torch.zeros(1))
 
     def forward(self, *args: Any, **given: Any) -> Any:
         """The mean at every position of the input, [sequences, positions, width]."""
@@ -145,7 +152,7 @@ def leave_out(model: nn.Module, sublayer: str, last: Layer, returns: int) -> Non
     parent, _, leaf = sublayer.rpartition(".")
     layer = model.get_submodule(last.name)
     weight: Tensor = layer.weight  # type: ignore[assignment]
-    new = Skipped(last.d_out, returns).to(weight.dtype)
+    new = Skipped(last.d_out, returns, last.name.removeprefix(f"{sublayer}.")).to(weight.dtype)
     new = new.to("meta") if weight.device.type == "meta" else new.to(weight.device)
     new.requires_grad_(weight.requires_grad)
     new.train(layer.training)

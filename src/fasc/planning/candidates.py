@@ -267,7 +267,7 @@ def _saved_by_rounding(unit: Unit, options: Sequence[tuple[int, Layout]], menu: 
     saved = np.zeros((len(options), len(menu)))
     for row, (rank, layout) in enumerate(options):
         for d_in, d_out in layout.maps(unit, rank):
-            after = quantised_bytes(d_in, d_out, menu, rules.bits_group)
+            after = quantised_bytes(d_in, d_out, menu, rules.bits_group) + rules.bytes_per_parameter
             saved[row] += np.where(menu > 0, d_in * d_out * rules.bytes_per_parameter - after, 0)
     return saved
 

@@ -98,16 +98,12 @@ class FascHfQuantizer(HfQuantizer):
 
     def update_weight_conversions(self, weight_conversions: list[Any], *model: nn.Module) -> list[Any]:
         """Experts that were unfused are in the files as they are: transformers shall not fuse them."""
-        from transformers.core_model_loading import WeightConverter  # noqa: PLC0415 - not while transformers is imported
-
         updated: list[Any] = super().update_weight_conversions(weight_conversions, *model)  # older ones have no model
         if not any(isinstance(edit, dict) and edit.get("edit") == "unfuse" for edit in self.quantization_config.edits):
             return updated
-        return [
-            one
-            for one in updated
-            if not (isinstance(one, WeightConverter) and any("experts" in name for name in one.target_patterns))
-        ]
+        from fasc.model.experts import without_experts  # noqa: PLC0415 - not while fasc is imported
+
+        return without_experts(updated)
 
     def is_serializable(self, *_args: Any, **_kwargs: Any) -> bool:
         """``save_pretrained`` works."""
