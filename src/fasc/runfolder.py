@@ -2,13 +2,13 @@
 
 import re
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from fasc.errors import StorageError, UsageError
-from fasc.outputs import output
+from fasc.outputs import Inputs, output
 from fasc.storage import read_json, write_json
 
 MARKER = ".fasc-run.json"
@@ -32,7 +32,15 @@ def require_name(name: str, reserved: Sequence[str]) -> str:
 
 
 @contextmanager
-def run_folder(out: Path, identity: dict[str, Any], entries: Sequence[str], *, overwrite: bool) -> Iterator[tuple[Path, bool]]:
+def run_folder(
+    out: Path,
+    identity: dict[str, Any],
+    entries: Sequence[str],
+    *,
+    overwrite: bool,
+    inputs: Inputs = (),
+    owned: Callable[[Path], None] | None = None,
+) -> Iterator[tuple[Path, bool]]:
     """The folder in which a run works, locked for its length.
 
     A new run works in ``out`` itself. One that replaces another run works beside it, and takes its place when it has succeeded:
@@ -43,6 +51,8 @@ def run_folder(out: Path, identity: dict[str, Any], entries: Sequence[str], *, o
         identity: what the run is, its recipe and its texts, as plain values; an interrupted run of the same is gone on with.
         entries: names of what the run will write into it.
         overwrite: replace a run of another recipe, or start over.
+        inputs: what the run reads: it may not write there.
+        owned: sees that an entry of a run that is replaced holds nothing else.
 
     Yields:
         The folder to work in, and whether it goes on with an interrupted run.
@@ -50,7 +60,7 @@ def run_folder(out: Path, identity: dict[str, Any], entries: Sequence[str], *, o
     Raises:
         StorageError: the folder holds something else, or another process is at work in it.
     """
-    with output(out, overwrite=True, folder=True) as target:
+    with output(out, overwrite=True, folder=True, inputs=inputs) as target:
         marker = _marker(target)
         if marker is not None and marker["run"] == identity and not overwrite:
             yield target, True
@@ -64,8 +74,12 @@ def run_folder(out: Path, identity: dict[str, Any], entries: Sequence[str], *, o
             )
         if marker is None:
             write_json(target / MARKER, _content(identity, entries))
-            yield target, False
+            with _nothing_left_of_nothing(target):
+                yield target, False
             return
+        for name in marker["entries"]:
+            if owned is not None and (target / name).is_dir() and not (target / name).is_symlink():
+                owned(target / name)
         _require_free(target, entries, marker["entries"])
         beside = target.with_name(f".{target.name}.run")
         unfinished = _marker(beside)
@@ -75,6 +89,17 @@ def run_folder(out: Path, identity: dict[str, Any], entries: Sequence[str], *, o
             write_json(beside / MARKER, _content(identity, entries))
         yield beside, goes_on
         _take_place(beside, target, marker["entries"])
+
+
+@contextmanager
+def _nothing_left_of_nothing(target: Path) -> Iterator[None]:
+    """A run that failed before it wrote anything leaves no marker."""
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            if [entry.name for entry in target.iterdir()] == [MARKER]:
+                (target / MARKER).unlink()
 
 
 def _content(identity: dict[str, Any], entries: Sequence[str]) -> dict[str, Any]:

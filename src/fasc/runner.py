@@ -10,7 +10,7 @@ import tomli_w
 from transformers import PreTrainedModel
 
 from fasc.compression.options import RecoveryConfig
-from fasc.errors import UsageError
+from fasc.errors import StorageError, UsageError
 from fasc.evaluation.evaluate import Record
 from fasc.evaluation.evaluate import evaluate as score
 from fasc.evaluation.options import EvaluationConfig, SpeedConfig
@@ -19,7 +19,8 @@ from fasc.evaluation.samples import continuations
 from fasc.evaluation.speed import speeds_in_turn
 from fasc.evaluation.text import evaluation_texts
 from fasc.methods import METHODS, get_method
-from fasc.model.load import LoadedModel
+from fasc.model.load import LoadedModel, model_of_config
+from fasc.outputs import is_ours
 from fasc.planning.candidates import Curves
 from fasc.planning.options import BudgetConfig, MethodConfig
 from fasc.progress import say
@@ -29,7 +30,7 @@ from fasc.reporting.entries import DENSE, RIVAL, Rival
 from fasc.reporting.report import report
 from fasc.reporting.scores import ITEMS, write_outcomes, write_scores
 from fasc.runfolder import require_name, run_folder
-from fasc.serving.checkpoint import is_whole
+from fasc.serving.checkpoint import is_whole, require_own_checkpoint
 from fasc.stages.compress import carry_out_recipe, load, measured, needs_of
 from fasc.stages.diagnose import diagnose
 from fasc.stages.evaluate import dense_config, texts_seen
@@ -67,7 +68,11 @@ def run(recipe: Recipe | str | Path, out: str | Path | None = None, *, overwrite
     names = _require_own_folders(recipe)
     out = expanded(out or "runs/recipe")
     identity = {"recipe": recipe.to_dict(), "texts": _texts_of(recipe)}
-    with run_folder(out, identity, [*_FILES, *names], overwrite=overwrite) as (folder, goes_on):
+    for rival in recipe.rivals:
+        model_of_config(rival)  # refused before the work
+    read = (recipe.source.model, recipe.calibration.corpus, recipe.evaluation.corpus, *recipe.rivals)
+    entries = [*_FILES, *names]
+    with run_folder(out, identity, entries, overwrite=overwrite, inputs=read, owned=_require_ours) as (folder, goes_on):
         if goes_on:
             say(f"{out} holds this run already: going on where it stopped")
         _carry_out(recipe, needs, folder)
@@ -236,10 +241,29 @@ def _run_recovery(recipe: Recipe, config: RecoveryConfig, compressed: Path, fold
     _look_at(folder, lambda: load(source), recipe.evaluation, shared)
 
 
+_RESULT = ("plan.json", "scores.json", ITEMS, "samples.json", "speed.json", "timing.json", RIVAL, "work")
+"""What a result of a run consists of, beside its checkpoint."""
+
+
+def _require_ours(place: Path) -> None:
+    """See that a folder of a run holds what a run writes.
+
+    Raises:
+        StorageError: names what is not ours.
+    """
+    for entry in sorted(place.iterdir()):
+        if entry.name == "model" and entry.is_dir():
+            require_own_checkpoint(entry)
+        elif entry.name not in _RESULT and not (place.name == "figures" and (entry.is_dir() or is_ours(entry))):
+            raise StorageError(f"`{entry}` was not written by this run", "move it elsewhere, or choose another --out")
+
+
 def _is_done(folder: Path) -> bool:
     """Whether a result stands whole; what a damaged or removed checkpoint was scored is forgotten with it."""
     if (folder / "plan.json").is_file() and is_whole(folder / "model"):
         return True
+    if (folder / "model").is_dir():
+        require_own_checkpoint(folder / "model")
     for file in ("plan.json", "scores.json", ITEMS, "samples.json", "speed.json"):
         (folder / file).unlink(missing_ok=True)
     rmtree(folder / "model", ignore_errors=True)

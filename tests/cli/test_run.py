@@ -83,14 +83,35 @@ def test_another_recipe_needs_overwrite_and_replaces_only_what_the_run_wrote(fas
     out = tmp_path / "run"
     done("run", recipe, "--out", out)
     (out / "notes.txt").write_text("precious")
-    (out / "fasc" / "model" / "mine.txt").write_text("in a folder of the run's, which goes")
     recipe.write_text(recipe.read_text() + "[[budgets]]\nrank_fraction = 0.25\n")
     lines = refused(fasc("run", recipe, "--out", out), "another recipe", "--overwrite")
     assert len(lines) == 2, "no work was started"
+    for place in ("fasc/mine.txt", "fasc/model/mine.txt", "figures/mine.txt"):
+        (out / place).write_text("precious")
+        refused(fasc("run", recipe, "--out", out, "--overwrite"), "mine.txt")
+        assert (out / place).read_text() == "precious"
+        (out / place).unlink()
     done("run", recipe, "--out", out, "--overwrite")
     assert json.loads((out / "fasc" / "plan.json").read_text())["totals"]["rank_fraction"] == pytest.approx(0.25)
     assert (out / "notes.txt").read_text() == "precious"
     assert {file.name for file in tmp_path.iterdir()} == {"recipe.toml", "run", "text.txt"}
+
+
+def test_what_a_user_has_put_into_a_damaged_result_is_not_removed(fasc, done, recipe, tmp_path):
+    out = tmp_path / "run"
+    done("run", recipe, "--out", out)
+    note = out / "fasc" / "model" / "NOTES.md"
+    note.write_text("precious")
+    (out / "fasc" / "plan.json").unlink()
+    refused(fasc("run", recipe, "--out", out), "NOTES.md")
+    assert note.read_text() == "precious"
+
+
+def test_a_run_is_refused_before_the_work_where_it_reads_or_finds_no_rival(fasc, recipe, model_folder, text_file, tmp_path):
+    refused(fasc("run", recipe, "--out", model_folder / "run"), "what the command reads")
+    recipe.write_text(f'rivals = ["{tmp_path / "nothing"}"]\n' + recipe.read_text())
+    assert len(refused(fasc("run", recipe, "--out", tmp_path / "run"), "nothing")) == 2
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_failed_overwrite_leaves_the_old_run(fasc, done, recipe, tmp_path):

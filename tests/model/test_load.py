@@ -6,12 +6,14 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from fasc.errors import ModelError, NonFiniteError, UsageError
-from fasc.model.load import load_model, model_fingerprint
+from fasc.model.load import load_model, model_fingerprint, model_of_config
 from fasc.model.options import ModelConfig
 from fasc.options import parse
 from tests.conftest import logits, tiny_model
+from tests.zoo.tiny import tiny_config
 
 
 @pytest.fixture
@@ -87,6 +89,19 @@ def test_what_is_no_model_says_what_a_model_looks_like(tmp_path):
     assert "aliases" in refusal(tmp_path / "nothing")
     assert "aliases" in refusal("tiny")
     assert ".gguf" in refusal(tmp_path / "absent.gguf")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", ["bert", "roberta", "electra", "xlm"])
+def test_an_encoder_is_no_causal_model(family, tokenizer, tmp_path):
+    config = tiny_config(family)
+    if hasattr(config, "is_decoder"):
+        config.is_decoder = False
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert "is an encoder" in refusal(tmp_path)
+    with pytest.raises(ModelError, match="is an encoder"):
+        model_of_config(tmp_path)
 
 
 def test_a_device_that_is_not_there_is_refused(model_folder):

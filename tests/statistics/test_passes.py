@@ -161,6 +161,14 @@ def test_a_shard_that_is_missing_or_of_another_run_is_said(made):
     assert digest_of(folder) != before
     with pytest.raises(StatisticsError, match="is a shard of another run"):
         Statistics.load(folder)
+    with pytest.raises(StatisticsError, match="is no file of the folder"):
+        _names_its_shard(other, f"../{other.name}/{second}")
+    _names_its_shard(other, second)
+    raw = bytearray((other / second).read_bytes())
+    raw[-100] ^= 0x55
+    (other / second).write_bytes(raw)
+    with pytest.raises(StatisticsError, match="its digest is not that of the index"):
+        Statistics.load(other)
     (other / second).unlink()
     with pytest.raises(StatisticsError, match=f"lacks `{second}`, one of its 2 shards"):
         Statistics.load(other)
@@ -176,6 +184,14 @@ def test_a_shard_that_is_missing_or_of_another_run_is_said(made):
     (folder / "mine.txt").write_text("mine")
     with pytest.raises(StorageError, match="`mine.txt`, which fasc did not write"):
         require_own_shards(folder)
+
+
+def _names_its_shard(folder, name):
+    """Load statistics whose index calls the second shard so."""
+    content = json.loads((folder / INDEX).read_text())
+    content["shards"][1]["file"] = name
+    (folder / INDEX).write_text(json.dumps(content))
+    Statistics.load(folder)
 
 
 def test_moments_of_inputs_alone_need_no_backward_pass_in_any_range(tokens):

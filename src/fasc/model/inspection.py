@@ -64,6 +64,9 @@ def _inspect_index(folder: Path) -> None:
             raise ModelError(f"`{folder}` lacks the shard `{name}`", "copy the whole folder again")
 
 
+_MOST_BLOCKS = 10_000
+
+
 def inspect_config(spec: str) -> PretrainedConfig:
     """The config of a folder or hub id, without its code.
 
@@ -77,6 +80,9 @@ def inspect_config(spec: str) -> PretrainedConfig:
             raise ModelError(
                 f"`{spec}`: config.json asks for the kernel `{value}`", "fasc runs no code from a checkpoint; remove that line"
             )
+    blocks = raw.get("num_hidden_layers")
+    if isinstance(blocks, int) and not 0 < blocks <= _MOST_BLOCKS:
+        raise ModelError(f"`{spec}`: config.json asks for {blocks:,} blocks", "the config is damaged")
     quantized = raw.get("quantization_config")
     if isinstance(quantized, Mapping) and quantized.get("quant_method") != "fasc":
         method = quantized.get("quant_method", "in an unknown way")

@@ -52,6 +52,7 @@ def load_model(
         return _load_placed(str(spec), dtype, device, read_device_map(device_map))
     place = _device(device)
     loaded = _load_path(str(spec), dtype)
+    require_causal(loaded.model, str(spec))
     model = loaded.model.to(place)
     _require_finite(model)
     return LoadedModel(model.eval(), loaded.tokenizer)
@@ -71,6 +72,7 @@ def _load_placed(spec: str, dtype: DType, device: str, device_map: DeviceMap) ->
         device_map = whole_parts(model_of_config(place), device_map)
     loaded = _load_path(spec, dtype, device_map=device_map)
     model = loaded.model
+    require_causal(model, spec)
     placed = getattr(model, "hf_device_map", None) or {}
     require_whole_blocks(model, placed)
     if model.device.type == "meta":
@@ -107,7 +109,24 @@ def model_of_config(spec: str | Path, *, dtype: DType = "auto") -> PreTrainedMod
         raise
     except _LOADING_PROBLEMS as problem:
         raise _explain(str(spec), problem) from problem
+    require_causal(model, str(spec))
     return model.eval()
+
+
+def require_causal(model: PreTrainedModel, spec: str) -> None:
+    """Refuse an encoder: a token sees the ones after it, so nothing is predicted.
+
+    Raises:
+        ModelError: it is one.
+    """
+    config = model.config.get_text_config()
+    if False in (getattr(config, "is_decoder", None), getattr(config, "causal", None)) and any(
+        getattr(module, "is_decoder", None) is False for module in model.modules()
+    ):
+        raise ModelError(
+            f"`{spec}` is an encoder: in {type(model).__name__} a token sees those after it",
+            "give a causal language model; if it is one, its config.json says so by `is_decoder`",
+        )
 
 
 def _load_path(spec: str, dtype: DType, **options: Any) -> LoadedModel:
@@ -252,7 +271,7 @@ def _explain(spec: str, problem: Exception) -> ModelError:
         raise problem
     text = str(problem)
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(problem).__name__)
-    hint = "check the folder: a safetensors file may be missing, truncated or of another model"
+    hint = "check the folder: config.json may be damaged, or a safetensors file missing, truncated or of another model"
     if "couldn't connect" in text or "not a local folder" in text or "offline" in text.lower():
         hint = "give a local folder, or connect to the hub; `smollm2-135m` needs only a package index"
     elif "ignore_mismatched_sizes" in text:

@@ -67,7 +67,7 @@ def plan_passes(
     if least > limit:
         model_gb, batch_gb, sums_gb = (size / 1e9 for size in (forecast["model"], forecast["batch"], largest + published))
         raise UsageError(
-            f"{limit / 1e9:,.2f} GB of memory do not hold the moments of one block: that takes {least / 1e9:,.2f} GB "
+            f"{limit / 1e9:,.3g} GB of memory do not hold the moments of one block: that takes {least / 1e9:,.2f} GB "
             f"({PROGRAM / 1e9:,.2f} the program, {model_gb:,.2f} the model, {batch_gb:,.2f} a batch, {sums_gb:,.2f} the sums)",
             f"give --max-memory {ceil(least / 1e7) / 100:.2f}GB, or lower --batch-tokens",
         )

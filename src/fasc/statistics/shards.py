@@ -56,7 +56,15 @@ def write_index(folder: Path, run: str, shards: Sequence[tuple[str, Sequence[str
 
 
 def digest_of(path: Path) -> str:
-    """SHA-256 of a file of moments; of a folder that of its index, which holds those of its shards."""
+    """SHA-256 of a file of moments; of a folder that of its index, which holds those of its shards.
+
+    Raises:
+        StatisticsError: there is no such file, or no index in the folder.
+    """
+    if path.is_dir():
+        _index(path)
+    elif not path.is_file():
+        raise StatisticsError(f"`{path}` does not exist", "run `fasc collect` first")
     return file_digest(path / INDEX if path.is_dir() else path)
 
 
@@ -71,8 +79,12 @@ def read_shards(folder: Path) -> Contents:
     metas, text, vocabulary = [], None, None
     for shard in index.shards:
         path = folder / shard.file
+        if path.name != shard.file:
+            raise StatisticsError(f"`{folder / INDEX}` names `{shard.file}`, which is no file of the folder", _AGAIN)
         if not path.is_file():
             raise StatisticsError(f"`{folder}` lacks `{shard.file}`, one of its {len(index.shards)} shards", _AGAIN)
+        if file_digest(path) != shard.sha256:
+            raise StatisticsError(f"`{path}` is damaged: its digest is not that of the index", _AGAIN)
         part, meta, own_text, own_ends = read_statistics(path)
         if meta.get(PASS, {}).get("run") != index.run or meta["groups"] != shard.groups:
             raise StatisticsError(f"`{path}` is a shard of another run", _AGAIN)
