@@ -50,12 +50,56 @@ def test_a_dense_model_is_scored_without_the_divergence_from_itself(fasc, done, 
 def test_a_card_keeps_the_scores_that_are_not_measured_again(done, compressed, text_file):
     card = compressed / "README.md"
     text = ["--corpus", text_file, "--context", "16"]
+
+    def rows(name):
+        return [line for line in card.read_text().splitlines() if line.startswith(f"| {name} |")]
+
     done("evaluate", compressed, "--benchmarks", "facts", "--limit", "40")
+    facts = rows("facts")
     done("evaluate", compressed, "--benchmarks", "perplexity", *text, "--limit", "2")
-    (first,) = [line for line in card.read_text().splitlines() if line.startswith("| perplexity |")]
-    assert "| facts |" in card.read_text()
+    (first,) = rows("perplexity")
+    done("evaluate", compressed, "--benchmarks", "perplexity", *text, "--limit", "2")
+    assert rows("perplexity") == [first], "the same again stands once"
     done("evaluate", compressed, "--benchmarks", "perplexity", *text, "--limit", "4")
-    (second,) = [line for line in card.read_text().splitlines() if line.startswith("| perplexity |")]
-    assert second != first
+    assert first in rows("perplexity"), "another number of windows is another measurement"
+    assert len(rows("perplexity")) == 2
     assert card.read_text().count("## Scores") == 1
-    assert "| facts |" in card.read_text()
+    assert rows("facts") == facts
+
+
+def test_a_file_of_scores_keeps_other_benchmarks_of_the_same_weights(done, compressed, model_folder, text_file, tmp_path):
+    file, text = tmp_path / "scores.json", ["--corpus", text_file, "--context", "16", "--limit", "2"]
+
+    def names():
+        return [score["benchmark"] for score in json.loads(file.read_text())["scores"] if "=" not in score["metric"]]
+
+    done("evaluate", compressed, "--benchmarks", "facts", "--limit", "40", "--json", file)
+    done("evaluate", compressed, "--benchmarks", "perplexity", *text, "--json", file)
+    assert names() == ["perplexity", "facts"]
+    assert len(json.loads(file.read_text())["earlier"]) == 1
+    done("evaluate", model_folder, "--benchmarks", "perplexity", *text, "--json", file)
+    assert names() == ["perplexity"], "of another model"
+
+
+def test_a_card_keeps_what_a_user_has_written_into_it(done, compressed, text_file):
+    card = compressed / "README.md"
+    asked = ["--benchmarks", "perplexity", "--corpus", text_file, "--context", "16", "--limit", "2"]
+    done("evaluate", compressed, *asked)
+    quoted = "We write between `<!-- fasc: scores -->` and `<!-- fasc: end of scores -->`."
+    own = ["our note", "    indented", "|bench|of ours|", "| mine | accuracy | 3 % | 10 | by hand |"]
+    edited = card.read_text().replace("<!-- fasc: end of scores -->", "\n".join([*own, "<!-- fasc: end of scores -->"]))
+    edited = edited.replace("<!-- fasc: scores -->", f"{quoted}\n\n<!-- fasc: scores -->")
+    card.write_bytes(edited.replace("\n", "\r\n").encode())
+    card.chmod(0o600)
+    done("evaluate", compressed, *asked)
+    done("evaluate", compressed, *asked)
+    raw = card.read_bytes()
+    lines = raw.decode().split("\r\n")
+    assert [lines.count(line) for line in (quoted, *own)] == [1] * 5
+    assert b"\n" not in raw.replace(b"\r\n", b"")
+    assert card.stat().st_mode & 0o777 == 0o600
+    card.write_bytes(b"M\xfcnchen\n")
+    out, err = done("evaluate", compressed, *asked)
+    assert "perplexity" in out
+    assert "is not UTF-8 and stays as it is" in err
+    assert card.read_bytes() == b"M\xfcnchen\n"

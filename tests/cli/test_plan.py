@@ -105,7 +105,7 @@ def test_a_config_alone_says_what_a_run_needs(done, fasc, model_folder, tmp_path
     config = tmp_path / "config.json"
     config.write_bytes((model_folder / "config.json").read_bytes())
     out, _ = done("plan", config, "--config-only", "--param-fraction", "0.8", "--memory", "24GB", "--json", file)
-    assert "collect --max-memory 24GB: 1 pass over" in out
+    assert "`fasc collect --max-memory 24GB` reads the text in 1 pass" in " ".join(out.split())
     found = json.loads(file.read_text())
     assert (found["passes"], found["limit"]) == (1, 24 * 10**9)
     assert found["stages"]["load the result"]["total"] == sum(found["stages"]["load the result"]["parts"].values())
@@ -119,3 +119,18 @@ def test_a_config_alone_says_what_a_run_needs(done, fasc, model_folder, tmp_path
 
 def test_a_list_with_spaces_is_told_of_commas(fasc, model_folder):
     refused(fasc("evaluate", model_folder, "--benchmarks", "facts", "kl"), "lists take commas and no spaces")
+
+
+def test_a_compressed_model_is_not_planned_again(fasc, compressed):
+    for more in ([], ["--config-only"]):
+        refused(fasc("plan", compressed, "--param-fraction", "0.8", *more), "compressed already")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "sizes", [{"hidden_size": 0}, {"intermediate_size": 0}, {"num_key_value_heads": 10**12}, {"num_hidden_layers": 10**12}]
+)
+def test_a_config_of_impossible_sizes_is_refused(fasc, model_folder, tmp_path, sizes):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads((model_folder / "config.json").read_text()) | sizes))
+    refused(fasc("plan", file, "--config-only", "--param-fraction", "0.8"), "config.json")

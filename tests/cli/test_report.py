@@ -46,7 +46,7 @@ def test_a_diagnosis_beside_a_run_is_taken_before_its_own(done, run, model_folde
 def test_a_checkpoint_without_scores_shows_its_plan_and_says_that_nothing_is_measured(done, compressed, tmp_path):
     done("report", compressed, "--out", tmp_path / "report")
     html = (tmp_path / "report" / "report.html").read_text()
-    assert "--json compressed.scores.json` writes the file that is looked for" in html and "rank kept" in html
+    assert f"--json {compressed}.scores.json` writes the file that is looked for" in html and "rank kept" in html
     text = (tmp_path / "report" / "report.md").read_text()
     assert "1 compressed model; the dense one&#x27;s scores are not here" in text or "the dense one's scores are not here" in text
     assert "fasc_recipe.toml" in text and "fasc_provenance.json" in text
@@ -63,6 +63,14 @@ def test_the_dense_models_scores_stand_beside_checkpoints(fasc, done, compressed
     assert "\n| dense |" in text
     assert "# What compression kept: tiny-llama\n" in text
     refused(fasc("report", compressed, "--dense", tmp_path / "absent.json", "--out", tmp_path / "report"), "absent.json")
+    own = tmp_path / "compressed.scores.json"
+    refused(fasc("report", compressed, "--dense", own, "--out", tmp_path / "report"), "which was compressed from")
+    other = tmp_path / "other.json"
+    told = json.loads(scores.read_text())
+    other.write_text(json.dumps(told | {"model": told["model"] | {"name": "another", "fingerprint": "0"}}))
+    refused(fasc("report", compressed, "--dense", other, "--out", tmp_path / "report"), "holds scores of another")
+    own.write_text(scores.read_text())
+    refused(fasc("report", compressed, "--out", tmp_path / "report"), "a dense model, where those of")
 
 
 def test_what_is_no_run_and_no_checkpoint_is_refused(fasc, tmp_path):

@@ -145,7 +145,11 @@ def _explain(problem: Exception) -> tuple[str, str, int]:
         context = getattr(problem, "ctx", None)
         verb = context.command_path if context else "fasc"
         text = " ".join(problem.format_message().split())
-        several = "lists take commas and no spaces, such as a,b; or " if "unexpected extra argument" in text else ""
+        several = (
+            "lists take commas and no spaces, such as a,b, and patterns an option each; or "
+            if "unexpected extra argument" in text
+            else ""
+        )
         return text, f"{several}see `{verb} --help`", 2
     if isinstance(problem, OSError):
         full = is_full(problem)

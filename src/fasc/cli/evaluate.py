@@ -47,7 +47,7 @@ def evaluate(
     record = Record(texts_seen(checkpoint))
     scores = score_checkpoint(source, config, dense, record)
     if json is not None and first():
-        write_scores(json, scores, config, record.contamination)
+        write_scores(json, scores, config, record)
     if first():
         write_scores_into_card(checkpoint, scores)
     print_scores(scores)

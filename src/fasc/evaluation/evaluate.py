@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -33,6 +34,9 @@ class Record:
 
     outcomes: Outcomes = field(default_factory=dict)
     """Filled with what the model made of each item."""
+
+    model: dict[str, Any] = field(default_factory=dict)
+    """Filled, where a checkpoint is scored, with which it is: its name, the fingerprint of its weights, what it was made from."""
 
     contamination: dict[str, dict[str, int]] = field(default_factory=dict)
     """Filled with how many items of each benchmark stand in the calibration text, where that was looked for."""

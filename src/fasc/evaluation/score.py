@@ -48,6 +48,18 @@ def proportion_interval(successes: int, n: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
+def ratio_interval(value: float, other: float, n: int, other_n: int) -> Interval:
+    """Interval of the ratio of two proportions, on the log scale (Katz et al. 1978).
+
+    It takes them for independent: of two models on the same items it is too wide rather than too narrow. Without bounds where one
+    of them is 0.
+    """
+    if not min(value, other) > 0:
+        return None, None
+    half = float(stats.norm.ppf(0.5 + CONFIDENCE / 2)) * math.sqrt((1 - value) / (value * n) + (1 - other) / (other * other_n))
+    return value / other * math.exp(-half), value / other * math.exp(half)
+
+
 def exponential(nats: float | None) -> float | None:
     """The perplexity of a loss; ``None`` of one that has none or whose perplexity no number can hold."""
     try:

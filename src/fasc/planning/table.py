@@ -161,7 +161,7 @@ def _forecast(plan: Plan) -> Iterator[tuple[str, str]]:
     if plan.predicted_loss is not None:
         yield "forecast, Σ ½J", f"{plan.predicted_loss:.4f} nats/token: {_perplexity(plan)}"
         if plan.caution is not None:
-            yield "do not trust it", plan.caution
+            yield "the forecast is not to be trusted", plan.caution
     if plan.expected is not None:
         one = plan.expected
         yield (

@@ -1,8 +1,11 @@
 """The model card that goes into a checkpoint."""
 
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from fasc.model.embedded import EMBEDDED
 from fasc.model.untouched import in_words
 from fasc.planning.plan import Plan
 from fasc.provenance import recoveries
@@ -10,8 +13,7 @@ from fasc.recipe import Recipe
 
 _CARD = """---
 library_name: transformers
-base_model: {base}
-tags: [fasc, low-rank, compression]
+{base_model}tags: [fasc, low-rank, compression]
 ---
 
 # {base}, compressed with fasc ({method})
@@ -61,7 +63,7 @@ def model_card(recipe: Recipe, plan: Plan, summary: str, provenance: Mapping[str
     loss = totals["predicted_loss"]
     forecast = "" if loss is None else f"| forecast of the KL divergence to the dense model, Σ ½J | {loss:.4f} nats/token |\n"
     if plan.caution is not None and loss is not None:
-        forecast += f"| do not trust it | {plan.caution} |\n"
+        forecast += f"| the forecast is not to be trusted | {plan.caution} |\n"
     recovery = ""
     for trained in recoveries(provenance):
         kl = trained["kl"]
@@ -74,6 +76,7 @@ def model_card(recipe: Recipe, plan: Plan, summary: str, provenance: Mapping[str
     megabytes = (totals["dense_bytes"] if merged else totals["bytes"]) or 0
     return _CARD.format(
         base=recipe.source.model,
+        base_model=_base_model(recipe.source.model),
         method=plan.method,
         method_summary=summary,
         version=provenance["versions"].get("fasc", ""),
@@ -92,6 +95,16 @@ def model_card(recipe: Recipe, plan: Plan, summary: str, provenance: Mapping[str
         recovery=recovery,
         load=_LOAD_DENSE if merged or not plan.structural else _LOAD_FACTORED,
     )
+
+
+def _base_model(source: str) -> str:
+    """The line for the hub, which knows its own names alone."""
+    alias = EMBEDDED.get(source)
+    known = alias.hub_id if alias is not None else source if _HUB_ID.fullmatch(source) and not Path(source).exists() else None
+    return "" if known is None else f"base_model: {known}\n"
+
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def _read(trained: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ NOTE = (
     "from a bootstrap over subjects and relations; log-probability: of the right answer, in nats (of text: per token; of kl: "
     "minus the divergence)."
 )
+_DIVERGENCE = "kl"
 
 
 def short(name: str) -> str:
@@ -172,10 +173,14 @@ def certificate(result: Compared, model: str) -> str:
         _BEGIN,
         f"## What was kept of {short(result.names[0])}",
         "",
-        "| benchmark | n | dense | this model | lost | gained | p | Δ log-probability, nats | |",
+        "| benchmark | n | dense model | this model | lost | gained | p | Δ log-probability, nats | |",
         "|---|--:|--:|--:|--:|--:|--:|--:|---|",
     ]
     for one in rows:
         _, _, before, after, lost, gained, p, _, log, verdict = cells(one)
         lines.append(f"| {one.benchmark} | {one.n:,} | {before} | {after} | {lost} | {gained} | {p} | {log} | {verdict} |")
+    divergence = next((one for one in result.scores.get(model, ()) if one.metric == _DIVERGENCE), None)
+    if divergence is not None and all(one.benchmark != divergence.benchmark for one in rows):
+        value = f"{format_score(divergence.to_dict())} from the dense model"
+        lines.append(f"| {divergence.benchmark} | {divergence.n:,} | – | {value} | – | – | – | – | |")
     return "\n".join([*lines, "", NOTE, _END])

@@ -1,12 +1,14 @@
 """One sentence on a run, made of its numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from fasc.evaluation.score import ratio_interval
 from fasc.reporting.entries import DENSE, Entry, benchmarks_of
 
 
 def headline(entries: Sequence[Entry]) -> str:
-    """What the models kept of the dense one's right answers, or how far they are from it, at which size."""
+    """How many right answers the models give beside the dense one, or how far they are from it, at which size."""
     compressed = [entry for entry in entries if entry.name != DENSE and entry.plan]
     if not compressed:
         return "the dense model"
@@ -17,7 +19,9 @@ def headline(entries: Sequence[Entry]) -> str:
         return at + "; ".join(parts)
     count = f"{len(compressed)} compressed model{'s' * (len(compressed) > 1)}"
     beside = any(entry.name == DENSE for entry in entries)
-    return f"{count} beside the dense one" if beside else f"{count}; the dense one's scores are not here"
+    if beside:
+        return f"{count} beside the dense one"
+    return f"{count}; the dense one's scores are not here: `fasc evaluate DENSE --json dense.json`, then `--dense dense.json`"
 
 
 def _best_and_worst(entries: Sequence[Entry], compressed: Sequence[Entry]) -> list[Entry]:
@@ -45,4 +49,12 @@ def _kept(entries: Sequence[Entry], entry: Entry) -> str | None:
         return None
     dense = next(one.score(benchmark) for one in entries if one.name == DENSE)
     own = entry.score(benchmark)
-    return None if own is None or dense is None else f"{entry.name} keeps {own['value'] / dense['value']:.0%} of the {benchmark}"
+    return None if own is None or dense is None else f"{entry.name} gives {right_answers(own, dense, benchmark)}"
+
+
+def right_answers(own: Mapping[str, Any], dense: Mapping[str, Any], benchmark: str) -> str:
+    """How many right answers a model gives beside the dense one, with an interval; answers that it gained count like others."""
+    low, high = ratio_interval(own["value"], dense["value"], own["n"], dense["n"])
+    interval = "" if low is None or high is None else f" [{low:.0%}, {high:.0%}]"
+    ratio = own["value"] / dense["value"]
+    return f"{ratio:.0%}{interval} as many right answers on {benchmark} as the dense model (n = {own['n']:,})"

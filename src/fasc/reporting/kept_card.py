@@ -1,5 +1,6 @@
 """What was kept, written into the model cards of checkpoints of ours."""
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -9,7 +10,7 @@ from fasc.errors import FascError
 from fasc.evaluation.compared import Compared
 from fasc.evaluation.score import FEW, Score
 from fasc.progress import say
-from fasc.reporting.compared import certificate
+from fasc.reporting.compared import NOTE, certificate
 from fasc.reporting.table import format_score
 from fasc.serving.checkpoint import read_provenance
 from fasc.storage import new_file
@@ -19,9 +20,21 @@ _SCORES = ("<!-- fasc: scores -->", "<!-- fasc: end of scores -->")
 
 
 def write_certificates(result: Compared) -> None:
-    """Write each compared model's part of the comparison into its card; where nothing was paired the card stays as it is."""
+    """Write each compared model's part of the comparison into its card.
+
+    The card stays as it is where nothing was paired, and where the reference is not what the checkpoint was made from.
+    """
     for model in (name for name in result.names[1:] if any(one.model == name for one in result.pairs)):
-        _write(model, partial(_certificate, result, model), _KEPT)
+        source = (read_provenance(Path(model).expanduser()) or {}).get("model")
+        if source is None or _same(str(source), result.names[0]):
+            _write(model, partial(_certificate, result, model), _KEPT)
+        else:
+            say(f"the card of {model} stays as it is: it was made from {source}, not from {result.names[0]}")
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two names are of one model."""
+    return one == other or Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
 
 
 def _certificate(result: Compared, model: str, _card: str) -> str:
@@ -29,34 +42,48 @@ def _certificate(result: Compared, model: str, _card: str) -> str:
 
 
 def write_scores_into_card(checkpoint: str, scores: Sequence[Score]) -> None:
-    """Write the scores of an evaluation into the card of a checkpoint of ours, beside those that it does not measure again."""
-    shown = [one for one in scores if "=" not in one.metric or one.n >= FEW]
-    rows = {_cell(one.benchmark): [_row(own) for own in shown if own.benchmark == one.benchmark] for one in shown}
+    """Write the scores of an evaluation into the card of a checkpoint of ours, beside those that it does not measure again.
+
+    What was measured on another text, in another way or on another number of items is not the same and stays.
+    """
+    rows = [_row(one) for one in scores if "=" not in one.metric or one.n >= FEW]
+    now, asked = {_identity(row) for row in rows}, {_cell(one.benchmark) for one in scores}
 
     def section(card: str) -> str:
-        kept = {**_rows_in(section_of(card, _SCORES)), **rows}
+        kept = [row for row in _rows_in(section_of(card, _SCORES)) if _identity(row) not in now]
+        kept = [row for row in kept if row[_HOW] or row[0] not in asked]  # parts go with the last measurement of the whole
+        names = dict.fromkeys(row[0] for row in (*kept, *rows))
         lines = [_SCORES[0], "## Scores", "", "| benchmark | | value [95 % interval] | n | how |", "|---|---|--:|--:|---|"]
-        return "\n".join([*lines, *(row for own in kept.values() for row in own), _SCORES[1]])
+        lines += [f"| {' | '.join(row)} |" for name in names for row in (*kept, *rows) if row[0] == name]
+        return "\n".join([*lines, _SCORES[1]])
 
     _write(checkpoint, section, _SCORES)
 
 
-def _row(one: Score) -> str:
+_VALUE, _HOW = 2, 4
+
+
+def _row(one: Score) -> tuple[str, ...]:
     how = "" if "=" in one.metric else one.protocol
-    return f"| {' | '.join(map(_cell, (one.benchmark, one.metric, format_score(one.to_dict()), f'{one.n:,}', how)))} |"
+    return tuple(map(_cell, (one.benchmark, one.metric, format_score(one.to_dict()), f"{one.n:,}", how)))
+
+
+def _identity(row: tuple[str, ...]) -> tuple[str, ...]:
+    """What was measured."""
+    return row[:_VALUE] + row[_VALUE + 1 :]
 
 
 def _cell(words: str) -> str:
     return " ".join(words.split()).replace("|", "\\|")
 
 
-def _rows_in(section: str) -> dict[str, list[str]]:
-    """The rows of an earlier table of scores, by benchmark."""
-    found: dict[str, list[str]] = {}
-    for line in section.splitlines():
-        if line.startswith("| ") and not line.startswith("| benchmark |"):
-            found.setdefault(line[2:].partition(" | ")[0], []).append(line)
-    return found
+_COLUMN = re.compile(r"(?<!\\) ?\| ?")
+
+
+def _rows_in(section: str) -> list[tuple[str, ...]]:
+    """The rows of an earlier table of scores."""
+    rows = [tuple(_COLUMN.split(line.strip())[1:-1]) for line in section.splitlines() if line.startswith("| ")]
+    return [row for row in rows if len(row) == _HOW + 1 and row[0] != "benchmark"]
 
 
 def _write(checkpoint: str, section: Callable[[str], str], marks: tuple[str, str]) -> None:
@@ -66,22 +93,53 @@ def _write(checkpoint: str, section: Callable[[str], str], marks: tuple[str, str
     with suppress(FascError, OSError):
         if not folder.is_dir() or read_provenance(folder) is None or not card.is_file():
             return
-        found = card.read_text(encoding="utf-8")
+        raw = card.read_bytes()
+        try:
+            found = raw.decode("utf-8").replace("\r\n", "\n")
+        except UnicodeDecodeError:
+            say(f"warning: {card} is not UTF-8 and stays as it is")
+            return
         text = with_section(found, section(found), marks)
+        text = text.replace("\n", "\r\n") if b"\r\n" in raw else text
         with new_file(card) as scratch:
-            scratch.write_text(text, encoding="utf-8")
+            scratch.write_bytes(text.encode("utf-8"))
         say(f"{card} says so now")
 
 
 def section_of(card: str, marks: tuple[str, str]) -> str:
     """What stands between the marks; nothing where one of them lacks."""
-    inside, end, _ = card.partition(marks[0])[2].partition(marks[1])
-    return inside if end else ""
+    return _parted(card, marks)[1]
 
 
 def with_section(card: str, section: str, marks: tuple[str, str]) -> str:
-    """The card with a section in the place of the earlier one between the marks, or at its end."""
-    before, _, rest = card.partition(marks[0])
-    old, end, behind = rest.partition(marks[1])
-    after = (behind if end else old).strip()  # without an end mark nobody knows what is ours: all of it stays
-    return "\n\n".join(part for part in (before.strip(), section, after) if part) + "\n"
+    """The card with a section in the place of the earlier one between the marks, or at its end.
+
+    What somebody else has written between the marks stands behind them afterwards.
+    """
+    before, old, after = _parted(card, marks)
+    kept = "\n".join(line for line in old.splitlines() if not _is_ours(line)).strip("\n")
+    return "\n\n".join(part for part in (before.rstrip(), section, kept, after.strip("\n").rstrip()) if part) + "\n"
+
+
+def _parted(card: str, marks: tuple[str, str]) -> tuple[str, str, str]:
+    """What stands before, between and behind two marks that have lines of their own: a sentence about them is none.
+
+    Without an end mark nobody knows what is ours: all of it stands behind.
+    """
+    begin, end = (re.compile(rf"^{re.escape(mark)}[ \t]*$", re.MULTILINE) for mark in marks)
+    first = begin.search(card)
+    if first is None:
+        return card, "", ""
+    last = end.search(card, first.end())
+    if last is None:
+        return card[: first.start()], "", card[first.end() :]
+    return card[: first.start()], card[first.end() : last.start()], card[last.end() :]
+
+
+_TITLES = ("## Scores", "## What was kept of ")
+
+
+def _is_ours(line: str) -> bool:
+    """Whether a line between the marks is one that is written anew."""
+    line = line.strip()
+    return not line or line.startswith(("| ", "|---", *_TITLES, NOTE[:20]))

@@ -39,6 +39,8 @@ def outcome(plan: Plan, folder: Path, source: str, *, merged: bool, model_type: 
             f"× {exp(min(plan.predicted_loss, 700)):.2f}. "
             "Real text can cost more: measure it."
         )
+        if plan.caution is not None:
+            lines.append(f"The forecast is not to be trusted: {plan.caution}.")
     if merged or not plan.structural:
         lines.append("It is an ordinary checkpoint: it loads in any program that reads this architecture.")
     else:

@@ -71,15 +71,16 @@ def write_markdown(
     header, rows = comparison(entries)
     parts = [
         MARKDOWN_HEAD,
-        f"# {title}",
+        f"# {_plain(title)}",
         "",
-        f"**{headline(entries)}**",
+        f"**{_plain(headline(entries))}**",
         "",
         markdown_table(header, rows),
         "",
         "In brackets: 95 % intervals. Rank fraction is rank ÷ smaller dimension of a layer (÷ width of the input for layers that "
         "share a projector); it is not a size: the columns after it are.",
         "",
+        *_cautions(entries),
         *(f"![{words}]({place})\n" for words, place in figures),
         _EQ6 if any(entry.name.startswith("fasc-eq6") for entry in entries) else "",
         *_samples(entries),
@@ -90,6 +91,14 @@ def write_markdown(
     with new_file(path) as scratch:
         scratch.write_text("\n".join(parts) + "\n", encoding="utf-8")
     return path
+
+
+def _cautions(entries: Sequence[Entry]) -> list[str]:
+    return [
+        f"The forecast of {_plain(entry.name)} is not to be trusted: {entry.plan['caution']}.\n"
+        for entry in entries
+        if entry.plan and entry.plan.get("caution") and entry.plan["totals"].get("predicted_loss") is not None
+    ]
 
 
 def _samples(entries: Sequence[Entry]) -> list[str]:
@@ -112,7 +121,12 @@ def samples_of(entries: Sequence[Entry]) -> list[tuple[str, list[tuple[str, str]
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|") or "(nothing)"
+    return _plain(text) or "(nothing)"
+
+
+def _plain(text: str) -> str:
+    """Text in one line that is no Markdown table and no HTML."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def _parts(entries: Sequence[Entry]) -> list[str]:
@@ -129,12 +143,13 @@ def _parts(entries: Sequence[Entry]) -> list[str]:
             for kind in kinds:
                 n = next((str(one[kind]["n"]) for one in details if kind in one), "–")
                 rows.append([kind, n, *(format_score(one.get(kind)) for one in details)])
-            lines += [f"## {benchmark} by {facet}", "", markdown_table(header, rows), ""]
+            lines += [f"## {_plain(benchmark)} by {facet}", "", markdown_table(header, rows), ""]
     return lines
 
 
 def _protocols(entries: Sequence[Entry]) -> list[str]:
-    return ["## How it was measured", "", *(f"- **{name}**: {text}" for name, text in protocols_of(entries)), ""]
+    found = [f"- **{_plain(name)}**: {_plain(text)}" for name, text in protocols_of(entries)]
+    return ["## How it was measured", "", *found, ""] if found else []
 
 
 def protocols_of(entries: Sequence[Entry]) -> list[tuple[str, str]]:
@@ -151,7 +166,7 @@ def _made(one: Made) -> list[str]:
         return []
     command = command_of(one.provenance)
     return [
-        f"## How {one.name or 'it'} was made",
+        f"## How {_plain(one.name) or 'it'} was made",
         "",
         *([f"- command: `{command}`"] if command else []),
         *(f"- {name}: {words}" for name, words in facts_of(one.provenance)),
@@ -175,6 +190,12 @@ def facts_of(made: Mapping[str, Any]) -> list[tuple[str, str]]:
             facts.append((key, ", ".join(f"{name} {value}" for name, value in made[key].items())))
     statistics = made.get("statistics")
     if isinstance(statistics, Mapping):
+        text = statistics.get("calibration")
+        if isinstance(text, Mapping) and {"corpus", "sequences", "sequence_length"} <= text.keys():
+            words = (
+                f"{text['sequences']} × {text['sequence_length']} tokens of `{text['corpus']}`, {text.get('labels', '')} labels"
+            )
+            facts.append(("calibration", words))
         facts += [
             (key.replace("_", " "), str(statistics[key])) for key in sorted(statistics) if "digest" in key or key == "tokens"
         ]

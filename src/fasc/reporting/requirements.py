@@ -23,4 +23,7 @@ def passes_line(found: Requirements) -> str:
     if found.passes is None:
         return f"collect does not fit in any number of passes: {found.why}"
     several = "1 pass" if found.passes == 1 else f"{found.passes} passes"
-    return f"collect --max-memory {found.limit / 1e9:.4g}GB: {several} over a text of {FLUSH_TOKENS:,} tokens or more"
+    return (
+        f"With {found.limit / 1e9:.4g} GB, `fasc collect --max-memory {found.limit / 1e9:.4g}GB` reads the text in {several} "
+        f"(reckoned for {FLUSH_TOKENS:,} tokens or more)."
+    )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fasc.edits.structure import structure_of
+from fasc.edits.structure import require_uncompressed
 from fasc.errors import ModelError, StatisticsError, UsageError
 from fasc.model.experts import expert_layers
 from fasc.model.groups import find_groups
@@ -244,8 +244,7 @@ def require_dense(model: PreTrainedModel) -> None:
     Raises:
         ModelError: says which.
     """
-    if structure_of(model) is not None:
-        raise ModelError("the model is compressed already", "give the dense model that it was made from")
+    require_uncompressed(model)
     config = getattr(model.config, "quantization_config", None)
     if config is not None:
         raise ModelError(f"the model is quantised already ({type(config).__name__})", "give the unquantised model")

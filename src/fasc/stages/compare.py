@@ -20,7 +20,7 @@ from fasc.model.load import LoadedModel, require_same_tokenizer
 from fasc.model.options import ModelConfig
 from fasc.progress import say
 from fasc.stages.compress import load
-from fasc.stages.evaluate import texts_seen
+from fasc.stages.evaluate import dense_config, texts_seen
 from fasc.text.corpus import TokenBlock
 
 _BINS = 4
@@ -56,7 +56,6 @@ def compare(
     scores: dict[str, list[Score]] = {}
     outcomes: dict[str, Outcomes] = {}
     for name in names:
-        say(f"scoring {name}")
         scores[name], outcomes[name] = _scored(source, name, config, texts, reference, first=name == names[0])
     pairs, groups = [], []
     for benchmark in outcomes[names[-1]]:
@@ -73,10 +72,11 @@ def _scored(
     source: ModelConfig, name: str, config: EvaluationConfig, texts: list[TokenBlock], reference: LoadedModel, *, first: bool
 ) -> tuple[list[Score], Outcomes]:
     """Of one model, which is loaded here, so that it is gone before the next one is."""
-    loaded = reference if first else load(source.model_copy(update={"model": name}))
     if first:  # the divergence of a model from itself is zero
-        wanted = tuple(one for one in config.benchmarks if not get_benchmark(one).needs_dense)
-        config = config.model_copy(update={"benchmarks": wanted})
+        config = dense_config(config)
+    if config.benchmarks:
+        say(f"scoring {name}")
+    loaded = reference if first else load(source.model_copy(update={"model": name}))
     record = Record(texts_seen(Path(name).expanduser()))
     dense = None if first else reference.model
     return score(loaded.model, loaded.tokenizer, config, dense=dense, texts=texts, record=record), record.outcomes

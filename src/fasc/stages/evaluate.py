@@ -14,7 +14,7 @@ from fasc.evaluation.options import EvaluationConfig, SpeedConfig
 from fasc.evaluation.registry import get_benchmark
 from fasc.evaluation.score import Score
 from fasc.evaluation.speed import SpeedReport, compare_speed
-from fasc.model.load import LoadedModel, require_same_tokenizer
+from fasc.model.load import LoadedModel, model_fingerprint, require_same_tokenizer
 from fasc.model.options import ModelConfig
 from fasc.planning.options import BudgetConfig
 from fasc.progress import say
@@ -78,15 +78,17 @@ def score_checkpoint(
 ) -> list[Score]:
     """Score a checkpoint; the dense model is loaded only if a benchmark needs it."""
     reference = dense or dense_of(source.model)
-    if reference is None and "benchmarks" not in config.model_fields_set:  # nobody has asked for kl
-        config = dense_config(config)
-        say(f"kl is left out: `{source.model}` does not say which model it was made from; --dense MODEL does")
+    alone = reference is None and "benchmarks" not in config.model_fields_set  # nobody has asked for kl
+    config = dense_config(config) if alone else config
     wanted = [get_benchmark(name) for name in config.benchmarks]
     needed = any(one.needs_dense for one in wanted)
     if needed and isinstance(reference, (str, Path)):
         require_same_tokenizer([str(reference), source.model])
     loaded = load(source)
+    if alone:
+        say(f"kl is left out: `{source.model}` says of no model it was made from; --dense MODEL compares it with one")
     record = record or Record(texts_seen(source.model))
+    record.model.update(name=source.model, fingerprint=model_fingerprint(loaded.model), made_from=dense_of(source.model))
     compared = _loaded(reference, source) if needed else None
     scores = list(score(loaded.model, loaded.tokenizer, config, dense=compared, record=record))
     record.contamination.update(look_for_items(source.model, loaded, record))

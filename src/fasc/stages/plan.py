@@ -1,6 +1,7 @@
 """Statistics and a budget → a plan."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from fasc.compression.trial import Trial
-from fasc.errors import BudgetError
+from fasc.edits.structure import require_uncompressed
+from fasc.errors import BudgetError, FascError, ModelError
 from fasc.evaluation.options import EvaluationConfig
 from fasc.forecast.cache import kept_forecasts
 from fasc.model.experts import expert_layers, expert_layers_called
@@ -90,6 +92,7 @@ def take_method(name: str, options: dict[str, Any]) -> MethodConfig:
 
 def groups_of(model: PreTrainedModel, statistics: Statistics | None, layers: LayersConfig) -> list[InputGroup]:
     """The input groups of the statistics, as far as layers are chosen; found by running the model where there are none."""
+    require_uncompressed(model)
     if statistics is None:
         return find_groups(model, layers)
     idle = set(statistics.meta.get("without_gradient", ()))  # nothing can be forecast there: they stay dense
@@ -124,10 +127,10 @@ def make_plan(  # noqa: PLR0913 - each is a source or a switch of the plan
 
 
 def _tensors(options: MethodConfig) -> int:
-    """That a layer may be stored in: a matrix in one, rounded in three; a bias and an order."""
+    """That a layer may be stored in: a matrix in one, rounded in four; a bias and an order."""
     if not options.bits:
         return 5
-    return 4 if options.layouts is not None and set(options.layouts) <= {"dense", "channels"} else 9
+    return 5 if options.layouts is not None and set(options.layouts) <= {"dense", "channels"} else 11
 
 
 def plan_of_recipe(
@@ -215,11 +218,24 @@ def plan_of_config(
         BudgetError: the budget needs a forecast.
     """
     model = model_of_config(spec, dtype=dtype)
-    with expert_layers_called(model):
+    require_uncompressed(model)
+    with expert_layers_called(model), _sizes_of_a_config(spec):
         groups = find_groups(model, layers)
         made = make_plan(model, groups, options, budget, None)
         needs, batch = needs_for(options, None), EvaluationConfig().batch_tokens
         return made, requirements(model, groups, needs, made, CalibrationConfig(sequences=_MANY), limit, compared_tokens=batch)
+
+
+@contextmanager
+def _sizes_of_a_config(spec: str) -> Iterator[None]:
+    """What the body cannot do with a model of a config is a fault of its sizes."""
+    try:
+        yield
+    except FascError:
+        raise
+    except Exception as problem:
+        words = " ".join(str(problem).split())[:200]
+        raise ModelError(f"`{spec}` describes no model that runs: {words}", "check the sizes in its config.json") from problem
 
 
 def corrected(budget: BudgetConfig, correction: Correction) -> BudgetConfig:

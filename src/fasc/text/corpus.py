@@ -129,7 +129,7 @@ def _drawn(stream: TokenStream, request: TextRequest, body: int) -> Tensor:
         raise CorpusError(
             f"corpus `{request.corpus}` is too short: {len(stream):,} tokens, {required} sequences of {request.sequence_length}"
             f" need {required * body:,}",
-            "give more text, or lower --sequences or --sequence-length",
+            "give more text, or lower " + ("--sequences or --sequence-length" if request.role == "calibration" else "--context"),
         )
     windows = stream.tokens()[: len(order) * body].view(-1, body)
     return windows if wanted is None else windows[torch.tensor(order[:wanted])]

@@ -29,6 +29,9 @@ def kl(subject: Subject, config: EvaluationConfig) -> Sequence[Score]:
         score(f"kl/p{100 * level:.0f}", float(np.quantile(divergence, level)), quantile_interval(divergence, level), "nats")
         for level in (0.95, 0.99)
     ]
-    mean = score("kl", float(divergence.mean()), mean_interval(windows), "nats per token")
+    low, high = mean_interval(windows)
+    mean = score(
+        "kl", float(divergence.mean()), (low if low is None else max(0.0, low), high), "nats per token"
+    )  # never negative
     same = score("top-1 agreement", float(agreement.mean()), clustered_proportion_interval(agreement), "share of tokens")
     return [mean, *tail, same]

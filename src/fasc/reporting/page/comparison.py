@@ -93,7 +93,8 @@ def _sizes(models: Sequence[Model]) -> list[tuple[Column, list[Cell]]]:
 
 def _forecast(model: Model) -> Cell:
     loss = None if model.plan is None else model.plan.predicted_loss
-    return NOTHING if loss is None or not model.plan or not model.plan.edits else Cell(f"{loss:.3f}", key=loss)
+    doubt = "" if model.caution is None else "not to be trusted"
+    return NOTHING if loss is None or not model.plan or not model.plan.edits else Cell(f"{loss:.3f}", doubt, loss)
 
 
 def _weights(model: Model) -> Cell:

@@ -1,5 +1,6 @@
 """What a report is made of: the files of runs and of checkpoints, read and checked."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from fasc.options import parse
 from fasc.planning.one_width import asks_for_one_width
 from fasc.planning.plan import Plan
 from fasc.reporting.entries import DENSE, Entry, read_entries
+from fasc.reporting.scores import require_scores_of, require_scores_of_itself
 from fasc.serving.checkpoint import PLAN_FILE, PROVENANCE_FILE, RECIPE_FILE
 from fasc.storage import expanded, read_json
 
@@ -37,6 +39,23 @@ class Model:
 
     dense_plan: Plan | None = None
     """Of any compressed model beside it, for what the dense one weighs."""
+
+    folder: str = ""
+    """Of a checkpoint, as it was named."""
+
+    @property
+    def place(self) -> str:
+        """What to type for it in a shell."""
+        return shlex.quote(self.folder or self.name)
+
+    def beside(self, part: str) -> str:
+        """The file beside it that holds a part, to type in a shell."""
+        return shlex.quote(f"{self.folder or self.name}.{part}.json")
+
+    @property
+    def caution(self) -> str | None:
+        """Why its forecast is not to be trusted, if it is not."""
+        return None if self.plan is None or self.plan.predicted_loss is None else self.plan.caution
 
     @property
     def results(self) -> Entry:
@@ -116,7 +135,7 @@ class _Score(BaseModel):
     value: Number
     low: Number | None
     high: Number | None
-    n: NonNegativeInt
+    n: Annotated[int, Field(ge=0, le=2**53)]
     protocol: str = ""
 
 
@@ -230,9 +249,17 @@ def dense_source(file: str | Path, beside: Sequence[Source]) -> Source:
 
     Raises:
         StorageError: it holds no scores.
+        UsageError: they are of another model than the checkpoints were made from.
     """
     path = expanded(file)
+    if not path.is_file():
+        raise StorageError(f"`{path}` is not there", "`fasc evaluate DENSE --json FILE` writes the dense model's scores")
     found = checked("scores", read_json(path), f"`{path}`")
+    for source in beside:
+        if source.provenance.get("model"):
+            statistics = source.provenance.get("statistics")
+            known = statistics.get("model_fingerprint") if isinstance(statistics, Mapping) else None
+            require_scores_of(found, f"`{path}`", f"`{source.name}`", model=str(source.provenance["model"]), fingerprint=known)
     plan = next((model.plan for source in beside for model in source.models if model.plan is not None), None)
     name = "dense"
     return Source(name, (Model(DENSE, name, Entry(DENSE, found["scores"], None), dense_plan=plan),))
@@ -284,6 +311,7 @@ def _checkpoint(folder: Path) -> Source:
     name, plan = folder.resolve().name, Plan.load(folder / PLAN_FILE)
     parts = {part: _beside(folder, part) or {} for part in _BESIDE}
     provenance = _facts(folder / PROVENANCE_FILE)
+    require_scores_of_itself(parts["scores"], f"`{name}.scores.json`", f"`{folder}`")
     entry = Entry(
         name,
         scores=parts["scores"].get("scores", ()),
@@ -292,7 +320,16 @@ def _checkpoint(folder: Path) -> Source:
     )
     return Source(
         name,
-        (Model(name, name, entry, plan, merged=bool(provenance.get("merged"))),),
+        (
+            Model(
+                name,
+                name,
+                entry,
+                plan,
+                merged=bool(provenance.get("merged")),
+                folder=str(folder if folder.name else folder.resolve()),
+            ),
+        ),
         diagnosis=parts["diagnosis"] or None,
         validation=parts["validation"] or None,
         remarks=parts["speed"].get("remarks", ()),

@@ -6,6 +6,7 @@ from math import exp
 from typing import Any
 
 from fasc.reporting.entries import benchmarks_of
+from fasc.reporting.headline import right_answers
 from fasc.reporting.page.comparison import megabytes
 from fasc.reporting.page.rows import dense_of, divergence_of
 from fasc.reporting.page.sources import Model
@@ -52,7 +53,7 @@ def title_of(model: Model, models: Sequence[Model]) -> str:
         parts.append(f"weighs {model.bytes / (model.dense_bytes or 1):.0%} of the dense model")
     pair = next(iter(_pairs(model, dense)), None)
     if pair is not None:
-        parts.append(f"gives {pair[1]['value'] / pair[2]['value']:.0%} as many right answers on {pair[0]}")
+        parts.append(f"gives {right_answers(pair[1], pair[2], pair[0])}")
     ratio = model.entry.speed("decode")
     if ratio is not None:
         parts.append(f"decodes at {ratio[0]:.2f} × its speed")
@@ -97,7 +98,7 @@ def _kept(model: Model, dense: Model | None) -> str:
         )
     if model.entry.scores:
         return "No benchmark of right answers was asked."
-    return f"Not measured: `fasc evaluate {model.name} --json {model.name}.scores.json` writes the file that is looked for."
+    return f"Not measured: `fasc evaluate {model.place} --json {model.beside('scores')}` writes the file that is looked for."
 
 
 def _apart(own: Score, before: Score) -> str:
@@ -106,7 +107,7 @@ def _apart(own: Score, before: Score) -> str:
         return ""
     if own["high"] < before["low"] or own["low"] > before["high"]:
         return " (the intervals lie apart)"
-    return " (the intervals overlap: too few items to tell them apart)"
+    return " (the intervals overlap: `fasc compare`, item by item, can tell more)"
 
 
 def _cost(model: Model, dense: Model | None) -> str:
@@ -122,7 +123,8 @@ def _cost(model: Model, dense: Model | None) -> str:
     forecast = None if model.plan is None else model.plan.predicted_loss
     if not parts and forecast is not None:
         ratio = exp(min(forecast, 700))
-        return f"Forecast alone: KL {forecast:.3f} nats per token, perplexity × {ratio:.2f}. Real text can cost more."
+        words = f"Forecast alone: KL {forecast:.3f} nats per token, perplexity × {ratio:.2f}. Real text can cost more."
+        return words if model.caution is None else f"{words} It is not to be trusted: {model.caution}."
     return _sentence(parts) or "Not measured."
 
 
@@ -134,7 +136,7 @@ def _speed(model: Model) -> str:
             ratio, low, high = found
             verdict = "faster" if low > 1 else "slower" if high < 1 else "no difference that can be told"
             parts.append(f"{what} {ratio:.2f} × the dense model's speed [{low:.2f}, {high:.2f}]: {verdict}")
-    return _sentence(parts) or f"Not timed: `fasc bench {model.name} --json {model.name}.speed.json` does."
+    return _sentence(parts) or f"Not timed: `fasc bench {model.place} --json {model.beside('speed')}` does."
 
 
 def _sentence(parts: Sequence[str]) -> str:

@@ -125,7 +125,19 @@ def _drawn(sources: Sequence[Source]) -> list[Chart]:
     shown = {source.name for source in sources} | {model.name for model in first}
     for field in fields_of(sources, models):
         charts += [heatmap(field, cells, subject) for subject, cells in field.subjects.items() if subject in shown]
-    return charts
+    return _apart(charts)
+
+
+def _apart(charts: Sequence[Chart]) -> list[Chart]:
+    """Charts with a file each: names that differ in signs alone get a number."""
+    names: list[str] = []
+    for chart in charts:
+        place, number = chart.name, 2
+        while place.casefold() in names:
+            place, number = f"{chart.name}-{number}", number + 1
+        names.append(place.casefold())
+    ends = [name[len(chart.name) :] for name, chart in zip(names, charts, strict=True)]
+    return [replace(chart, name=f"{chart.name}{end}") for chart, end in zip(charts, ends, strict=True)]
 
 
 def _write(path: Path, page: str) -> Path:
