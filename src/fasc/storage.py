@@ -150,7 +150,7 @@ def new_file(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield scratch
-        shutil.copymode(path, scratch) if path.exists() else open_permissions(scratch)
+        open_permissions(scratch)
         scratch.replace(path)
     except OSError as problem:
         raise storage_error(problem, path) from problem
@@ -251,7 +251,7 @@ def read_json(path: Path, *, finite: bool = True) -> Any:
         StorageError: missing, unreadable, or not JSON; names the line.
     """
     if path.exists() and not path.is_file():
-        raise StorageError(f"`{path}` is no file", "name a JSON file")
+        raise StorageError(f"cannot read `{path}`: it is no file", "name a JSON file")
     numbers: dict[str, Any] = {"parse_float": _finite, "parse_constant": _finite} if finite else {}
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"), **numbers)

@@ -126,7 +126,7 @@ def test_a_comparison_without_pairs_leaves_the_card_as_it_was(tmp_path):
 
 def test_a_section_of_the_card_is_replaced_and_nothing_else():
     marks = ("<a>", "</a>")
-    once = with_section("# Card\n\ntext\n", "<a>\none\n</a>", marks)
-    assert once == "# Card\n\ntext\n\n<a>\none\n</a>\n"
-    twice = with_section(once + "\nmore\n", "<a>\ntwo\n</a>", marks)
-    assert twice == "# Card\n\ntext\n\n<a>\ntwo\n</a>\n\nmore\n"
+    once = with_section("# Card\n\ntext\n", "<a>\n| one |\n</a>", marks)
+    assert once == "# Card\n\ntext\n\n<a>\n| one |\n</a>\n"
+    twice = with_section(once + "\nmore\n", "<a>\n| two |\n</a>", marks)
+    assert twice == "# Card\n\ntext\n\n<a>\n| two |\n</a>\n\nmore\n"

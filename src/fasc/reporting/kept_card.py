@@ -93,7 +93,7 @@ def _write(checkpoint: str, section: Callable[[str], str], marks: tuple[str, str
     with suppress(FascError, OSError):
         if not folder.is_dir() or read_provenance(folder) is None or not card.is_file():
             return
-        raw = card.read_bytes()
+        raw, mode = card.read_bytes(), card.stat().st_mode
         try:
             found = raw.decode("utf-8").replace("\r\n", "\n")
         except UnicodeDecodeError:
@@ -103,6 +103,7 @@ def _write(checkpoint: str, section: Callable[[str], str], marks: tuple[str, str
         text = text.replace("\n", "\r\n") if b"\r\n" in raw else text
         with new_file(card) as scratch:
             scratch.write_bytes(text.encode("utf-8"))
+        card.chmod(mode)
         say(f"{card} says so now")
 
 
