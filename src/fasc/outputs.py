@@ -126,6 +126,18 @@ def is_ours(file: Path) -> bool:
     return False
 
 
+def require_same_kind(path: Path, kind: str) -> None:
+    """See that a JSON file of ours that is to be replaced holds what it will hold.
+
+    Raises:
+        StorageError: it holds a result of another kind.
+    """
+    with suppress(OSError, ValueError, RecursionError):
+        held = str(json.loads(path.read_text(encoding="utf-8")).get(MARK, ""))
+        if held and held != f"fasc {kind}":
+            raise StorageError(f"`{path}` holds the {held.removeprefix('fasc ')} of fasc, not {kind}", "choose another name")
+
+
 def _require_kind(target: Path, path: str | Path, *, folder: bool) -> None:
     if not (target.is_file() or target.is_dir()):
         raise StorageError(f"`{path}` is a device, not a place for a result", "choose another name")

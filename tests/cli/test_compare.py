@@ -130,3 +130,19 @@ def test_a_section_of_the_card_is_replaced_and_nothing_else():
     assert once == "# Card\n\ntext\n\n<a>\n| one |\n</a>\n"
     twice = with_section(once + "\nmore\n", "<a>\n| two |\n</a>", marks)
     assert twice == "# Card\n\ntext\n\n<a>\n| two |\n</a>\n\nmore\n"
+
+
+def test_a_certificate_keeps_the_rows_of_benchmarks_that_are_not_asked_again(done, compressed, model_folder, text_file):
+    card = compressed / "README.md"
+    text = ["--corpus", text_file, "--context", "16", "--limit", "40"]
+
+    def rows(name):
+        section = card.read_text().partition("## What was kept of")[2]
+        return [line for line in section.splitlines() if line.startswith(f"| {name} |")]
+
+    done("compare", compressed, "--dense", model_folder, "--benchmarks", "facts,perplexity,kl", *text)
+    facts = rows("facts")
+    assert [len(rows(name)) for name in ("facts", "perplexity", "kl")] == [1, 1, 1]
+    done("compare", compressed, "--dense", model_folder, "--benchmarks", "perplexity", *text)
+    assert rows("facts") == facts
+    assert [len(rows(name)) for name in ("facts", "perplexity", "kl")] == [1, 1, 1]

@@ -67,7 +67,7 @@ def test_a_card_keeps_the_scores_that_are_not_measured_again(done, compressed, t
     assert rows("facts") == facts
 
 
-def test_a_file_of_scores_keeps_other_benchmarks_of_the_same_weights(done, compressed, model_folder, text_file, tmp_path):
+def test_a_file_of_scores_keeps_other_benchmarks_of_the_same_weights(fasc, done, compressed, model_folder, text_file, tmp_path):
     file, text = tmp_path / "scores.json", ["--corpus", text_file, "--context", "16", "--limit", "2"]
 
     def names():
@@ -77,8 +77,15 @@ def test_a_file_of_scores_keeps_other_benchmarks_of_the_same_weights(done, compr
     done("evaluate", compressed, "--benchmarks", "perplexity", *text, "--json", file)
     assert names() == ["perplexity", "facts"]
     assert len(json.loads(file.read_text())["earlier"]) == 1
-    done("evaluate", model_folder, "--benchmarks", "perplexity", *text, "--json", file)
-    assert names() == ["perplexity"], "of another model"
+    _, err = done("evaluate", compressed, "--benchmarks", "facts", "--limit", "35", "--json", file)
+    assert "held facts of another text, protocol or number of items: replaced" in err
+    before = file.read_text()
+    lines = refused(fasc("evaluate", model_folder, "--benchmarks", "perplexity", *text, "--json", file), "would be lost")
+    assert len(lines) == 2, "before the work"
+    plan = tmp_path / "plan.json"
+    done("plan", model_folder, "--param-fraction", "0.8", "--json", plan)
+    refused(fasc("evaluate", compressed, "--benchmarks", "perplexity", *text, "--json", plan), "holds the plan of fasc")
+    assert file.read_text() == before
 
 
 def test_a_card_keeps_what_a_user_has_written_into_it(done, compressed, text_file):

@@ -73,6 +73,19 @@ def test_the_dense_models_scores_stand_beside_checkpoints(fasc, done, compressed
     refused(fasc("report", compressed, "--out", tmp_path / "report"), "a dense model, where those of")
 
 
+def test_what_was_measured_in_another_way_stands_in_a_column_of_its_own(done, compressed, model_folder, text_file, tmp_path):
+    asked = ["--benchmarks", "facts,perplexity", "--corpus", text_file]
+    done("evaluate", model_folder, *asked, "--context", "16", "--limit", "60", "--json", tmp_path / "dense.json")
+    done("evaluate", compressed, *asked, "--context", "32", "--limit", "40", "--json", tmp_path / "compressed.scores.json")
+    out, _ = done("report", compressed, "--dense", tmp_path / "dense.json", "--out", tmp_path / "report")
+    assert "as many right answers" not in out, "of other items no ratio is made"
+    text = (tmp_path / "report" / "report.md").read_text()
+    (head,) = [line for line in text.splitlines() if line.startswith("| model |")]
+    assert "| perplexity ↓ | perplexity (2) ↓ |" in head.replace("| facts ↑ ", "").replace("| facts (2) ↑ ", "")
+    assert "- **perplexity (2)**" in text
+    assert "context 32" in text and "context 16" in text
+
+
 def test_what_is_no_run_and_no_checkpoint_is_refused(fasc, tmp_path):
     refused(fasc("report", tmp_path / "absent"), "is no folder")
     refused(fasc("report", tmp_path), "no scores")

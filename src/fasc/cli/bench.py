@@ -34,7 +34,7 @@ def bench(
     from fasc.reporting.speed_table import print_speed
     from fasc.stages.evaluate import bench as compare
 
-    opt.check_files(json, inputs=(checkpoint, dense))
+    opt.check_files(json, inputs=(checkpoint, dense), kind="speed")
     opt.check_report(report, inputs=(checkpoint, dense), beside=(json,))
     found = compare(source, config, dense)
     made = provenance(speed=config.model_dump(mode="json"))

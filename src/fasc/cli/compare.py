@@ -47,7 +47,7 @@ def compare(
     from fasc.stages.compare import compare as compared
 
     inputs = (*models, dense, config.corpus)
-    opt.check_files(json, figure, inputs=inputs)
+    opt.check_files(json, figure, inputs=inputs, kind="comparison")
     opt.check_report(report, inputs=inputs, beside=(json, figure))
     result = compared(models, config, source, dense=dense)
     made = provenance(evaluation=config.model_dump(mode="json", exclude_none=True))

@@ -68,7 +68,7 @@ def diagnose(
     needs_of(tuple(chosen))
     drawings = () if figures is None else (figures / "rho.png", figures / "angles.png")
     inputs = (model, statistics, plan, calibration.corpus)
-    opt.check_files(json, csv, *drawings, inputs=inputs)
+    opt.check_files(json, csv, *drawings, inputs=inputs, kind="diagnosis")
     opt.check_report(report, inputs=inputs, beside=(json, csv, *drawings))
     made = None if plan is None else Plan.load(plan)
     diagnosis = diagnose_model(

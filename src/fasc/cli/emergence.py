@@ -60,7 +60,7 @@ def emergence(
     from fasc.reporting.emergence import draw_emergence, print_emergence
     from fasc.stages.emergence import of_checkpoints, of_training
 
-    opt.check_files(json, figure, inputs=(corpus, *(names or ())))
+    opt.check_files(json, figure, inputs=(corpus, *(names or ())), kind="emergence")
     if names is None:
         result = of_training(people or PEOPLE, steps or STEPS, numbers, device=source.device)
     else:

@@ -38,10 +38,12 @@ def evaluate(
     from fasc.evaluation.evaluate import Record
     from fasc.reporting.kept_card import write_scores_into_card
     from fasc.reporting.score_table import print_scores
-    from fasc.reporting.scores import write_scores
+    from fasc.reporting.scores import require_other_scores_nowhere, write_scores
     from fasc.stages.evaluate import score_checkpoint, texts_seen
 
-    opt.check_files(json, inputs=(checkpoint, dense, config.corpus))
+    opt.check_files(json, inputs=(checkpoint, dense, config.corpus), kind="scores")
+    if json is not None:
+        require_other_scores_nowhere(json, checkpoint)
     if launched(nproc, source.device):
         return
     record = Record(texts_seen(checkpoint))

@@ -145,10 +145,18 @@ def unused(given: Mapping[str, Any], options: Sequence[str], why: str, *, when: 
         raise UsageError(f"{option} means nothing {why}", f"leave {option} out")
 
 
-def check_files(*files: Path | None, inputs: Sequence[str | Path | None]) -> None:
-    """Refuse a file that cannot be written, that the command reads, writes twice, or that is not ours, before the work."""
-    from fasc.outputs import require_own_file
+def check_files(*files: Path | None, inputs: Sequence[str | Path | None], kind: str = "") -> None:
+    """Refuse a file that cannot be written, that the command reads, writes twice, or that is not ours, before the work.
 
+    Args:
+        *files: the one for JSON first.
+        inputs: what the command reads.
+        kind: of the JSON; a result of another kind is not replaced.
+    """
+    from fasc.outputs import require_own_file, require_same_kind
+
+    if kind and files[0] is not None:
+        require_same_kind(files[0].expanduser(), kind)
     places = [require_own_file(file, inputs=inputs) for file in files if file is not None]
     twice = next((place for place in places if places.count(place) > 1), None)
     if twice is not None:

@@ -66,7 +66,7 @@ def subspace_overlap(
 
     needs_of((options,))
     check_overlap(calibrations, fractions, hessian)
-    opt.check_files(json, inputs=(model, corpora))
+    opt.check_files(json, inputs=(model, corpora), kind="overlap")
     loaded = load(opt.take(ModelConfig, given))
     result = compare(
         loaded,

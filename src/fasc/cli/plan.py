@@ -112,7 +112,7 @@ def plan(
     if launched(nproc, "cpu"):
         return
     if first():
-        opt.check_files(json, inputs=(model, statistics, held_out, validation))
+        opt.check_files(json, inputs=(model, statistics, held_out, validation), kind="plan")
     result = plan_from_files(load(source), options, budget, layers, statistics, held_out, validation)
     if json is not None and first():
         result.save(json)
@@ -148,7 +148,7 @@ def _print_needs(
     if measured:
         option = f"--{measured[0].replace('_', '-')}"
         raise UsageError(f"--config-only loads no model, and {option} belongs to one", "leave one of them out")
-    opt.check_files(json, inputs=(source.model,))
+    opt.check_files(json, inputs=(source.model,), kind="requirements")
     limit = psutil.virtual_memory().total if memory is None else size("--memory", memory)
     made, needed = plan_of_config(source.model, options, budget, layers, dtype=source.dtype, limit=limit)
     if json is not None:
@@ -170,7 +170,7 @@ def _print_frontier(
 
     if statistics is None:
         raise UsageError("a frontier is made of forecasts: there are no statistics", "give --statistics (from `fasc collect`)")
-    opt.check_files(figure, json, inputs=(source.model, statistics))
+    opt.check_files(json, figure, inputs=(source.model, statistics), kind="frontier")
     chosen = options if options.bits else options.but(bits=MENU)
     points = frontier_from_files(load(source), chosen, layers, statistics)
     print_results(frontier_table(points), verdict(points))

@@ -60,3 +60,4 @@ def recover(
     if len(result.losses) < _FEW:
         say(f"{len(result.losses)} steps are few: more --sequences bring back more")
     print_line(out)
+    say(f"next: `fasc evaluate {out}` measures what it kept now")

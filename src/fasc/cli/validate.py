@@ -95,7 +95,7 @@ def validate(  # noqa: PLR0915 - a statement for each part of what was asked
 
     needs_of(tuple(chosen))
     inputs = (model, statistics, calibration.corpus)
-    opt.check_files(json, figure, inputs=inputs)
+    opt.check_files(json, figure, inputs=inputs, kind="validation")
     opt.check_report(report, inputs=inputs, beside=(json, figure))
     result = measure(
         load(source),

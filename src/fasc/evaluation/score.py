@@ -117,6 +117,8 @@ def quantile_interval(values: ArrayLike, level: float) -> Interval:
     if low is None or high is None:
         return None, None
     half = (high - low) / 2
+    if half == 0:  # rows that are all alike say nothing of their spread
+        return None, None
     ends = [float(np.quantile(array, share)) if 0 < share < 1 else None for share in (level - half, level + half)]
     return ends[0], ends[1]
 

@@ -188,7 +188,7 @@ def composition(plan: Plan) -> str:
     narrowed = [edit for edit in plan.edits if isinstance(edit, Narrow)]
     if narrowed:
         share = sum(edit.width for edit in narrowed) / sum(edit.channels for edit in narrowed)
-        words.append(f"these keep {share:.1%} of their channels")
+        words.append(f"narrow MLPs keep {share:.1%} of their channels")
     heads = [edit for edit in plan.edits if isinstance(edit, Heads)]
     if heads:
         words.append(f"{sum(e.count for e in heads)} of {sum(e.heads for e in heads)} key-value heads stay there")

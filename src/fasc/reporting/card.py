@@ -10,13 +10,14 @@ from fasc.model.untouched import in_words
 from fasc.planning.plan import Plan
 from fasc.provenance import recoveries
 from fasc.recipe import Recipe
+from fasc.reporting.report import trained_words
 
 _CARD = """---
 library_name: transformers
 {base_model}tags: [fasc, low-rank, compression]
 ---
 
-# {base}, compressed with fasc ({method})
+# {base}, compressed with fasc ({method}{trained})
 
 {method_summary} Made by [fasc](https://arxiv.org/abs/2601.07197) {version}; `fasc_recipe.toml`, `fasc_plan.json` and
 `fasc_provenance.json` in this folder say exactly how.
@@ -66,16 +67,12 @@ def model_card(recipe: Recipe, plan: Plan, summary: str, provenance: Mapping[str
         forecast += f"| the forecast is not to be trusted | {plan.caution} |\n"
     recovery = ""
     for trained in recoveries(provenance):
-        kl = trained["kl"]
-        recovery += (
-            f"| then trained towards the dense model | {trained['tokens']:,} tokens of `{trained['corpus']}`: KL divergence "
-            f"{kl['before']:.4f} before, {kl['after']:.4f} after, on {kl['held_out']:,} of them that were held out"
-            f"{_read(trained)} |\n"
-        )
+        recovery += f"| then trained towards the dense model | {trained_words(trained)} |\n"
     calibration = recipe.calibration
     megabytes = (totals["dense_bytes"] if merged else totals["bytes"]) or 0
     return _CARD.format(
         base=recipe.source.model,
+        trained=", then trained" if recovery else "",
         base_model=_base_model(recipe.source.model),
         method=plan.method,
         method_summary=summary,
@@ -105,7 +102,3 @@ def _base_model(source: str) -> str:
 
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-
-
-def _read(trained: Mapping[str, Any]) -> str:
-    return "" if trained.get("held_out_is_unread") else ", of the text that calibrated: other text costs more"

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from fasc.reporting.drawing import save_png
 from fasc.reporting.entries import DENSE, Entry, benchmarks_of
 from fasc.reporting.headline import headline
+from fasc.reporting.table import base_name
 
 _DENSE_COLOUR = "#8a8f98"
 _COLOURS = ("#d1495b", "#1f6fb4", "#2d8a4e", "#8451a8", "#b8860b", "#37878a")
@@ -60,7 +61,8 @@ def _score_panels(entries: Sequence[Entry]) -> list[Panel]:
         share = all(score is None or score["metric"].startswith("accuracy") for score in scores)
         scale = 100.0 if share else 1.0
         values = [None if score is None else _scaled(score, scale) for score in scores]
-        name, _, corpus = benchmark.partition("@")
+        name = base_name(benchmark)
+        corpus = benchmark[len(name) :].lstrip("@ ")
         words = _TITLES.get(name, name) + (f"\non {corpus}" if corpus else "")
         better = "more is better" if share else "less is better"
         panels.append((f"{words}{', % right' if share else ''}\n({better})", values, "{:,.1f}" if share else "{:,.3g}"))

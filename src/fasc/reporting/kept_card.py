@@ -37,8 +37,16 @@ def _same(one: str, other: str) -> bool:
     return one == other or Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
 
 
-def _certificate(result: Compared, model: str, _card: str) -> str:
-    return certificate(result, model)
+def _certificate(result: Compared, model: str, card: str) -> str:
+    """With the rows of benchmarks that an earlier comparison with the same model asked and this one does not."""
+    made, old = certificate(result, model), section_of(card, _KEPT)
+    title = next(line for line in made.splitlines() if line.startswith("## "))
+    if title not in old.splitlines():
+        return made
+    rows = [line for line in made.splitlines() if line.startswith("| ")]
+    asked = {_COLUMN.split(line)[1] for line in rows}
+    kept = [line for line in old.splitlines() if line.startswith("| ") and _COLUMN.split(line)[1] not in asked]
+    return made.replace(rows[-1], "\n".join([rows[-1], *kept]), 1)
 
 
 def write_scores_into_card(checkpoint: str, scores: Sequence[Score]) -> None:

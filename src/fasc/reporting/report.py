@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fasc.outputs import MARKDOWN_HEAD
+from fasc.provenance import recoveries
 from fasc.reporting.entries import Entry, benchmarks_of, read_entries
 from fasc.reporting.figures import summary_figure
 from fasc.reporting.headline import headline
@@ -18,6 +19,14 @@ _EQ6 = """
 two and two, ranks directions by sampling noise, and its eigenvectors make no projector; the table shows what that does to a
 model. `fasc` solves Eq. 1 itself.
 """
+
+
+_NOTE = (
+    "In brackets: 95 % intervals. That of a ratio of right answers takes the two models as independent; `fasc compare` pairs "
+    "their items and tells smaller differences apart. A benchmark with a number behind its name was measured in another way, "
+    "on another text or on other items: see below. Rank fraction is rank ÷ smaller dimension of a layer (÷ width of the input "
+    "for layers that share a projector); it is not a size: the columns after it are."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +86,7 @@ def write_markdown(
         "",
         markdown_table(header, rows),
         "",
-        "In brackets: 95 % intervals. Rank fraction is rank ÷ smaller dimension of a layer (÷ width of the input for layers that "
-        "share a projector); it is not a size: the columns after it are.",
+        _NOTE,
         "",
         *_cautions(entries),
         *(f"![{words}]({place})\n" for words, place in figures),
@@ -161,6 +169,16 @@ def protocols_of(entries: Sequence[Entry]) -> list[tuple[str, str]]:
     return sorted(found.items())
 
 
+def trained_words(one: Mapping[str, Any]) -> str:
+    """What a recovery did, from its provenance."""
+    kl = one["kl"]
+    doubt = "" if one.get("held_out_is_unread") else ", of the text that calibrated: other text costs more"
+    return (
+        f"on {one['tokens'] - kl['held_out']:,} tokens of `{one['corpus']}`: KL divergence to the dense model {kl['before']:.4f} "
+        f"before, {kl['after']:.4f} after, on {kl['held_out']:,} other tokens that were held out{doubt}"
+    )
+
+
 def _made(one: Made) -> list[str]:
     if not one.provenance:
         return []
@@ -188,6 +206,11 @@ def facts_of(made: Mapping[str, Any]) -> list[tuple[str, str]]:
     for key in ("versions", "machine"):
         if isinstance(made.get(key), Mapping):
             facts.append((key, ", ".join(f"{name} {value}" for name, value in made[key].items())))
+    compressed = made.get("compressed")
+    if isinstance(compressed, Mapping) and (first := command_of(compressed)):
+        facts.insert(0, ("compressed by", first))
+    for one in recoveries(made) if isinstance(made.get("recovery"), Mapping) else ():
+        facts.append(("then trained", trained_words(one)))
     statistics = made.get("statistics")
     if isinstance(statistics, Mapping):
         text = statistics.get("calibration")

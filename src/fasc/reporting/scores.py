@@ -43,6 +43,14 @@ def _joined(value: dict[str, Any], path: Path) -> dict[str, Any]:
         weights = value["model"]["fingerprint"]
         if earlier["model"]["fingerprint"] == weights:
             now = {score["benchmark"] for score in value["scores"]}
+            ways = {(score["benchmark"], score["protocol"], score["n"]) for score in value["scores"]}
+            gone = [
+                s["benchmark"]
+                for s in earlier["scores"]
+                if s["benchmark"] in now and "=" not in s["metric"] and (s["benchmark"], s["protocol"], s["n"]) not in ways
+            ]
+            if gone:
+                say(f"`{path}` held {', '.join(dict.fromkeys(gone))} of another text, protocol or number of items: replaced")
             kept = [score for score in earlier["scores"] if score["benchmark"] not in now]
             names = list(dict.fromkeys(score["benchmark"] for score in kept))
             looked = {key: count for key, count in earlier.get("contamination", {}).items() if key in names}
@@ -53,6 +61,19 @@ def _joined(value: dict[str, Any], path: Path) -> dict[str, Any]:
                 found = {"contamination": looked} if looked else {}
                 return value | {"scores": [*value["scores"], *kept], "earlier": told} | found
     return value
+
+
+def require_other_scores_nowhere(path: Path, model: str) -> None:
+    """See that a file of scores that is to be written holds none of another model, by its name.
+
+    Raises:
+        StorageError: it does.
+    """
+    held = None
+    with suppress(StorageError, KeyError, TypeError, AttributeError):
+        held = read_json(path.expanduser())["model"]["name"] if path.expanduser().is_file() else None
+    if held is not None and str(held) != model:
+        raise StorageError(f"`{path}` holds the scores of {held}, which would be lost", "choose another --json")
 
 
 def require_scores_of(found: Mapping[str, Any], where: str, checkpoint: str, *, model: str, fingerprint: str | None) -> None:
@@ -88,6 +109,8 @@ def require_scores_of_itself(found: Mapping[str, Any], where: str, checkpoint: s
     of = found.get("model")
     if isinstance(of, dict) and not of.get("made_from"):
         raise UsageError(
-            f"{where} holds scores of {of.get('name')}, a dense model, where those of {checkpoint} are looked for",
+            f"{where} holds scores of {of.get('name')}, a dense model, where those of `{checkpoint}` are looked for",
             f"`fasc evaluate {checkpoint} --json FILE` writes them; name the dense model's by --dense",
         )
+    if isinstance(of, dict) and Path(str(of.get("name"))).name != Path(checkpoint).name:
+        say(f"warning: {where} says that its scores are of {of.get('name')}")

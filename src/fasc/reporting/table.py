@@ -13,13 +13,13 @@ _FALLING = {"perplexity": "perplexity", "kl": "KL"}
 
 
 def base_name(benchmark: str) -> str:
-    """``perplexity`` of ``perplexity@c4``: with several corpora each has its own scores."""
-    return benchmark.partition("@")[0]
+    """``perplexity`` of ``perplexity@c4`` and of ``perplexity (2)``: each text and way of measuring has its own scores."""
+    return benchmark.partition("@")[0].partition(" (")[0]
 
 
 def _title(benchmark: str) -> str:
-    name, at, corpus = benchmark.partition("@")
-    return f"{_FALLING[name]}{at}{corpus} ↓" if name in _FALLING else f"{benchmark} ↑"
+    name = base_name(benchmark)
+    return f"{_FALLING[name]}{benchmark[len(name) :]} ↓" if name in _FALLING else f"{benchmark} ↑"
 
 
 def format_score(score: Mapping[str, Any] | None) -> str:

@@ -21,6 +21,7 @@ from fasc.evaluation.options import EvaluationConfig
 from fasc.evaluation.outcome import Outcomes
 from fasc.evaluation.paired import paired
 from fasc.evaluation.registry import get_benchmark
+from fasc.forecast.enough import too_few_tokens
 from fasc.model.experts import expert_layers
 from fasc.model.load import LoadedModel
 from fasc.model.options import LayersConfig
@@ -85,8 +86,21 @@ def diagnose_model(
     with expert_layers(loaded.model):
         if plan is not None:
             require_layers(plan.layers, layers_of(loaded.model), "the plan")
-        moments = measured_or_stored(loaded, statistics, diagnosis_needs(methods), calibration, LayersConfig())
+        needs = diagnosis_needs(methods)
+        moments = measured_or_stored(loaded, statistics, needs, calibration, LayersConfig())
+        _say_what_lacks(moments, needs)
         return diagnose_groups(loaded.model, moments, methods, rank_fraction=rank_fraction, exclude=exclude, plan=plan)
+
+
+def _say_what_lacks(moments: Statistics, needs: frozenset[Need]) -> None:
+    """Before a long diagnosis: what it will not tell, and what is not to be trusted of it."""
+    if absent := sorted({need.moment for need in needs} - {str(moment) for moment, _ in moments.meta["needs"]}):
+        say(
+            f"the statistics hold no {', '.join(absent)}: what needs them is shown as –; `fasc collect --diagnosis` measures them"
+        )
+    few = too_few_tokens([one.group for one in moments.groups.values()], moments)
+    if few is not None:
+        say(f"warning: forecasts are not to be trusted: {few}")
 
 
 def measured_or_stored(

@@ -82,6 +82,12 @@ def score_checkpoint(
     config = dense_config(config) if alone else config
     wanted = [get_benchmark(name) for name in config.benchmarks]
     needed = any(one.needs_dense for one in wanted)
+    if needed and reference is None:
+        name = next(one.name for one in wanted if one.needs_dense)
+        raise UsageError(
+            f"`{name}` compares with a dense model, and `{source.model}` says of none that it was made from it",
+            f"pass --dense MODEL for a compressed model; for a dense one leave `{name}` out",
+        )
     if needed and isinstance(reference, (str, Path)):
         require_same_tokenizer([str(reference), source.model])
     loaded = load(source)

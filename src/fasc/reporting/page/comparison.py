@@ -62,9 +62,11 @@ def score_column(benchmark: str, models: Sequence[Model]) -> Column:
     """Of a benchmark, by what its scores are."""
     score = next((found for model in models if (found := model.entry.score(benchmark))), None)
     share = score is not None and is_share(score)
-    name, at, corpus = benchmark.partition("@")
+    name = base_name(benchmark)
     unit = "%" if share else "nats" if name == "kl" else ""
-    return Column(("KL" if name == "kl" else name) + at + corpus, "↓" if name in _FALLING else "↑" if share else "", unit)
+    return Column(
+        ("KL" if name == "kl" else name) + benchmark[len(name) :], "↓" if name in _FALLING else "↑" if share else "", unit
+    )
 
 
 def score_cell(score: Mapping[str, Any] | None) -> Cell:

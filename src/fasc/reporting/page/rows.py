@@ -6,6 +6,7 @@ from dataclasses import replace
 from math import inf
 from typing import Any
 
+from fasc.reporting.entries import benchmarks_of
 from fasc.reporting.page.sources import Model, Source
 from fasc.reporting.page.vega import colours_of
 from fasc.reporting.table import base_name
@@ -30,7 +31,29 @@ def models_of(sources: Sequence[Source]) -> list[Model]:
         seen[model.name] += 1
         if seen[model.name] > 1:
             named[index] = replace(model, name=f"{model.name} ({seen[model.name]})")
-    return named
+    return _measured_alike(named)
+
+
+def _measured_alike(models: Sequence[Model]) -> list[Model]:
+    """The same, with a benchmark's scores under names of their own where they are of other text, windows, items or protocol.
+
+    Only what is measured alike may stand in a column and in a ratio.
+    """
+    ways: dict[str, list[tuple[str, int]]] = {}
+    found = []
+    for model in models:
+        names: dict[str, str] = {}
+        for benchmark in benchmarks_of([model.entry]):
+            score = model.entry.score(benchmark)
+            if score is not None:
+                known, way = ways.setdefault(benchmark, []), (str(score["protocol"]), int(score["n"]))
+                if way not in known:
+                    known.append(way)
+                number = known.index(way)
+                names[benchmark] = f"{benchmark} ({number + 1})" if number else benchmark
+        scores = [{**score, "benchmark": names.get(score["benchmark"], score["benchmark"])} for score in model.entry.scores]
+        found.append(replace(model, entry=replace(model.entry, scores=scores)))
+    return found
 
 
 def _named(model: Model, *, twice: bool) -> Model:

@@ -254,7 +254,10 @@ def dense_source(file: str | Path, beside: Sequence[Source]) -> Source:
     path = expanded(file)
     if not path.is_file():
         raise StorageError(f"`{path}` is not there", "`fasc evaluate DENSE --json FILE` writes the dense model's scores")
-    found = checked("scores", read_json(path), f"`{path}`")
+    try:
+        found = checked("scores", read_json(path), f"`{path}`")
+    except StorageError as problem:
+        raise StorageError(problem.message, "`fasc evaluate DENSE --json FILE` writes the dense model's scores") from problem
     for source in beside:
         if source.provenance.get("model"):
             statistics = source.provenance.get("statistics")
@@ -311,7 +314,7 @@ def _checkpoint(folder: Path) -> Source:
     name, plan = folder.resolve().name, Plan.load(folder / PLAN_FILE)
     parts = {part: _beside(folder, part) or {} for part in _BESIDE}
     provenance = _facts(folder / PROVENANCE_FILE)
-    require_scores_of_itself(parts["scores"], f"`{name}.scores.json`", f"`{folder}`")
+    require_scores_of_itself(parts["scores"], f"`{name}.scores.json`", str(folder))
     entry = Entry(
         name,
         scores=parts["scores"].get("scores", ()),

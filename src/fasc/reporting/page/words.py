@@ -74,7 +74,7 @@ def _size(model: Model) -> str:
 def _pairs(model: Model, dense: Model | None) -> list[tuple[str, Score, Score]]:
     """Name, own and the dense model's score of each benchmark of right answers."""
     found = []
-    for name in benchmarks_of([model.entry]):
+    for name in benchmarks_of([*([dense.entry] if dense else []), model.entry]):  # in the order of the headline
         own = model.entry.score(name)
         before = dense.entry.score(name) if dense else None
         if own and before and is_share(own) and before["value"] > 0:
