@@ -88,7 +88,8 @@ class FascForCausalLM(TransformersForCausalLM):  # type: ignore[misc]
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Orders are buffers, which vLLM's loader does not know; marks hold nothing."""
         replaced = {name for name, module in self.named_modules() if isinstance(module, Replacement)}
-        buffers = {name: buffer for name, buffer in self.named_buffers() if name.endswith(".order")}
+        every = dict(self.named_buffers())  # a mark in the place of fused experts is one number
+        buffers = {name: buffer for name, buffer in every.items() if name.endswith(".order") or buffer.numel() == 1}
         loaded: set[str] = set()
 
         def others() -> Iterator[tuple[str, Tensor]]:
