@@ -108,7 +108,7 @@ def test_what_a_user_has_put_into_a_damaged_result_is_not_removed(fasc, done, re
 
 
 def test_a_run_is_refused_before_the_work_where_it_reads_or_finds_no_rival(fasc, recipe, model_folder, text_file, tmp_path):
-    refused(fasc("run", recipe, "--out", model_folder / "run"), "what the command reads")
+    refused(fasc("run", recipe, "--out", model_folder / "run"), "lies inside the model that the command reads")
     recipe.write_text(f'rivals = ["{tmp_path / "nothing"}"]\n' + recipe.read_text())
     assert len(refused(fasc("run", recipe, "--out", tmp_path / "run"), "nothing")) == 2
     assert not (tmp_path / "run").exists()

@@ -70,7 +70,7 @@ def test_edits_of_one_layer_stay_together_and_every_kind_can_be_shared(tokens, t
 
     statistics = measured(make(), tokens, layouts=MANY, bits=(4, 8))
     edits = same_by_processes(
-        3, make, statistics, tmp_path, max_bytes="64KB", overhead=0, layouts=MANY, bits=(4, 8), bits_group=16
+        3, make, statistics, tmp_path, max_bytes="60KB", overhead=0, layouts=MANY, bits=(4, 8), bits_group=16
     )
     assert len({edit["edit"] for edit in edits}) > 1
 

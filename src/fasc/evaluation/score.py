@@ -61,9 +61,12 @@ def ratio_interval(value: float, other: float, n: int, other_n: int) -> Interval
 
 
 def exponential(nats: float | None) -> float | None:
-    """The perplexity of a loss; ``None`` of one that has none or whose perplexity no number can hold."""
+    """The perplexity of a loss; ``None`` of one that has none or whose perplexity no number can hold.
+
+    The bound of an interval may lie below 0, where no loss is: its perplexity is 1.
+    """
     try:
-        return None if nats is None else math.exp(nats)
+        return None if nats is None else math.exp(max(0.0, nats))
     except OverflowError:
         return None
 

@@ -10,7 +10,6 @@ from fasc.model.untouched import in_words
 from fasc.planning.plan import Plan
 from fasc.provenance import recoveries
 from fasc.recipe import Recipe
-from fasc.reporting.report import trained_words
 
 _CARD = """---
 library_name: transformers
@@ -91,6 +90,16 @@ def model_card(recipe: Recipe, plan: Plan, summary: str, provenance: Mapping[str
         forecast=forecast,
         recovery=recovery,
         load=_LOAD_DENSE if merged or not plan.structural else _LOAD_FACTORED,
+    )
+
+
+def trained_words(one: Mapping[str, Any]) -> str:
+    """What a recovery did, from its provenance."""
+    kl = one["kl"]
+    doubt = "" if one.get("held_out_is_unread") else ", of the text that calibrated: other text costs more"
+    return (
+        f"on {one['tokens'] - kl['held_out']:,} tokens of `{one['corpus']}`: KL divergence to the dense model {kl['before']:.4f} "
+        f"before, {kl['after']:.4f} after, on {kl['held_out']:,} other tokens that were held out{doubt}"
     )
 
 

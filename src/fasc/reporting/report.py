@@ -8,6 +8,7 @@ from typing import Any
 
 from fasc.outputs import MARKDOWN_HEAD
 from fasc.provenance import recoveries
+from fasc.reporting.card import trained_words
 from fasc.reporting.entries import Entry, benchmarks_of, read_entries
 from fasc.reporting.figures import summary_figure
 from fasc.reporting.headline import headline
@@ -167,16 +168,6 @@ def protocols_of(entries: Sequence[Entry]) -> list[tuple[str, str]]:
         for score in entry.scores:
             found.setdefault(score["benchmark"], f"{score['protocol']}; n = {score['n']:,}".lstrip("; "))
     return sorted(found.items())
-
-
-def trained_words(one: Mapping[str, Any]) -> str:
-    """What a recovery did, from its provenance."""
-    kl = one["kl"]
-    doubt = "" if one.get("held_out_is_unread") else ", of the text that calibrated: other text costs more"
-    return (
-        f"on {one['tokens'] - kl['held_out']:,} tokens of `{one['corpus']}`: KL divergence to the dense model {kl['before']:.4f} "
-        f"before, {kl['after']:.4f} after, on {kl['held_out']:,} other tokens that were held out{doubt}"
-    )
 
 
 def _made(one: Made) -> list[str]:

@@ -127,10 +127,10 @@ def make_plan(  # noqa: PLR0913 - each is a source or a switch of the plan
 
 
 def _tensors(options: MethodConfig) -> int:
-    """That a layer may be stored in: a matrix in one, rounded in four; a bias and an order."""
+    """That a layer may be stored in beside the one it had: a matrix in one, rounded in four; a bias and an order."""
     if not options.bits:
         return 5
-    return 5 if options.layouts is not None and set(options.layouts) <= {"dense", "channels"} else 11
+    return 4 if options.layouts is not None and set(options.layouts) <= {"dense", "channels"} else 9
 
 
 def plan_of_recipe(
